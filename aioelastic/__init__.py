@@ -1,0 +1,124 @@
+"""aioelastic: an asyncio-native supervisor for groups of worker processes.
+
+Start workers, stream their output, know within a millisecond when one ends, stop the rest, say exactly why, and
+leave nothing behind::
+
+    import asyncio
+    from aioelastic import Command, Logs, supervise
+
+    async def main() -> None:
+        result = await supervise(Command("python", "train.py"), n=4, logs=Logs(dir="runs"))
+        print(result[2].exit, result[2].usage.max_rss)
+
+    asyncio.run(main())
+
+Names are loaded when first used, so a worker that only wants `aioelastic.record` never pays for asyncio.
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Where each public name lives; `tests/test_house.py` holds this list to the real modules.
+_HOMES = {
+    "supervise": "group",
+    "Group": "group",
+    "Worker": "worker",
+    "Command": "spec",
+    "Logs": "spec",
+    "Match": "spec",
+    "Rotate": "spec",
+    "Std": "spec",
+    "Stop": "spec",
+    "Exit": "outcome",
+    "Failure": "outcome",
+    "GroupResult": "outcome",
+    "Output": "outcome",
+    "Result": "outcome",
+    "Unkillable": "outcome",
+    "Usage": "outcome",
+    "GroupFailed": "errors",
+    "GroupTimeout": "errors",
+    "SpecError": "errors",
+    "WorkerFailed": "errors",
+    "Line": "streams",
+    "LaunchPlan": "launch",
+    "plan": "launch",
+    "record": "child",
+}
+_MODULES = {"errors", "events"}
+
+__all__ = [
+    "supervise",
+    "Group",
+    "Worker",
+    "Command",
+    "Logs",
+    "Match",
+    "Rotate",
+    "Std",
+    "Stop",
+    "Exit",
+    "Failure",
+    "GroupResult",
+    "Output",
+    "Result",
+    "Unkillable",
+    "Usage",
+    "GroupFailed",
+    "GroupTimeout",
+    "SpecError",
+    "WorkerFailed",
+    "Line",
+    "LaunchPlan",
+    "plan",
+    "record",
+    "errors",
+    "events",
+]
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import events as events
+    from .child import record as record
+    from .errors import GroupFailed as GroupFailed
+    from .errors import GroupTimeout as GroupTimeout
+    from .errors import SpecError as SpecError
+    from .errors import WorkerFailed as WorkerFailed
+    from .group import Group as Group
+    from .group import supervise as supervise
+    from .launch import LaunchPlan as LaunchPlan
+    from .launch import plan as plan
+    from .outcome import Exit as Exit
+    from .outcome import Failure as Failure
+    from .outcome import GroupResult as GroupResult
+    from .outcome import Output as Output
+    from .outcome import Result as Result
+    from .outcome import Unkillable as Unkillable
+    from .outcome import Usage as Usage
+    from .spec import Command as Command
+    from .spec import Logs as Logs
+    from .spec import Match as Match
+    from .spec import Rotate as Rotate
+    from .spec import Std as Std
+    from .spec import Stop as Stop
+    from .streams import Line as Line
+    from .worker import Worker as Worker
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

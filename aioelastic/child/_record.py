@@ -1,0 +1,96 @@
+"""`@record`: an exception that leaves a worker's main function is written down where the supervisor looks."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import inspect
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def record(fn: F) -> F:
+    """Decorate the main function of a Python command, so that its failure carries the exception and traceback.
+
+    Works on sync and async functions. The exception goes on as before; SystemExit and KeyboardInterrupt are not
+    recorded. Outside a supervised worker it does nothing. Also switches `faulthandler` on.
+
+    The file (`AIOELASTIC_ERROR_FILE`) appears whole or not at all. Its schema is that of torch elastic
+    (`message.message`, `message.extraInfo`), which therefore can read it, plus an `aioelastic` object.
+
+    Example::
+
+        @record
+        def main() -> None:
+            train()
+    """
+    if inspect.iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        async def async_main(*args: Any, **kwargs: Any) -> Any:
+            _initialise()
+            try:
+                return await fn(*args, **kwargs)
+            except Exception as exc:
+                write_error(exc)
+                raise
+
+        return async_main  # type: ignore[return-value]
+    if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise TypeError(f"@record decorates a plain or async function, not {fn!r}")
+
+    @functools.wraps(fn)
+    def main(*args: Any, **kwargs: Any) -> Any:
+        _initialise()
+        try:
+            return fn(*args, **kwargs)
+        except Exception as exc:
+            write_error(exc)
+            raise
+
+    return main  # type: ignore[return-value]
+
+
+def write_error(exc: BaseException, path: str | None = None) -> None:
+    """Write the report of `exc`; a failure to do so is printed, never raised."""
+    path = path or os.environ.get("AIOELASTIC_ERROR_FILE")
+    if not path:
+        return
+    now = time.time()
+    trace = "".join(traceback.format_exception(exc))
+    message = f"{type(exc).__name__}: {exc}"
+    report = {
+        "message": {
+            "message": message,
+            "extraInfo": {"py_callstack": trace, "timestamp": str(int(now))},
+        },
+        "aioelastic": {
+            "message": message,
+            "traceback": trace,
+            "time": now,
+            "rank": os.environ.get("AIOELASTIC_RANK"),
+            "attempt": os.environ.get("AIOELASTIC_ATTEMPT"),
+            "pid": os.getpid(),
+        },
+    }
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+            json.dump(report, file)
+        os.replace(part, path)
+    except OSError as problem:
+        print(f"aioelastic: could not write {path}: {problem}", flush=True)
+
+
+def _initialise() -> None:
+    try:
+        faulthandler.enable(all_threads=True)
+    except (AttributeError, OSError, ValueError, RuntimeError):
+        pass  # stderr is closed or replaced: a crash will be told by its signal alone

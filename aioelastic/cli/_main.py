@@ -1,0 +1,189 @@
+"""`aioelastic run -n 4 -- COMMAND...`"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+from .. import __version__
+from ..errors import SpecError
+from ..launch import plan, preflight
+from ..spec import Command, GroupSpec, Logs, Std, Stop
+from ._run import run_group
+
+USAGE = 2
+EXAMPLES = """\
+examples:
+  aioelastic run -n 4 -- python3 train.py --lr 0.1
+      four workers with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set;
+      their lines on this terminal, each with a prefix
+  aioelastic run -n 4 --log-dir runs --ranks 0 -- ./worker
+      every byte of every rank in files below runs/, only rank 0 on the terminal
+  aioelastic run -n 2 --stop-signal INT --grace 120 -- python3 serve.py
+      when one fails, the others get SIGINT and two minutes each before SIGKILL
+  aioelastic run -n 2 --dry-run --env OMP_NUM_THREADS=1 -- python3 train.py
+      say what would run, and run nothing
+
+signals:
+  SIGINT SIGTERM SIGHUP SIGQUIT   stop the workers with that signal (or --stop-signal);
+                                  a second one skips the grace
+  SIGUSR1 SIGUSR2 SIGWINCH        passed on to the workers
+  SIGTSTP SIGCONT                 stop and continue the workers with this process
+
+exit status:
+  0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it);
+  124 --timeout was over; 128 + signal number when stopped by a signal; 127 a worker could not start;
+  2 wrong usage
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        spec = _spec(args)
+        if args.dry_run:
+            print(_dry_run(spec))
+            return 0
+        with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
+            return runner.run(run_group(spec, args.timeout, fixed_signal=args.stop_signal is not None))
+    except SpecError as exc:
+        print(f"aioelastic run: {exc}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aioelastic", description="Start, watch and stop groups of worker processes; leave nothing behind."
+    )
+    parser.add_argument("--version", action="version", version=f"aioelastic {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run}")
+    run = commands.add_parser(
+        "run",
+        help="run n copies of a command to their end",
+        description="Run n copies of a command. When one fails, the others are stopped and the reason is told.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="aioelastic run [-n N] [options] -- COMMAND [ARGUMENT ...]",
+    )
+    group = run.add_argument_group("workers")
+    group.add_argument("-n", type=int, default=1, metavar="N", help="how many workers (default: 1)")
+    group.add_argument("--name", default="worker", help="name of the group, for prefixes and directories")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="K=V", help="set a variable for all workers; K= empties, K unsets"
+    )
+    group.add_argument("--cwd", metavar="DIR", help="directory in which the workers start")
+    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop the group after this long")
+    output = run.add_argument_group("output")
+    output.add_argument("--log-dir", metavar="DIR", help="save output below DIR/<run id>/attempt_0/<rank>/")
+    output.add_argument(
+        "--tee", type=_std, default=Std.ALL, metavar="WHAT", help="on the terminal: all, out, err or none"
+    )
+    output.add_argument(
+        "--save", type=_std, metavar="WHAT", help="in files: all (default with --log-dir), out, err or none"
+    )
+    output.add_argument(
+        "--prefix",
+        default=Logs.prefix,
+        metavar="TEMPLATE",
+        help="before each line on the terminal; fields {name} {rank} {local_rank} {host} {pid} {attempt} {stream} "
+        "{time} (default: %(default)r)",
+    )
+    output.add_argument(
+        "--ranks", type=_ranks, metavar="LIST", help="only these on the terminal, as in 0,4-7; files are not affected"
+    )
+    output.add_argument("--timestamps", action="store_true", help="begin each line on the terminal with its time")
+    output.add_argument("--json", action="store_true", help="write lines to the terminal as JSON objects")
+    stopping = run.add_argument_group("stopping")
+    stopping.add_argument("--stop-signal", metavar="SIGNAL", help="the polite signal (default: TERM)")
+    stopping.add_argument(
+        "--grace",
+        type=_seconds,
+        default=Stop.grace,
+        metavar="SECONDS",
+        help="time each worker has to obey before SIGKILL (default: %(default)g)",
+    )
+    other = run.add_argument_group("other")
+    other.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    other.add_argument(
+        "--uvloop", action=argparse.BooleanOptionalAction, default=True, help="run on uvloop where it is installed"
+    )
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run, after --")
+    return parser
+
+
+def _spec(args: argparse.Namespace) -> GroupSpec:
+    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    if not argv:
+        raise SpecError("COMMAND", "", "is missing", "give it last: aioelastic run -n 2 -- python3 train.py")
+    return GroupSpec.of(
+        Command(*argv, cwd=args.cwd),
+        args.n,
+        name=args.name,
+        env=_env(args.env),
+        logs=Logs(
+            dir=args.log_dir,
+            tee=args.tee,
+            save=args.save,
+            prefix=args.prefix,
+            ranks=args.ranks,
+            timestamps=args.timestamps,
+            json=args.json,
+        ),
+        stop=Stop(signal=args.stop_signal or Stop.signal, grace=args.grace),
+    )
+
+
+def _dry_run(spec: GroupSpec) -> str:
+    environ = dict(os.environ)
+    return str(preflight(plan(spec, run_id="<run id>", host=socket.gethostname(), environ=environ), environ))
+
+
+def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if wanted:
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop
+        except ImportError:
+            pass  # no wheel for this platform: the stock loop does the same, a little slower
+    return None
+
+
+def _env(pairs: list[str]) -> dict[str, str | None]:
+    out: dict[str, str | None] = {}
+    for pair in pairs:
+        key, given, value = pair.partition("=")
+        out[key] = value if given else None
+    return out
+
+
+def _std(text: str) -> Std:
+    names = {"all": Std.ALL, "out": Std.OUT, "err": Std.ERR, "none": Std.NONE}
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is not known; use all, out, err or none")
+    return names[text]
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+
+
+def _ranks(text: str) -> list[int]:
+    out: list[int] = []
+    try:
+        for part in text.split(","):
+            low, dash, high = part.partition("-")
+            out += range(int(low), int(high) + 1) if dash else [int(low)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ranks; write 0,4-7") from None
+    return out

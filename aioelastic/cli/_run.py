@@ -1,0 +1,112 @@
+"""One run from the command line: the group, the signals, the summary, the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from ..group import Group
+from ..outcome import GroupResult, Result
+from ..spec import GroupSpec
+from ..watch import Signals, caught_signals
+
+TIMED_OUT = 124  # as timeout(1)
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+
+async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) -> int:
+    """Run the group to its end, print the summary on stderr, return the exit status.
+
+    Args:
+        fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
+    """
+    group = Group.of(spec, check=False)
+    stopped_by: list[int] = []
+
+    def stop(signum: signal.Signals) -> None:
+        stopped_by.append(signum)
+        if len(stopped_by) > 1:
+            group.hurry()
+        policy = spec.stop if fixed_signal else replace(spec.stop, signal=signum)
+        group.begin_stop("stopped", policy)
+
+    def suspend() -> None:
+        for worker in group:
+            # the kernel drops SIGTSTP for a session of its own like a worker's unless it is caught there
+            if worker.pid is not None and signal.SIGTSTP in caught_signals(worker.pid):
+                worker.signal_group(signal.SIGTSTP)
+            else:
+                worker.signal_group(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def resume() -> None:
+        for worker in group:
+            worker.signal_group(signal.SIGCONT)
+
+    handlers: dict[signal.Signals, Callable[[], object]] = {signal.SIGTSTP: suspend, signal.SIGCONT: resume}
+    handlers |= {one: partial(stop, one) for one in STOPPERS}
+    handlers |= {one: partial(group.send_signal, one) for one in PASSED_ON}
+    with Signals(asyncio.get_running_loop(), handlers):
+        async with group:
+            await group.finish(timeout)
+        result = await group.wait()
+    report(result)
+    return _status(result, stopped_by)
+
+
+def report(result: GroupResult) -> None:
+    """The summary, and then the failures with the root cause last, on stderr."""
+    try:
+        print("\n".join(_report(result)), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # stderr is closed: the exit status still tells
+
+
+def _report(result: GroupResult) -> list[str]:
+    lines = ["", *_table(result)]
+    if result.log_dir is not None:
+        lines.append(f"logs: {result.log_dir}")
+    lines += [f"left running by a worker, ended by us: pid {one.pid} ({one.command})" for one in result.leaked]
+    lines += [
+        f"would not die: rank {one.rank}, pid {one.pid}, state {one.state} {one.wchan}" for one in result.unkillable
+    ]
+    for failure in reversed(result.failures):
+        lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
+    if result.reason == "timeout":
+        lines.append(f"stopped: not done within {result.timeout:g} s")
+    return lines
+
+
+def _table(result: GroupResult) -> list[str]:
+    head = ("rank", "pid", "outcome", "duration", "max RSS", "CPU time")
+    rows = [head, *(_row(one) for one in result)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(one: Result) -> tuple[str, ...]:
+    usage = one.usage
+    return (
+        str(one.rank),
+        "-" if one.pid is None else str(one.pid),
+        one.outcome,
+        "-" if one.exit is None else f"{one.exit.duration:.2f} s",
+        "-" if usage is None else f"{'' if usage.max_rss_exact else '<= '}{usage.max_rss / 2**20:.1f} MiB",
+        "-" if usage is None else f"{usage.user + usage.system:.2f} s",
+    )
+
+
+def _status(result: GroupResult, stopped_by: list[int]) -> int:
+    if stopped_by:
+        return 128 + stopped_by[0]
+    if result.first_failure is not None:
+        return result.first_failure.status
+    if result.reason == "timeout":
+        return TIMED_OUT
+    return 1 if result.unkillable else 0

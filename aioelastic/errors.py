@@ -1,0 +1,119 @@
+"""The errors users meet. Each says whose fault it is and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .outcome import Failure, GroupResult
+
+
+class SpecError(ValueError):
+    """A field of what the caller asked for is wrong; raised before anything has started.
+
+    Attributes:
+        field: the name of the field, as the caller wrote it (`"n"`, `"Stop.grace"`, `"argv[2] of rank 3"`).
+        value: what it was.
+        problem: what is wrong with it, in words.
+        remedy: what to write instead.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(field, value, problem, remedy)
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
+        if len(shown) > 200:
+            shown = shown[:200] + "…"
+        return f"{self.field}={shown} {self.problem}; {self.remedy}"
+
+
+class LaunchFailed(Exception):
+    """One worker could not be started: the operating system refused it.
+
+    Attributes:
+        rank: which worker.
+        argv: its command.
+        cause: the `OSError` with the kernel's errno and the path it names.
+    """
+
+    def __init__(self, rank: int, argv: Sequence[str], cause: OSError) -> None:
+        super().__init__(rank, tuple(argv), cause)
+        self.rank = rank
+        self.argv = tuple(argv)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} could not start {list(self.argv)!r}: {self.cause}"
+
+
+class WorkerFailed(Exception):
+    """One worker failed by itself. `str()` tells its command, exit, duration, logs and last lines.
+
+    Attributes:
+        failure: the `Failure` with all of it as data.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return self.failure.describe()
+
+
+class GroupFailed(ExceptionGroup[WorkerFailed]):
+    """At least one worker failed by itself; the others were stopped. First cause first.
+
+    Attributes:
+        exceptions: one `WorkerFailed` per worker that failed by itself, in the order in which they ended.
+        result: the whole `GroupResult`, with the workers that did not fail too.
+
+    Example::
+
+        try:
+            await supervise(Command("python", "train.py"), n=4)
+        except* WorkerFailed as group:
+            print(group.exceptions[0].failure.exit)
+    """
+
+    result: GroupResult
+
+    def __new__(cls, message: str, exceptions: Sequence[WorkerFailed], result: GroupResult) -> GroupFailed:
+        self = super().__new__(cls, message, exceptions)
+        self.result = result
+        return self
+
+    def __init__(self, message: str, exceptions: Sequence[WorkerFailed], result: GroupResult) -> None:
+        super().__init__(message, exceptions)
+
+    def derive(self, excs: Sequence[Any], /) -> GroupFailed:  # type: ignore[override]  # ours hold WorkerFailed only
+        return GroupFailed(self.message, excs, self.result)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (GroupFailed, (self.message, list(self.exceptions), self.result))
+
+
+class GroupTimeout(TimeoutError):
+    """`supervise(timeout=...)` ran out; the group was stopped.
+
+    Attributes:
+        timeout: the limit, in seconds.
+        result: the `GroupResult` of the stopped group.
+    """
+
+    def __init__(self, timeout: float, result: GroupResult) -> None:
+        super().__init__(timeout, result)
+        self.timeout = timeout
+        self.result = result
+
+    def __str__(self) -> str:
+        return (
+            f"group {self.result.name!r} was stopped: it did not end within {self.timeout:g} s "
+            f"({sum(r.stopped for r in self.result)} of {len(self.result)} workers were still running)"
+        )

@@ -1,0 +1,618 @@
+"""n lives: `supervise()` and `Group`. The first failure decides; all that was started is ended; then a result."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+
+from . import stop as _stop
+from .errors import LaunchFailed, SpecError
+from .events import Event, GroupDone, Leaked, SinkTrouble
+from .launch import TAG, DirectLauncher, Launcher, LaunchPlan, Port, plan, preflight, reap_abandoned
+from .lifecycle import ALIVE, FINAL, State
+from .outcome import Failure, GroupResult, Process, Reason, Result
+from .report import read_report
+from .sinks import Sinks
+from .spec import Entry, GroupSpec, Logs, Std, Stop, check_timeout
+from .streams import FileSink, LineFeed, Tap
+from .thread import HelperThread, insist
+from .watch import Census, Snapshot, Stray
+from .worker import Worker
+
+# After this long at starting workers the loop gets its turn.
+SLICE = 0.001
+# Events kept for subscribers that come late.
+HISTORY_PER_WORKER = 8
+HISTORY = 1_000
+
+
+async def supervise(
+    entry: Entry,
+    n: int | None = None,
+    *,
+    name: str = "worker",
+    env: Mapping[str, str | None] | None = None,
+    logs: Logs | None = None,
+    stop: Stop | None = None,
+    timeout: float | None = None,
+    check: bool = True,
+    on_event: Callable[[Event], object] | None = None,
+    launcher: Launcher | None = None,
+) -> GroupResult:
+    """Run a group of workers to its end.
+
+    It ends when all workers have ended, or one has failed (the others are then stopped), or the time is over, or
+    the calling task is cancelled; whichever it is, nothing of the group is left when this returns or raises.
+
+    Args:
+        entry: a `Command` for all `n` ranks, a builder `rank -> Command`, or a list with one per rank.
+        n: how many workers; 1 when not given, the length of a list.
+        name: of the group, for prefixes and directories.
+        env: variables for all workers, over the caller's own environ; None unsets one.
+        logs: where output goes; to the console with a prefix per line when not given.
+        stop: how workers are stopped; SIGTERM and 30 s of grace when not given.
+        timeout: seconds after which the group is stopped.
+        check: raise when a worker failed or the time was over; else look at the result.
+        on_event: called on the loop with each event (`aioelastic.events`); must be quick.
+        launcher: how processes are started; directly when not given.
+
+    Returns:
+        A `GroupResult`: a sequence of one `Result` per rank.
+
+    Raises:
+        SpecError: an argument is wrong; nothing was started.
+        GroupFailed: `check`, and at least one worker failed by itself (or could not start).
+        GroupTimeout: `check`, and the time was over.
+
+    Example::
+
+        result = await supervise(Command("python", "train.py"), n=4, logs=Logs(dir="runs", tee=Std.ALL))
+        print(result[2].exit.code, result[2].usage.max_rss)
+    """
+    check_timeout(timeout)
+    group = Group(entry, n, name=name, env=env, logs=logs, stop=stop, check=False, on_event=on_event, launcher=launcher)
+    async with group:
+        group.begin_reading()
+        await group.finish(timeout)
+    result = await group.wait()
+    if check:
+        result.raise_for_failures()
+    return result
+
+
+class Group:
+    """A live group. Entering the block starts all workers; leaving it stops what still runs.
+
+    Takes the arguments of `supervise` but `timeout`. With `check`, `wait()` raises `GroupFailed` if a worker failed by
+    itself, and so does leaving the block if nobody was told yet. A failing worker stops the others but does
+    not cancel the block: await `wait()`, or read `events()`.
+
+    Example::
+
+        async with Group(Command("serve"), n=8) as group:
+            async for line in group.lines():
+                print(line.rank, line.text)
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        n: int | None = None,
+        *,
+        name: str = "worker",
+        env: Mapping[str, str | None] | None = None,
+        logs: Logs | None = None,
+        stop: Stop | None = None,
+        check: bool = True,
+        on_event: Callable[[Event], object] | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
+        self._init(GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop), check, on_event, launcher)
+
+    @classmethod
+    def of(
+        cls,
+        spec: GroupSpec,
+        *,
+        check: bool = True,
+        on_event: Callable[[Event], object] | None = None,
+        launcher: Launcher | None = None,
+    ) -> Self:
+        """A group from a spec that is already made."""
+        self = cls.__new__(cls)
+        self._init(spec, check, on_event, launcher)
+        return self
+
+    def _init(
+        self,
+        spec: GroupSpec,
+        check: bool,
+        on_event: Callable[[Event], object] | None,
+        launcher: Launcher | None,
+    ) -> None:
+        if on_event is not None and not callable(on_event):
+            raise SpecError("on_event", on_event, "is not callable", "give a function of one event")
+        self.spec = spec
+        self.logs = spec.logs
+        self.stop_policy = spec.stop
+        self.run_id = _run_id(spec.name)
+        self.plan: LaunchPlan | None = None
+        self._check = check
+        self._told = False  # the caller has seen the failures
+        self._on_event = on_event
+        self._launcher = launcher
+        self._workers: list[Worker] = []
+        self._entered = False
+        self._owner_pid = os.getpid()
+        self._starting = True
+        self._reading = False
+        self._stopping = False
+        self._reason: Reason = "done"
+        self._unsettled = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._patience = _stop.Patience()
+        self._history: deque[Event] = deque(maxlen=max(HISTORY, HISTORY_PER_WORKER * len(self.spec.entries)))
+        self._subscribers: set[_Subscriber] = set()
+        self._feeds: list[LineFeed] = []
+        self._leaked: list[Process] = []
+        self._first_start = 0
+        self._timeout: float | None = None
+        self._error_dir: Path | None = None
+        self._ended: asyncio.Future[GroupResult] | None = None  # made when the loop is known
+
+    # --- what users call ---
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a Group is entered once; make a new one to start again")
+        self._entered = True
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.begin_reading()
+        self.begin_stop("stopped")
+        await self._until_done(int(isinstance(exc, asyncio.CancelledError)))
+        result = self._end.result()
+        if result.failures and self._check and not self._told:
+            self._told = True
+            if exc is None:
+                result.raise_for_failures()
+            elif isinstance(exc, Exception):
+                exc.add_note(f"aioelastic group {self.spec.name!r}: {result.failures[0].headline}")
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __getitem__(self, rank: int) -> Worker:
+        return self._workers[rank]
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """rank → pid of the workers that run."""
+        return {w.rank: w.pid for w in self._workers if w.state in ALIVE and w.pid is not None}
+
+    def events(self) -> AsyncIterator[Event]:
+        """All events from the group's beginning on, until `GroupDone`. Late subscribers get the earlier ones too."""
+        subscriber = _Subscriber(self._history)
+        if not self._finished:
+            self._subscribers.add(subscriber)
+        return subscriber.read(self._subscribers)
+
+    def lines(self, *, ranks: Iterable[int] | None = None, when_full: Literal["block", "drop"] = "block") -> LineFeed:
+        """Each `Line` of all workers from this call on (all of them, if it is the first thing in the block).
+
+        Args:
+            ranks: only these.
+            when_full: once the reader is 1 MiB behind: `"block"` lets the workers wait, `"drop"` forgets the oldest.
+        """
+        if when_full not in ("block", "drop"):
+            raise SpecError("when_full", when_full, "is not known", 'use "block" or "drop"')
+        feed = LineFeed(when_full, None if ranks is None else frozenset(ranks))
+        if self._finished:
+            feed.end()
+            return feed
+        self._feeds.append(feed)
+        if len(self._feeds) == 1:
+            for worker in self._workers:
+                for std in (Std.OUT, Std.ERR):
+                    worker.add_tap(std, self._sinks.line_tap(worker, std, self._deliver))
+        return feed
+
+    async def wait(self) -> GroupResult:
+        """Wait for the group's end; cancelling the wait changes nothing for the group.
+
+        Raises:
+            GroupFailed: `check`, and a worker failed by itself.
+        """
+        self.begin_reading()
+        result = await asyncio.shield(self._end)
+        self._told = True
+        if self._check:
+            result.raise_for_failures()
+        return result
+
+    async def stop(self) -> GroupResult:
+        """Stop all workers, in reverse order, and wait for the end. They count as stopped by us."""
+        self.begin_stop("stopped")
+        return await self.wait()
+
+    def send_signal(self, signum: int) -> int:
+        """Send a signal to each running worker (not to its children); returns how many got it."""
+        return sum(worker.send_signal(signum) for worker in self._workers)
+
+    def hurry(self) -> None:
+        """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
+        self._patience.hurry()
+        for worker in self._workers:
+            worker.patience.hurry()
+
+    def begin_stop(self, reason: Reason = "stopped", stop: Stop | None = None) -> None:
+        """Start stopping all workers, without waiting. `stop` overrides the group's own policy."""
+        if self._stopping or self._finished:
+            return
+        self._stopping = True
+        self._reason = reason
+        if stop is not None:
+            self.stop_policy = stop
+        for worker in reversed(self._workers):
+            worker.begin_stop()
+
+    async def finish(self, timeout: float | None = None) -> None:
+        """Wait for the end; after `timeout` seconds stop the group, then wait."""
+        self._timeout = timeout
+        if timeout is not None:
+            done, _ = await asyncio.wait({self._end}, timeout=timeout)
+            if not done:
+                self.begin_stop("timeout")
+        await asyncio.shield(self._end)
+
+    def begin_reading(self) -> None:
+        """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
+        if not self._reading:
+            self._reading = True
+            for worker in self._workers:
+                if worker.state is not State.PLANNED and worker.state not in FINAL:
+                    worker.begin_reading()
+
+    def kill_at_exit(self) -> None:
+        """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
+        if os.getpid() == self._owner_pid:  # a forked copy of us owns nothing
+            for worker in self._workers:
+                worker.signal_group(signal.SIGKILL)
+
+    # --- what its workers call ---
+
+    def emit(self, event: Event) -> None:
+        """Tell all subscribers."""
+        self._history.append(event)
+        for subscriber in self._subscribers:
+            subscriber.tell(event)
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception as exc:
+                # a subscriber's mistake is not the workers' fault
+                self.loop.call_exception_handler(
+                    {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
+                )
+
+    def taps(self, worker: Worker, std: Std) -> list[Tap]:
+        taps = self._sinks.taps(worker, std)
+        if self._feeds:
+            taps.append(self._sinks.line_tap(worker, std, self._deliver))
+        return taps
+
+    def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
+        return self._sinks.file(worker.rank, std)
+
+    def tap_trouble(self, tap: Tap, exc: Exception) -> None:
+        self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
+
+    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
+        self.emit(SinkTrouble(None, None, None, time.time(), sink, problem, lost))
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a part of the group's own work; a bug in it ends the group with that error, and never in a hang."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._background_done)
+
+    def exited(self, worker: Worker) -> None:
+        """The moment of the exit: a failure of its own decides the group's fate."""
+        if worker.failed:
+            self.begin_stop("failed")
+
+    def settled(self, worker: Worker) -> None:
+        """Nothing of the worker is left (or it was given up)."""
+        self._unsettled -= 1
+        self._maybe_close()
+
+    def leaked(self, process: Process, worker: Worker | None = None) -> None:
+        """A process that a worker left running was found."""
+        self._leaked.append(process)
+        rank, attempt = (None, None) if worker is None else (worker.rank, worker.attempt)
+        self.emit(Leaked(rank, process.pid, attempt, time.time(), process))
+
+    # --- its own ---
+
+    @property
+    def _finished(self) -> bool:
+        return self._ended is not None and self._ended.done()
+
+    @property
+    def _end(self) -> asyncio.Future[GroupResult]:
+        if self._ended is None:
+            raise RuntimeError("enter the Group first: async with Group(...) as group:")
+        return self._ended
+
+    async def _start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._ended = self.loop.create_future()
+        reap_abandoned()
+        environ = dict(os.environ)
+        self._port = Port()
+        self._files = HelperThread(self.loop, "aioelastic-files")
+        self._proc = HelperThread(self.loop, "aioelastic-proc")
+        self.census = Census(self._proc, TAG)
+        self._sinks = Sinks(self.loop, self.logs, self._files, self.sink_trouble)
+        try:
+            self._plan(environ)
+            assert self.plan is not None
+            await self._sinks.open(self.plan)
+            if self._launcher is None:
+                self._launcher = DirectLauncher(environ)
+            self._workers = [Worker(one, self) for one in self.plan.workers]
+        except BaseException:
+            # nothing runs yet: take back what was opened, then say what is wrong
+            await insist(asyncio.ensure_future(self._take_back()))
+            self._entered = False
+            raise
+        _alive.add(self)
+        try:
+            await self._launch(self._launcher)
+        except BaseException as exc:
+            self._starting = False
+            self.begin_stop("stopped")
+            self.begin_reading()
+            self._maybe_close()
+            await self._until_done(int(isinstance(exc, asyncio.CancelledError)))
+            raise
+        self._starting = False
+        self.loop.call_soon(self.begin_reading)
+        self._maybe_close()
+
+    def _plan(self, environ: dict[str, str]) -> None:
+        if self.logs.dir is None:
+            try:
+                self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
+            except OSError:
+                self._error_dir = None  # no place for error.json: failures will lack it, nothing else
+        self.plan = preflight(
+            plan(
+                self.spec,
+                run_id=self.run_id,
+                host=socket.gethostname(),
+                master_port=self._port.number,
+                environ=environ,
+                error_dir=self._error_dir,
+            ),
+            environ,
+        )
+
+    async def _launch(self, launcher: Launcher) -> None:
+        turn = self.loop.time()
+        self._first_start = time.monotonic_ns()
+        for worker in self._workers:
+            if self._is_stopping():
+                worker.never_start()
+                continue
+            self._unsettled += 1
+            try:
+                await worker.start(launcher)
+            except LaunchFailed:
+                self._unsettled -= 1
+                self.begin_stop("failed")
+                continue
+            except BaseException:
+                self._unsettled -= 1
+                raise
+            if self._is_stopping():  # somebody stopped us while it was started
+                worker.begin_stop()
+            if self._reading:
+                worker.begin_reading()
+            if self.loop.time() - turn > SLICE:
+                await asyncio.sleep(0)
+                turn = self.loop.time()
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        problem = None if task.cancelled() else task.exception()
+        if problem is not None and self._ended is not None and not self._ended.done():
+            self.kill_at_exit()
+            self._end.set_exception(problem)
+
+    def _maybe_close(self) -> None:
+        if self._unsettled == 0 and not self._starting and not self._closing:
+            self._closing = True
+            self.background(self._close())
+
+    async def _until_done(self, cancels: int) -> None:
+        """Wait for the end through cancellations. The first is one more reason to stop; a second skips the grace."""
+        cancelled: asyncio.CancelledError | None = None
+        # a cancelled anyio scope cancels again and again: that is one wish, not many
+        with anyio.CancelScope(shield=True):
+            while not self._end.done():
+                try:
+                    await asyncio.wait({self._end})
+                except asyncio.CancelledError as exc:
+                    cancelled = exc
+                    cancels += 1
+                    if cancels > 1:
+                        self.hurry()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        """All workers are over: look for strays, flush the sinks, make the result."""
+        bound = self.stop_policy.bound
+        if self.stop_policy.scope == "leader":
+            for one in self._strays(await insist(self.census.take())):
+                self.leaked(one.process)
+                one.close(self.loop)
+        else:
+            await _stop.sweep(self._strays, self.census, self._patience, self.stop_policy, self.leaked)
+        await self._sinks.close(self._patience, bound)
+        try:
+            reports = await insist(self._files.submit(self._reports))
+        except Exception:  # unreadable reports must not cost the result
+            reports = {}
+        for thread in (self._files, self._proc):
+            closing = asyncio.ensure_future(thread.close(bound))
+            if not await insist(closing):
+                self.sink_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
+        self._port.close()
+        _alive.discard(self)
+        result = self._make_result(reports)
+        self.emit(GroupDone(None, None, None, time.time(), result))
+        for feed in self._feeds:
+            feed.end()
+        self._end.set_result(result)
+
+    async def _take_back(self) -> None:
+        await self._sinks.close(self._patience, 1.0)
+        if self._error_dir is not None:
+            shutil.rmtree(self._error_dir, ignore_errors=True)
+        for thread in (self._files, self._proc):
+            await thread.close(1.0)
+        self._port.close()
+
+    def _strays(self, found: Snapshot) -> list[Stray]:
+        return [stray for one in found.of(self.run_id) if (stray := Stray.catch(one)) is not None]
+
+    def _deliver(self, *batch: Any) -> None:
+        for feed in self._feeds:
+            feed.deliver(*batch)
+
+    def _reports(self) -> dict[int, Any]:
+        """What failed workers wrote about themselves; runs in the files thread."""
+        found = {
+            w.rank: read_report(w.plan.error_file) for w in self._workers if w.failed and w.plan.error_file is not None
+        }
+        if self._error_dir is not None:
+            shutil.rmtree(self._error_dir, ignore_errors=True)
+        return found
+
+    def _make_result(self, reports: dict[int, Any]) -> GroupResult:
+        assert self.plan is not None
+        failures: dict[int, Failure] = {}
+        bad = sorted((w for w in self._workers if w.failed), key=lambda w: w.ended_ns)
+        for w in bad:
+            failures[w.rank] = Failure(
+                rank=w.rank,
+                name=self.spec.name,
+                pid=w.pid,
+                host=self.plan.host,
+                attempt=w.attempt,
+                argv=w.plan.argv,
+                cwd=w.plan.cwd,
+                exit=w.exit,
+                cause=str(w.exit) if w.exit else f"could not start: {w.refused.cause}" if w.refused else "",
+                error=reports.get(w.rank),
+                stdout=w.output(Std.OUT),
+                stderr=w.output(Std.ERR),
+                first=w is bad[0],
+            )
+        results = tuple(
+            Result(
+                rank=w.rank,
+                name=self.spec.name,
+                argv=w.plan.argv,
+                pid=w.pid,
+                attempt=w.attempt,
+                exit=w.exit,
+                usage=w.usage,
+                stdout=w.output(Std.OUT),
+                stderr=w.output(Std.ERR),
+                failure=failures.get(w.rank),
+            )
+            for w in self._workers
+        )
+        return GroupResult(
+            name=self.spec.name,
+            run_id=self.run_id,
+            reason=self._reason,
+            results=results,
+            failures=tuple(failures[w.rank] for w in bad),
+            unkillable=tuple(w.unkillable for w in self._workers if w.unkillable is not None),
+            leaked=tuple(self._leaked),
+            log_dir=self.plan.run_dir,
+            timeout=self._timeout,
+            duration=(time.monotonic_ns() - self._first_start) / 1e9,
+        )
+
+
+class _Subscriber:
+    """One reader of the events, from the beginning on."""
+
+    def __init__(self, earlier: Iterable[Event]) -> None:
+        self._queue = deque(earlier)
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self, event: Event) -> None:
+        self._queue.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self, subscribers: set[_Subscriber]) -> AsyncIterator[Event]:
+        try:
+            while True:
+                while self._queue:
+                    event = self._queue.popleft()
+                    yield event
+                    if isinstance(event, GroupDone):
+                        return
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        finally:
+            subscribers.discard(self)
+
+
+def _run_id(name: str) -> str:
+    word = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{word}-{secrets.token_hex(4)}"
+
+
+# Groups that hold processes: an interpreter that ends without closing its loop must not leave them.
+_alive: weakref.WeakSet[Group] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_the_rest() -> None:
+    for group in _alive:
+        group.kill_at_exit()

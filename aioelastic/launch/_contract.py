@@ -1,0 +1,62 @@
+"""What every way of starting a process must offer. `tests/test_launchers.py` holds each one to it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from ._plan import WorkerPlan
+
+
+class RawExit(NamedTuple):
+    """What the kernel told: a wait status (wait(2)) and rusage, None where somebody else took them; and when."""
+
+    status: int | None
+    rusage: resource.struct_rusage | None
+    ended_ns: int
+    ended_at: float
+
+
+class LiveProcess(Protocol):
+    """A started process.
+
+    `stdout` and `stderr` are the non-blocking read ends of its pipes; the receiver owns and closes them.
+    `started_ns` and `started_at` were taken just before it was started. `rss_floor` is the launcher's own peak
+    resident size in bytes at that time (see `Usage.max_rss_exact`).
+    """
+
+    pid: int
+    stdout: int | None
+    stderr: int | None
+    started_ns: int
+    started_at: float
+    rss_floor: int
+
+    def watch(self, on_exit: Callable[[RawExit], None]) -> None:
+        """Call `on_exit` once, on the loop's thread, after the process has ended and was reaped."""
+
+    def send_signal(self, signum: int) -> bool:
+        """Signal this process alone. False: it had already ended by itself, and was not signalled."""
+
+    def signal_group(self, signum: int) -> bool:
+        """Signal its whole process group. False: nobody is left in it. Only valid until it was reaped."""
+
+    def group_alive(self) -> bool:
+        """Whether anybody is left in its process group, asked right after it was reaped."""
+
+    def abandon(self) -> None:
+        """Let go of a process that does not die: close what we hold; it is reaped at some later launch."""
+
+
+class Launcher(Protocol):
+    """Starts processes, each as the leader of its own session."""
+
+    name: str
+
+    async def start(self, worker: WorkerPlan) -> LiveProcess:
+        """Start one.
+
+        Raises:
+            OSError: the system refused, with errno and path as execve(2) or fork(2) gave them. Nothing is left.
+        """

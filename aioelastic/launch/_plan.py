@@ -1,0 +1,185 @@
+"""From a spec to what exactly will run: a pure function, printable, with nothing started and nothing touched."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..spec import GroupSpec, Std
+
+# the lineage of supervisors a process descends from; how strays are told from strangers
+TAG = "AIOELASTIC_LINEAGE"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """One process to start.
+
+    Attributes:
+        program: the file to execute; None until `preflight` has looked it up.
+        overlay: variables over the caller's environ; None unsets one.
+        pipes: which streams are read by us; the others go to /dev/null.
+        stdout_log, stderr_log, error_file: where they go, or None.
+    """
+
+    rank: int
+    world_size: int
+    attempt: int
+    argv: tuple[str, ...]
+    program: str | None
+    cwd: str | None
+    stdin: Literal["null", "inherit"]
+    overlay: Mapping[str, str | None]
+    pipes: Std
+    tee: Std
+    stdout_log: Path | None
+    stderr_log: Path | None
+    error_file: Path | None
+
+    def environ(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The worker's whole environment; `base` is not changed."""
+        return merged(base, self.overlay)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """All processes of one attempt of a group, and what surrounds them. `str()` is what `--dry-run` prints."""
+
+    name: str
+    run_id: str
+    host: str
+    attempt: int
+    run_dir: Path | None
+    master_addr: str
+    master_port: int
+    stop_words: str
+    workers: tuple[WorkerPlan, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"group {self.name!r}: {len(self.workers)} worker(s) on {self.host}",
+            f"run id: {self.run_id}",
+            f"logs: {self.run_dir or 'not saved'}",
+            f"rendezvous: MASTER_ADDR={self.master_addr} "
+            f"MASTER_PORT={self.master_port or '(a free port, chosen at the start)'}",
+            f"stop: {self.stop_words}",
+        ]
+        for one in self.workers:
+            lines += ["", f"rank {one.rank}: {shlex.join(one.argv)}"]
+            if one.cwd is not None:
+                lines.append(f"  cwd: {one.cwd}")
+            lines.append(f"  stdin: {one.stdin}")
+            for std, log in ((Std.OUT, one.stdout_log), (Std.ERR, one.stderr_log)):
+                where = [w for w in ("tee" if one.tee & std else "", str(log) if log else "") if w]
+                lines.append(f"  std{std.name.lower() if std.name else ''}: {', '.join(where) or 'tail only'}")
+            lines += [
+                f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
+                for key, value in sorted(one.overlay.items())
+            ]
+        return "\n".join(lines)
+
+
+def plan(
+    spec: GroupSpec,
+    *,
+    run_id: str = "run",
+    host: str = "localhost",
+    master_port: int = 0,
+    environ: Mapping[str, str] | None = None,
+    error_dir: Path | None = None,
+    attempt: int = 0,
+) -> LaunchPlan:
+    """What a group would run. Pure: same arguments, same plan; nothing is started, opened or looked up.
+
+    Args:
+        spec: the checked group (`GroupSpec.of`).
+        run_id: names the run's log directory.
+        master_port: 0 when it is not chosen yet.
+        environ: what workers inherit; only its lineage tag matters here.
+        error_dir: where workers may write `error.json` when no logs are saved.
+        attempt: 0 for the first.
+
+    Returns:
+        A `LaunchPlan` with one `WorkerPlan` per rank; `str()` of it is readable.
+    """
+    logs = spec.logs
+    size = len(spec.entries)
+    run_dir = None if logs.dir is None else Path(logs.dir) / run_id
+    above = f"{environ[TAG]}:" if environ and environ.get(TAG) else ""
+    common: dict[str, str | None] = {
+        # a pipe makes Python buffer whole blocks; lines should arrive when they are printed
+        "PYTHONUNBUFFERED": (environ or {}).get("PYTHONUNBUFFERED", "1"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(master_port),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "AIOELASTIC_RUN_ID": run_id,
+        "AIOELASTIC_NAME": spec.name,
+        "AIOELASTIC_ATTEMPT": str(attempt),
+    }
+    workers = []
+    for rank, command in enumerate(spec.entries):
+        home = run_dir / f"attempt_{attempt}" / str(rank) if run_dir else None
+        saved = logs.saves(rank)
+        error_file = home / "error.json" if home else error_dir / f"{rank}.json" if error_dir else None
+        overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            overlay[f"AIOELASTIC_{key}"] = overlay[key]
+        if error_file is not None:
+            absolute = str(error_file.absolute())
+            overlay["AIOELASTIC_ERROR_FILE"] = absolute
+            overlay["TORCHELASTIC_ERROR_FILE"] = absolute  # torch's own @record writes there
+        overlay.update(spec.env)
+        overlay.update(command.env)
+        overlay[TAG] = (
+            f"{above}{owner(run_id, rank, attempt)}"  # ours to set: it is how a stray is known as this group's
+        )
+        workers.append(
+            WorkerPlan(
+                rank=rank,
+                world_size=size,
+                attempt=attempt,
+                argv=command.argv,
+                program=None,
+                cwd=command.cwd,
+                stdin=command.stdin,
+                overlay=overlay,
+                pipes=Std.ALL,  # both are always read: a failure shows their last lines
+                tee=logs.tees(rank),
+                stdout_log=home / "stdout.log" if home and saved & Std.OUT else None,
+                stderr_log=home / "stderr.log" if home and saved & Std.ERR else None,
+                error_file=error_file,
+            )
+        )
+    stop = spec.stop
+    words = f"{stop.signum.name} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
+    return LaunchPlan(
+        name=spec.name,
+        run_id=run_id,
+        host=host,
+        attempt=attempt,
+        run_dir=run_dir,
+        master_addr="127.0.0.1",
+        master_port=master_port,
+        stop_words=words,
+        workers=tuple(workers),
+    )
+
+
+def owner(run_id: str, rank: int, attempt: int) -> str:
+    """What a worker and all its descendants carry in their lineage."""
+    return f"{run_id}/{rank}/{attempt}"
+
+
+def merged(base: Mapping[str, str], overlay: Mapping[str, str | None]) -> dict[str, str]:
+    """`base` with `overlay` over it; None in the overlay unsets."""
+    out = dict(base)
+    for key, value in overlay.items():
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = value
+    return out

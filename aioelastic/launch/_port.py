@@ -1,0 +1,61 @@
+"""A free TCP port for the workers' rendezvous that nobody else will be handed while the group lives."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+
+from ..errors import SpecError
+
+
+class Port:
+    """A port chosen outside the kernel's ephemeral range, reserved among supervisors of this network namespace.
+
+    Binding port 0 and closing it hands the same port to any `connect()` or `bind(0)` that comes next. Instead:
+    a random port that the kernel never hands out by itself, found free by a bind, and reserved by a name in the
+    abstract unix namespace, which like the port belongs to the network namespace and dies with this process.
+
+    Example::
+
+        with Port() as port:
+            print(port.number)
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        low, high = _ephemeral()
+        choices = [p for p in range(10_000, 65_536) if not low <= p <= high] or list(range(10_000, 65_536))
+        for number in random.Random().sample(choices, min(len(choices), 512)):  # not the caller's random state
+            held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            try:
+                held.bind(f"\0aioelastic-port-{number}")
+                with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                    probe.bind((host, number))
+            except OSError as exc:
+                held.close()
+                if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                continue
+            self.number = number
+            self._held = held
+            return
+        raise SpecError("MASTER_PORT", None, "no free port was found", 'name one: env={"MASTER_PORT": "29500"}')
+
+    def close(self) -> None:
+        """End the reservation."""
+        self._held.close()
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _ephemeral() -> tuple[int, int]:
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            low, high = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 32_768, 60_999
+    return low, high

@@ -1,0 +1,73 @@
+"""One worker's life, as one table. A pair that is not in it is a bug and raises.
+
+>>> step(State.RUNNING, Trigger.EXIT)
+<State.EXITED: 'exited'>
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class State(enum.Enum):
+    """Where a worker is in its life."""
+
+    PLANNED = "planned"  # nothing has happened yet
+    STARTING = "starting"  # the launcher is at work
+    RUNNING = "running"  # it has a pid
+    STOPPING = "stopping"  # the stop signal was sent; its grace runs
+    KILLING = "killing"  # SIGKILL was sent
+    EXITED = "exited"  # the worker is gone; its output or its children may not be
+    DONE = "done"  # nothing of it is left
+    UNSTARTED = "unstarted"  # it never ran: refused by the system, or not needed any more
+    UNKILLABLE = "unkillable"  # SIGKILL did not end it within the bound
+
+
+class Trigger(enum.Enum):
+    """What moves it."""
+
+    LAUNCH = "launch"
+    SPAWNED = "spawned"
+    REFUSED = "refused"
+    STOP = "stop"
+    KILL = "kill"
+    EXIT = "exit"
+    SETTLED = "settled"
+    GIVE_UP = "give up"
+
+
+_S, _T = State, Trigger
+
+TABLE: dict[tuple[State, Trigger], State] = {
+    (_S.PLANNED, _T.LAUNCH): _S.STARTING,
+    (_S.PLANNED, _T.REFUSED): _S.UNSTARTED,
+    (_S.STARTING, _T.SPAWNED): _S.RUNNING,
+    (_S.STARTING, _T.REFUSED): _S.UNSTARTED,
+    (_S.RUNNING, _T.STOP): _S.STOPPING,
+    (_S.RUNNING, _T.KILL): _S.KILLING,
+    (_S.RUNNING, _T.EXIT): _S.EXITED,
+    (_S.STOPPING, _T.KILL): _S.KILLING,
+    (_S.STOPPING, _T.EXIT): _S.EXITED,
+    (_S.KILLING, _T.EXIT): _S.EXITED,
+    (_S.KILLING, _T.GIVE_UP): _S.UNKILLABLE,
+    (_S.EXITED, _T.SETTLED): _S.DONE,
+}
+
+FINAL = frozenset(state for state in State if not any(state is source for source, _ in TABLE))
+ALIVE = frozenset({State.RUNNING, State.STOPPING, State.KILLING})
+
+
+def step(state: State, trigger: Trigger) -> State:
+    """The state after `trigger`. Raises `RuntimeError` for a pair that is not in the table."""
+    try:
+        return TABLE[state, trigger]
+    except KeyError:
+        raise RuntimeError(f"a worker that is {state.value} cannot take {trigger.value!r}") from None
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; `docs/design.md` holds its text, and a test compares them."""
+    lines = ["stateDiagram-v2", "    [*] --> planned"]
+    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in TABLE.items()]
+    lines += [f"    {state.value} --> [*]" for state in State if state in FINAL]
+    return "\n".join(lines)

@@ -1,0 +1,333 @@
+"""What came of it, as frozen values: `Exit` of a process, `Result` of a worker, `GroupResult` of all."""
+
+from __future__ import annotations
+
+import shlex
+import signal as _signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from .errors import GroupFailed, GroupTimeout, WorkerFailed
+
+TAIL_LINES = 20  # how many last lines of stderr a failure shows
+LINE_SHOWN = 500  # how much of one of them
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How and when a process ended.
+
+    Attributes:
+        code: its exit code, or None when a signal ended it (or nobody could tell: see `signal`).
+        signal: the number of the signal that ended it, or None. Both None: another part of this program
+            reaped it first, and this kernel cannot tell afterwards.
+        core_dumped: whether the kernel wrote a core dump.
+        started_ns, ended_ns: monotonic clock in nanoseconds (`time.monotonic_ns`), just before the start and when
+            the exit was seen.
+        started_at, ended_at: the same on the wall clock, seconds since the epoch.
+        stopped_by: the last signal that we had sent to stop it before it ended, or None: it ended by itself.
+    """
+
+    code: int | None
+    signal: int | None
+    core_dumped: bool
+    started_ns: int
+    ended_ns: int
+    started_at: float
+    ended_at: float
+    stopped_by: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Ended with exit code 0."""
+        return self.code == 0
+
+    @property
+    def duration(self) -> float:
+        """Seconds from start to end."""
+        return (self.ended_ns - self.started_ns) / 1e9
+
+    @property
+    def status(self) -> int:
+        """The exit status a shell would show: the code, or 128 + signal (255 when unknown)."""
+        if self.code is not None:
+            return self.code
+        return 255 if self.signal is None else 128 + self.signal
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            words = signal_name(self.signal) + (" (core dumped)" if self.core_dumped else "")
+        elif self.code is not None:
+            words = f"exit code {self.code}"
+        else:
+            words = "ended, but its status was taken by another waiter in this program"
+        return words if self.stopped_by is None else f"{words}, stopped by us with {signal_name(self.stopped_by)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a worker used, from wait4(2): itself and those of its children that it waited for.
+
+    Attributes:
+        user, system: CPU seconds.
+        max_rss: largest resident set, in bytes.
+        max_rss_exact: False when `max_rss` is only an upper bound. Linux hands the launching process's own peak to
+            a vforked child across execve(2), so a worker smaller than its launcher cannot be told apart.
+        voluntary_switches, involuntary_switches: context switches.
+        minor_faults, major_faults: page faults without and with I/O.
+        read_bytes, written_bytes: block I/O.
+    """
+
+    user: float
+    system: float
+    max_rss: int
+    max_rss_exact: bool
+    voluntary_switches: int
+    involuntary_switches: int
+    minor_faults: int
+    major_faults: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One stream of one worker.
+
+    Attributes:
+        path: its log file, or None.
+        tail: the last bytes it wrote (at most 16 KiB), kept in memory.
+        total: how many bytes it wrote in all.
+        lost: bytes that did not reach the log file (a full disk, say).
+        holders: pids that still held it open when the wait for its end was given up.
+    """
+
+    path: Path | None = None
+    tail: bytes = b""
+    total: int = 0
+    lost: int = 0
+    holders: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.tail.decode(errors="replace")
+
+    def last_lines(self, count: int = TAIL_LINES) -> list[str]:
+        """The last lines as text, long ones cut."""
+        lines = str(self).splitlines()[-count:]
+        return [one if len(one) <= LINE_SHOWN else one[:LINE_SHOWN] + "…" for one in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """What a worker itself wrote to its `error.json` (ours, or torch's schema).
+
+    Attributes:
+        message: `"ValueError: bad lr"`.
+        traceback: the formatted traceback, or "".
+        time: seconds since the epoch when it was raised, or None.
+    """
+
+    message: str
+    traceback: str = ""
+    time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One worker that failed by itself.
+
+    Attributes:
+        first: whether it was the first of its group to fail: the root cause.
+        exit: how it ended; None when it never started.
+        error: what it wrote itself, if it did (`aioelastic.record`).
+        cause: why it could not start, when it never did; else the exit in words.
+    """
+
+    rank: int
+    name: str
+    pid: int | None
+    host: str
+    attempt: int
+    argv: tuple[str, ...]
+    cwd: str | None
+    exit: Exit | None
+    cause: str
+    error: ErrorReport | None
+    stdout: Output
+    stderr: Output
+    first: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status a shell would show; 127 when it never started."""
+        return 127 if self.exit is None else self.exit.status
+
+    @property
+    def headline(self) -> str:
+        """One line: who, how, why."""
+        where = "" if self.pid is None else f" (pid {self.pid} on {self.host})"
+        after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
+        why = f": {self.error.message.splitlines()[0]}" if self.error and self.error.message else ""
+        return f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}"
+
+    def describe(self) -> str:
+        """All of it, the reason last: what a person reads at the end of a terminal."""
+        lines = [self.headline, f"  command: {shlex.join(self.argv)}"]
+        if self.cwd is not None:
+            lines.append(f"  in: {self.cwd}")
+        lines += [f"  log: {out.path}" for out in (self.stdout, self.stderr) if out.path]
+        tail, which = self.stderr.last_lines(), "stderr"
+        if not tail:
+            tail, which = self.stdout.last_lines(), "stdout"
+        trace = self.error.traceback.strip() if self.error else ""
+        if tail and not (trace and trace.splitlines()[-1] in "\n".join(tail)):
+            lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
+            tail = []
+        if trace:
+            lines += ["  its traceback:", *(f"    {one}" for one in trace.splitlines())]
+        elif tail:
+            lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process found in /proc: `pid`, its `command` line, and its one-letter `state` (proc(5))."""
+
+    pid: int
+    command: str
+    state: str = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Unkillable:
+    """A worker that SIGKILL did not end within `Stop.bound`.
+
+    Attributes:
+        state: its state letter from /proc (`D` is uninterruptible sleep: a hung disk or driver), "?" if unreadable.
+        wchan: the kernel function in which it sleeps, when readable.
+    """
+
+    rank: int
+    pid: int
+    state: str
+    wchan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one worker.
+
+    Attributes:
+        exit: how it ended; None when it never started or could not be killed.
+        usage: what it used; None as above.
+        value: what a function worker returned; always None for a command.
+        failure: set when it failed by itself.
+    """
+
+    rank: int
+    name: str
+    argv: tuple[str, ...]
+    pid: int | None
+    attempt: int
+    exit: Exit | None
+    usage: Usage | None
+    stdout: Output
+    stderr: Output
+    failure: Failure | None = None
+    value: Any = None
+
+    @property
+    def ok(self) -> bool:
+        """Ran and ended with exit code 0."""
+        return self.exit is not None and self.exit.ok
+
+    @property
+    def stopped(self) -> bool:
+        """Ended because we stopped it."""
+        return self.exit is not None and self.exit.stopped_by is not None
+
+    @property
+    def outcome(self) -> str:
+        """One phrase for a table."""
+        if self.failure is not None:
+            return self.failure.cause
+        return "never started" if self.exit is None else str(self.exit)
+
+
+Reason = Literal["done", "failed", "stopped", "timeout"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult(Sequence[Result]):
+    """What came of a group: a sequence of `Result`, by rank.
+
+    Attributes:
+        reason: why it ended: all workers were done, one failed, somebody stopped it, or its time was over.
+        failures: those that failed by themselves, in the order in which they ended; the first is marked.
+        unkillable: workers that SIGKILL did not end in time.
+        leaked: processes that workers had left running, found at the end.
+        run_id, log_dir: of this run; `log_dir` is None without `Logs(dir=...)`.
+        duration: seconds from first start to the end.
+    """
+
+    name: str
+    run_id: str
+    reason: Reason
+    results: tuple[Result, ...]
+    failures: tuple[Failure, ...] = ()
+    unkillable: tuple[Unkillable, ...] = ()
+    leaked: tuple[Process, ...] = ()
+    log_dir: Path | None = None
+    duration: float = 0.0
+    timeout: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Nobody failed by itself, time was not over, and nothing outlived SIGKILL."""
+        return not self.failures and self.reason != "timeout" and not self.unkillable
+
+    @property
+    def first_failure(self) -> Failure | None:
+        """The root cause, or None."""
+        return self.failures[0] if self.failures else None
+
+    def raise_for_failures(self) -> None:
+        """Raise `GroupFailed` if any worker failed by itself, `GroupTimeout` if time was over; else return."""
+        if self.failures:
+            raise self._error()
+        if self.reason == "timeout":
+            raise GroupTimeout(self.timeout or 0.0, self)
+
+    def _error(self) -> GroupFailed:
+        first = self.failures[0]
+        stopped = sum(one.stopped for one in self.results)
+        others = f"; {stopped} of {len(self.results)} were stopped by us" if stopped else ""
+        errors = [WorkerFailed(one) for one in self.failures]
+        if len(errors) > 1:
+            # a traceback prints the group top-down: end it with the root cause
+            errors[-1].add_note(f"\nroot cause, the first to fail:\n{first.describe()}")
+        return GroupFailed(f"group {self.name!r}: {first.headline}{others}", errors, self)
+
+    @overload
+    def __getitem__(self, rank: int) -> Result: ...
+    @overload
+    def __getitem__(self, rank: slice) -> tuple[Result, ...]: ...
+    def __getitem__(self, rank: int | slice) -> Result | tuple[Result, ...]:
+        return self.results[rank]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+
+def signal_name(number: int) -> str:
+    """`11` → `"SIGSEGV"`; real-time signals and unknown ones by number."""
+    try:
+        return _signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

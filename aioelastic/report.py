@@ -1,0 +1,60 @@
+"""Reading a worker's `error.json`, which may be half-written, foreign, or huge. It never raises."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .outcome import ErrorReport
+
+LIMIT = 1_048_576  # bytes; a traceback is not longer
+SHOWN = 65_536  # characters kept of each text
+
+
+def read_report(path: Path) -> ErrorReport | None:
+    """What a worker wrote about itself: our schema, torch's (two forms of it), or None when there is nothing usable.
+
+    torch's schema: `{"message": {"message": str, "extraInfo": {"py_callstack": str, "timestamp": str}}}`,
+    or `{"message": str, "timestamp": int | str}`.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LIMIT + 1)
+    except (OSError, ValueError):
+        return None
+    if not raw.strip():
+        return None
+    if len(raw) > LIMIT:
+        return ErrorReport(f"(its error file is larger than {LIMIT} bytes and was not read)")
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ErrorReport("(its error file is not JSON: it was cut off, or something else wrote it)")
+    if not isinstance(data, dict):
+        return ErrorReport("(its error file has an unknown form)")
+    ours = data.get("aioelastic")
+    if isinstance(ours, dict) and isinstance(ours.get("message"), str):
+        return ErrorReport(ours["message"][:SHOWN], _text(ours.get("traceback")), _time(ours.get("time")))
+    message = data.get("message")
+    if isinstance(message, str):
+        return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")))
+    if isinstance(message, dict) and isinstance(message.get("message"), str):
+        extra = message.get("extraInfo")
+        extra = extra if isinstance(extra, dict) else {}
+        trace, at = _text(extra.get("py_callstack")), _time(extra.get("timestamp"))
+        return ErrorReport(message["message"][:SHOWN], trace, at)
+    return ErrorReport("(its error file has an unknown form)")
+
+
+def _text(value: Any) -> str:
+    return value[-SHOWN:] if isinstance(value, str) else ""
+
+
+def _time(value: Any) -> float | None:
+    try:
+        at = float(value)
+    except (TypeError, ValueError):
+        return None
+    return at if math.isfinite(at) else None

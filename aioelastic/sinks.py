@@ -1,0 +1,201 @@
+"""From `Logs` to the taps on each worker's streams: which files, whose prefix, which console."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SpecError
+from .spec import Std, prefix_fields
+from .streams import (
+    CallbackTap,
+    Console,
+    ConsoleTap,
+    FileSink,
+    FileTap,
+    JsonTap,
+    LineTap,
+    MatchTap,
+    Tap,
+    iso_time,
+)
+from .thread import HelperThread, insist
+
+if TYPE_CHECKING:
+    from .launch import LaunchPlan
+    from .spec import Logs
+    from .stop import Patience
+    from .worker import Worker
+
+STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
+COLOURS = (36, 33, 32, 35, 34, 31)  # of prefixes on a terminal, by rank
+HURRIED = 0.5  # seconds the console gets for its last bytes when we are in a hurry
+
+
+class Sinks:
+    """All sinks of one group. `open` before the first worker, `close` after the last."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        logs: Logs,
+        files: HelperThread,
+        on_trouble: Callable[[str, str, int], None],
+    ) -> None:
+        self._loop = loop
+        self._logs = logs
+        self._thread = files
+        self._on_trouble = on_trouble
+        self._files: dict[tuple[int, Std], FileSink] = {}
+        self._matched: list[FileSink] = []
+        self._consoles: dict[Std, Console] = {}
+        self._name = ""
+        self._host = ""
+        fields = prefix_fields(logs.prefix)
+        self._constant = "time" not in fields and not logs.timestamps
+
+    async def open(self, plan: LaunchPlan) -> None:
+        """Make directories and files, attach to the console.
+
+        Raises:
+            SpecError: the log directory cannot be used. Nothing is left of it then.
+        """
+        self._name, self._host = plan.name, plan.host
+        if plan.run_dir is not None:
+            await insist(self._thread.submit(lambda: self._make_files(plan)))
+        wanted = Std.NONE
+        for worker in plan.workers:
+            wanted |= worker.tee
+        for std, stream in ((Std.OUT, sys.stdout), (Std.ERR, sys.stderr)):
+            if wanted & std:
+                console = Console(
+                    self._loop,
+                    stream,
+                    STREAM[std],
+                    self._logs.when_full,
+                    lambda: self._thread,
+                    self._on_trouble,
+                )
+                other = self._consoles.get(Std.OUT)
+                if other is not None and other.identity is not None and other.identity == console.identity:
+                    console.close()  # one terminal: its open line must be known to both
+                    console = other
+                self._consoles[std] = console
+
+    def taps(self, worker: Worker, std: Std) -> list[Tap]:
+        """What one stream feeds, besides its tail."""
+        logs, plan = self._logs, worker.plan
+        taps: list[Tap] = []
+        sink = self._files.get((worker.rank, std))
+        if sink is not None:
+            taps.append(FileTap(sink))
+        if plan.tee & std:
+            console = self._consoles[std]
+            if logs.json:
+                taps.append(JsonTap(console, self._name, worker.rank, STREAM[std]))
+            else:
+                taps.append(ConsoleTap(self._loop, console, self._prefix(worker, std, console.tty), self._constant))
+        for match, merged in zip(logs.matches, self._matched, strict=False):
+            if match.std & std:
+                taps.append(MatchTap(match, self._prefix(worker, std, False), merged))
+        if logs.callback is not None:
+            taps.append(CallbackTap(worker.rank, STREAM[std], logs.callback))
+        return taps
+
+    def line_tap(self, worker: Worker, std: Std, deliver: Callable[..., None]) -> Tap:
+        """A tap that hands whole lines to the group's line feeds."""
+        rank, stream = worker.rank, STREAM[std]
+        return LineTap(lambda lines, at, pump: deliver(rank, stream, lines, at, pump))
+
+    def file(self, rank: int, std: Std) -> FileSink | None:
+        """The log file of one stream, or None."""
+        return self._files.get((rank, std))
+
+    async def close(self, patience: Patience, bound: float) -> None:
+        """Write out what is queued and let go. What cannot be written within `bound` is counted and told."""
+        for console in {id(c): c for c in self._consoles.values()}.values():
+            await console.flush(patience, bound, HURRIED)
+            console.close()
+        for sink in (*self._files.values(), *self._matched):
+            sink.close()
+
+    def _prefix(self, worker: Worker, std: Std, colour: bool) -> Callable[[float], bytes]:
+        fields: dict[str, Any] = {
+            "name": self._name,
+            "rank": worker.rank,
+            "local_rank": worker.rank,
+            "host": self._host,
+            "pid": worker.pid,
+            "attempt": worker.attempt,
+            "stream": STREAM[std],
+        }
+        template = ("{time} " if self._logs.timestamps else "") + self._logs.prefix
+        on, off = "", ""
+        if colour and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+            on, off = f"\x1b[{COLOURS[worker.rank % len(COLOURS)]}m", "\x1b[0m"
+
+        def prefix(at: float) -> bytes:
+            return f"{on}{template.format(time=iso_time(at), **fields)}{off}".encode(errors="backslashreplace")
+
+        return prefix
+
+    def _make_files(self, plan: LaunchPlan) -> None:
+        assert plan.run_dir is not None
+        root = plan.run_dir.parent
+        made = False
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            plan.run_dir.mkdir()
+            made = True
+            self._probe(plan.run_dir)
+            home = plan.run_dir / f"attempt_{plan.attempt}"
+            home.mkdir()
+            for match in self._logs.matches:
+                self._matched.append(self._new(home / match.file, rotate=False))
+            for worker in plan.workers:
+                (home / str(worker.rank)).mkdir()
+                for std, path in ((Std.OUT, worker.stdout_log), (Std.ERR, worker.stderr_log)):
+                    if path is not None:
+                        self._files[worker.rank, std] = self._new(path, rotate=True)
+        except OSError as exc:
+            if made:
+                shutil.rmtree(plan.run_dir, ignore_errors=True)
+            raise _unusable(root, exc) from exc
+
+    def _new(self, path: Path, rotate: bool) -> FileSink:
+        sink = FileSink(self._thread, path, self._logs.rotate if rotate else None, self._on_trouble)
+        sink.open()
+        return sink
+
+    def _probe(self, home: Path) -> None:
+        """A full disk lets files be made but not filled: find out now."""
+        probe = home / ".probe"
+        with open(probe, "wb", buffering=0) as file:
+            file.write(b"\0" * 4096)
+            os.fsync(file.fileno())
+        probe.unlink()
+
+
+def _unusable(root: Path, exc: OSError) -> SpecError:
+    words = {
+        errno.ENOTDIR: ("is a file, or lies below one", "name a directory"),
+        errno.EEXIST: ("is a file", "name a directory"),
+        errno.EACCES: ("may not be written by this user", "check its permissions, or name another"),
+        errno.EPERM: ("may not be written by this user", "check its permissions, or name another"),
+        errno.EROFS: ("is on a read-only file system", "name another"),
+        errno.ENOSPC: ("is on a full disk", "make room, or name another"),
+        errno.EDQUOT: ("is over this user's disk quota", "make room, or name another"),
+        errno.EFBIG: ("cannot be filled: RLIMIT_FSIZE forbids it", "raise the limit with `ulimit -f`"),
+        errno.EMFILE: (
+            "needs more open files than allowed",
+            "raise the limit with `ulimit -n`, or save less",
+        ),
+    }
+    problem, remedy = words.get(exc.errno or 0, (f"cannot be used: {exc.strerror or exc}", "name another directory"))
+    return SpecError("Logs.dir", str(root), problem, remedy)

@@ -1,0 +1,462 @@
+"""What the caller asks for, as frozen values. A spec never acts; it is checked whole when it is made.
+
+`Command` says what one worker runs; `Logs`, `Stop` say how; `GroupSpec` is all of it for n ranks.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import math
+import os
+import re
+import signal as _signal
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from .errors import SpecError
+
+if TYPE_CHECKING:
+    from .streams import Line
+
+PREFIX_FIELDS = ("name", "rank", "local_rank", "host", "pid", "attempt", "stream", "time")
+
+
+class Std(enum.IntFlag):
+    """Which of a worker's two output streams."""
+
+    NONE = 0
+    OUT = 1
+    ERR = 2
+    ALL = 3
+
+
+@dataclass(frozen=True, init=False)
+class Command:
+    """A program and its arguments: what one worker runs. No shell is involved.
+
+    Args:
+        argv: the program (looked up in the worker's PATH) and its arguments, each `str` or path-like.
+        env: variables for this worker, over the group's and the caller's own; `None` unsets one.
+        cwd: the directory it starts in; the caller's own when not given.
+        stdin: `"null"` (an empty input, the default) or `"inherit"` (the caller's own standard input).
+
+    Raises:
+        SpecError: an argument is empty, not a string, or holds a NUL byte.
+
+    Example::
+
+        Command("python", "train.py", "--lr", "0.1", env={"OMP_NUM_THREADS": "1"}, cwd="experiments")
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str | None]
+    cwd: str | None
+    stdin: Literal["null", "inherit"]
+
+    def __init__(
+        self,
+        *argv: str | os.PathLike[str],
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: Literal["null", "inherit"] = "null",
+    ) -> None:
+        put = object.__setattr__
+        put(self, "argv", _argv(argv))
+        put(self, "env", check_env("env", env))
+        put(self, "cwd", None if cwd is None else _path("cwd", cwd))
+        if stdin not in ("null", "inherit"):
+            raise SpecError("stdin", stdin, "is not known", 'use "null" or "inherit"')
+        put(self, "stdin", stdin)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Start a new log file when one is full; keep the last few. `stdout.log` is the newest, then `.1`, `.2`, …
+
+    Files are cut at a line's end wherever one line is not longer than `size`.
+
+    Args:
+        size: bytes a file may hold.
+        keep: how many full files are kept beside the current one.
+    """
+
+    size: int = 50 * 2**20
+    keep: int = 10
+
+    def __post_init__(self) -> None:
+        _whole("Rotate.size", self.size, 1)
+        _whole("Rotate.keep", self.keep, 0)
+
+
+Pattern: TypeAlias = "str | re.Pattern[str] | re.Pattern[bytes]"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A merged copy of the lines that matter, from all ranks, in `<run>/attempt_<n>/<file>`, each with its prefix.
+
+    A line is copied when it has any of `include` (all lines when empty) and none of `exclude`.
+    A `str` is looked for as it stands; a compiled `re` is searched.
+    """
+
+    include: tuple[Pattern, ...] = ()
+    exclude: tuple[Pattern, ...] = ()
+    std: Std = Std.ALL
+    file: str = "matched.log"
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            given = getattr(self, name)
+            if isinstance(given, str | re.Pattern):
+                object.__setattr__(self, name, (given,))
+            elif not isinstance(given, tuple):
+                object.__setattr__(self, name, tuple(given))
+            for one in getattr(self, name):
+                if not isinstance(one, str | re.Pattern) or one == "":
+                    raise SpecError(f"Match.{name}", one, "is not a pattern", "give a non-empty str or re.compile(...)")
+        if not self.file or "/" in self.file or "\0" in self.file or self.file in (".", ".."):
+            raise SpecError("Match.file", self.file, "is not a file name", 'give a plain name like "loss.log"')
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Where the workers' output goes.
+
+    Args:
+        dir: a directory for log files: `<dir>/<run id>/attempt_<n>/<rank>/{stdout.log,stderr.log,error.json}`.
+            Each run makes its own run id, so no log is ever overwritten.
+        tee: which streams also go to the caller's own stdout and stderr, with a prefix per line
+            (one `Std`, or one per rank as a dict; ranks left out: none).
+        save: which streams go to files; all when `dir` is given. Files hold the worker's bytes unchanged.
+        prefix: template of the tee's prefix; fields: name rank local_rank host pid attempt stream time.
+        ranks: only these ranks are tee'd; files are not affected.
+        match: merged copies of chosen lines: `Match` values, or bare patterns, which share `matched.log`.
+        timestamps: each tee'd line starts with the time it was read (ISO 8601, UTC).
+        rotate: size and count limit per log file.
+        json: the tee writes one JSON object per line instead of prefixed text
+            (keys: time, name, rank, stream, line).
+        callback: called on the event loop with each `Line` of every rank and stream; must be quick.
+        when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
+            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (lossless: to an unnamed
+            temporary file). Files always block: they are lossless.
+        drain: seconds to wait, after a worker's exit, for the end of output that some other process holds open.
+
+    Raises:
+        SpecError: a field is not usable.
+    """
+
+    dir: str | os.PathLike[str] | None = None
+    tee: Std | Mapping[int, Std] = Std.ALL
+    save: Std | Mapping[int, Std] | None = None
+    prefix: str = "[{name}{rank}]: "
+    ranks: Iterable[int] | None = None
+    match: Sequence[Match | Pattern] | Match | Pattern = ()
+    timestamps: bool = False
+    rotate: Rotate | None = None
+    json: bool = False
+    callback: Callable[[Line], object] | None = None
+    when_full: Literal["block", "drop", "spill"] = "block"
+    drain: float = 2.0
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        if self.dir is not None:
+            put(self, "dir", Path(_path("Logs.dir", self.dir)))
+        put(self, "tee", _std("Logs.tee", self.tee))
+        default = Std.NONE if self.dir is None else Std.ALL
+        put(self, "save", default if self.save is None else _std("Logs.save", self.save))
+        _check_prefix(self.prefix)
+        if self.ranks is not None:
+            ranks = frozenset(self.ranks)
+            for one in ranks:
+                _whole("Logs.ranks", one, 0)
+            put(self, "ranks", ranks)
+        put(self, "match", _matches(self.match))  # also checks them
+        if self.rotate is not None and not isinstance(self.rotate, Rotate):
+            raise SpecError("Logs.rotate", self.rotate, "is not a Rotate", "give Rotate(size=..., keep=...)")
+        for name, given in (("save", self.save), ("rotate", self.rotate), ("match", self.match)):
+            if given and self.dir is None:
+                raise SpecError(f"Logs.{name}", given, "needs a directory", 'give dir="runs" too')
+        if self.callback is not None and (not callable(self.callback) or inspect.iscoroutinefunction(self.callback)):
+            raise SpecError(
+                "Logs.callback",
+                self.callback,
+                "is not a plain function",
+                "give def f(line): ..., or use `async for line in group.lines()`",
+            )
+        if self.when_full not in ("block", "drop", "spill"):
+            raise SpecError("Logs.when_full", self.when_full, "is not known", 'use "block", "drop" or "spill"')
+        _seconds("Logs.drain", self.drain)
+
+    def tees(self, rank: int) -> Std:
+        """Which streams of this rank are tee'd."""
+        return Std.NONE if self.ranks is not None and rank not in self.ranks else _of(self.tee, rank)
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """`match`, with the bare patterns made into one `Match`."""
+        return _matches(self.match)
+
+    def saves(self, rank: int) -> Std:
+        """Which streams of this rank go to files."""
+        return _of(self.save or Std.NONE, rank)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How workers are stopped: a signal, a time to obey it, then SIGKILL, then a bounded wait.
+
+    Each worker has the whole grace for itself. A worker that ends early ends its own grace.
+
+    Args:
+        signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`).
+        grace: seconds a worker has to obey before SIGKILL.
+        scope: who gets the signal: `"leader_then_group"` (the worker; its process group when the worker is gone
+            or its grace is over, so that a trainer's loaders outlive its last save), `"group"` (all at once), or
+            `"leader"` (never anybody but the worker: what it leaves running is only reported).
+        bound: seconds to wait for a process to die after SIGKILL before it is reported as `Unkillable`.
+
+    Raises:
+        SpecError: unknown or uncatchable signal; negative or infinite time.
+    """
+
+    signal: int | str = _signal.SIGTERM
+    grace: float = 30.0
+    scope: Literal["leader_then_group", "group", "leader"] = "leader_then_group"
+    bound: float = 30.0
+
+    def __post_init__(self) -> None:
+        number = parse_signal("Stop.signal", self.signal)
+        if number in (_signal.SIGKILL, _signal.SIGSTOP):
+            raise SpecError(
+                "Stop.signal",
+                number.name,
+                "cannot be caught by a worker",
+                "use SIGTERM with grace=0 to kill at once",
+            )
+        object.__setattr__(self, "signal", number)
+        _seconds("Stop.grace", self.grace)
+        _seconds("Stop.bound", self.bound)
+        if self.scope not in ("leader_then_group", "group", "leader"):
+            raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
+
+    @property
+    def signum(self) -> _signal.Signals:
+        """The signal as a member of `signal.Signals`."""
+        return parse_signal("Stop.signal", self.signal)
+
+
+Entry: TypeAlias = "Command | Callable[[int], Command] | Sequence[Command]"
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A whole group: one entry per rank, and how to run them. Made by `GroupSpec.of`, which checks everything."""
+
+    entries: tuple[Command, ...]
+    name: str = "worker"
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    logs: Logs = field(default_factory=Logs)
+    stop: Stop = field(default_factory=Stop)
+
+    @classmethod
+    def of(
+        cls,
+        entry: Entry,
+        n: int | None = None,
+        *,
+        name: str = "worker",
+        env: Mapping[str, str | None] | None = None,
+        logs: Logs | None = None,
+        stop: Stop | None = None,
+    ) -> GroupSpec:
+        """Resolve the three forms of `entry` to one command per rank, and check the rest.
+
+        Raises:
+            SpecError: names the first field that is wrong, its value and the remedy.
+        """
+        if not isinstance(name, str) or not name or "/" in name or "\0" in name or not name.isprintable():
+            raise SpecError("name", name, "is not usable in file names", 'give a plain word like "trainer"')
+        logs = logs if logs is not None else Logs()
+        stop = stop if stop is not None else Stop()
+        for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):
+            if not isinstance(given, kind):
+                raise SpecError(what, given, f"is not a {kind.__name__}", f"give {kind.__name__}(...)")
+        entries = _entries(entry, n)
+        named: dict[str, Iterable[int]] = {"Logs.ranks": logs.ranks or ()}
+        for what, stds in (("Logs.tee", logs.tee), ("Logs.save", logs.save)):
+            if isinstance(stds, Mapping):
+                named[what] = stds
+        for what, ranks in named.items():
+            for rank in sorted(ranks):
+                if rank >= len(entries):
+                    raise SpecError(what, rank, "is not a rank of this group", f"ranks are 0 to {len(entries) - 1}")
+        return cls(entries, name, check_env("env", env), logs, stop)
+
+
+def parse_signal(field: str, value: int | str) -> _signal.Signals:
+    """`15`, `"TERM"`, `"SIGTERM"` or a member → the member. Raises `SpecError` that lists near names."""
+    try:
+        if isinstance(value, str):
+            name = value.upper()
+            if name.isdigit():
+                return _signal.Signals(int(name))
+            return _signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return _signal.Signals(value)
+    except (KeyError, ValueError):
+        pass
+    raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
+
+
+def check_env(field: str, env: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """A checked copy of the caller's mapping, which itself is never changed."""
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise SpecError(field, env, "is not a mapping", 'give a dict like {"OMP_NUM_THREADS": "1"}')
+    for key, value in env.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            raise SpecError(f"{field} key", key, "cannot name a variable", "use a non-empty str without '=' and NUL")
+        if value is not None and not isinstance(value, str):
+            raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+        if value is not None and "\0" in value:
+            raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
+    return dict(env)
+
+
+def _entries(entry: Entry, n: int | None) -> tuple[Command, ...]:
+    if n is not None:
+        _whole("n", n, 1)
+    if isinstance(entry, Command):
+        return (entry,) * (1 if n is None else n)
+    if isinstance(entry, str | bytes) or entry is None:
+        raise SpecError(
+            "entry", entry, "is not a Command", 'give Command("python", "train.py"); no shell splits a string'
+        )
+    if isinstance(entry, Sequence):
+        commands = tuple(entry)
+        if not commands:
+            raise SpecError("entry", entry, "is empty", "give one Command per rank")
+        if n is not None and n != len(commands):
+            raise SpecError(
+                "n", n, f"is not the length of the list, {len(commands)}", "leave n out, or give n commands"
+            )
+        for rank, one in enumerate(commands):
+            _is_command(f"entry[{rank}]", one)
+        return commands
+    if callable(entry):
+        if n is None:
+            raise SpecError("n", n, "is needed with a builder", "say how many ranks it is to build")
+        return tuple(_built(entry, rank) for rank in range(n))
+    raise SpecError("entry", entry, "is not a Command", "give a Command, a list of them, or rank -> Command")
+
+
+def _built(builder: Callable[[int], Command], rank: int) -> Command:
+    try:
+        made = builder(rank)
+    except Exception as exc:
+        raise SpecError(
+            f"entry(rank={rank})",
+            builder,
+            f"raised {type(exc).__name__}: {exc}",
+            "mend the builder: it is called once per rank before anything starts",
+        ) from exc
+    return _is_command(f"entry(rank={rank})", made)
+
+
+def _is_command(field: str, value: object) -> Command:
+    if not isinstance(value, Command):
+        raise SpecError(field, value, f"is {type(value).__name__}, not a Command", 'give Command("program", ...)')
+    return value
+
+
+def _argv(argv: Sequence[Any]) -> tuple[str, ...]:
+    if not argv or (isinstance(argv[0], str) and not argv[0]):
+        raise SpecError("argv", argv, "names no program", 'give Command("program", "argument", ...)')
+    out = []
+    for index, one in enumerate(argv):
+        if isinstance(one, list | tuple) and len(argv) == 1:
+            raise SpecError("argv", one, "is one sequence", "unpack it: Command(*argv)")
+        out.append(_path(f"argv[{index}]", one))
+    return tuple(out)
+
+
+def _path(field: str, value: Any) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+    if "\0" in text:
+        raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
+    return text
+
+
+def _std(field: str, value: Any) -> Std | dict[int, Std]:
+    if isinstance(value, Mapping):
+        out = {}
+        for rank, one in value.items():
+            _whole(f"{field} key", rank, 0)
+            out[rank] = _std(f"{field}[{rank}]", one)
+        return out  # type: ignore[return-value]  # a nested mapping is refused just below
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3:
+        raise SpecError(field, value, "is not a Std", "give Std.NONE, Std.OUT, Std.ERR or Std.ALL")
+    return Std(value)
+
+
+def _of(value: Std | Mapping[int, Std], rank: int) -> Std:
+    return value if isinstance(value, Std) else value.get(rank, Std.NONE)
+
+
+def _matches(given: Any) -> tuple[Match, ...]:
+    if isinstance(given, str | re.Pattern | Match):
+        given = (given,)
+    bare = tuple(one for one in given if not isinstance(one, Match))
+    out = tuple(one for one in given if isinstance(one, Match))
+    if bare:
+        out = (Match(include=bare), *out)
+    seen: set[str] = set()
+    for one in out:
+        if one.file in seen:
+            raise SpecError("Match.file", one.file, "is used by two filters", "give each Match its own file")
+        seen.add(one.file)
+    return out
+
+
+def prefix_fields(prefix: str) -> list[str]:
+    """The names in a prefix template. Raises `ValueError` when it is none."""
+    return [name for _, name, _, _ in string.Formatter().parse(prefix) if name is not None]
+
+
+def _check_prefix(prefix: str) -> None:
+    try:
+        fields = prefix_fields(prefix)
+        if all(name in PREFIX_FIELDS for name in fields):
+            numbers = dict.fromkeys(("rank", "local_rank", "pid", "attempt"), 0)
+            prefix.format(**{**dict.fromkeys(PREFIX_FIELDS, ""), **numbers})
+            return
+        problem = f"has an unknown field {next(n for n in fields if n not in PREFIX_FIELDS)!r}"
+    except (ValueError, TypeError, AttributeError) as exc:
+        problem = f"is not a template ({exc})"
+    raise SpecError("Logs.prefix", prefix, problem, f"fields are {{{'}, {'.join(PREFIX_FIELDS)}}}")
+
+
+def _whole(field: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(field, value, f"is {type(value).__name__}, not int", f"give a whole number from {least}")
+    if value < least:
+        raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
+
+
+def _seconds(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise SpecError(field, value, "is not a time", "give seconds, 0 or more")
+
+
+def check_timeout(value: float | None) -> None:
+    """`supervise(timeout=)`: seconds above 0, or None."""
+    if value is not None:
+        _seconds("timeout", value)

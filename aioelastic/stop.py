@@ -1,0 +1,131 @@
+"""How a worker is ended, and what it leaves behind too: signal → wait → kill → bounded wait → say what would not die.
+
+Coroutines that the exit itself cuts short. Their only clock is the loop's. Being cancelled (the loop shuts down)
+does not make them leave anything running: it makes them skip the grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .outcome import Process
+from .thread import insist
+from .watch import Snapshot, Stray
+
+if TYPE_CHECKING:
+    from .spec import Stop
+    from .watch import Census
+    from .worker import Worker
+
+# After a worker's grace its process group gets the polite signal too, and this many seconds (or the grace, if that
+# is less) before SIGKILL: time for the children of a wrapper that swallowed the signal.
+GROUP_GRACE = 2.0
+
+
+class Patience:
+    """Waiting that a notice, a time limit, or impatience (`hurry()`) ends, whichever comes first."""
+
+    def __init__(self) -> None:
+        self.hurried = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def hurry(self) -> None:
+        """Skip every grace from now on."""
+        self.hurried = True
+        self.notice()
+
+    def notice(self) -> None:
+        """What was waited for may have happened: look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def until(self, done: Callable[[], bool], seconds: float, grace: bool = True) -> bool:
+        """Wait for `done()`, asked after each `notice()`. False: time is over, or it is a `grace` and we hurry."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not done():
+            if (grace and self.hurried) or loop.time() >= deadline:
+                return False
+            self._waiter = loop.create_future()
+            timer = loop.call_at(deadline, self.notice)
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self.hurried = True  # the loop shuts down: it has no time for a grace
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return True
+
+
+async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
+    """End one worker that runs. Returns when it has exited, or has been given up as unkillable."""
+    patience = worker.patience
+    if worker.polite(stop.signum, stop.scope == "group") and stop.grace > 0:
+        if await patience.until(worker.has_exited, stop.grace):
+            return
+        if stop.scope == "leader_then_group" and not patience.hurried:
+            others = (await insist(census.take())).of(worker.owner, worker.pid)
+            if others and not worker.has_exited():
+                worker.signal_group(stop.signum)
+                await patience.until(worker.has_exited, min(stop.grace, GROUP_GRACE))
+    if worker.has_exited():
+        return
+    worker.kill(leader_only=stop.scope == "leader")
+    if not await patience.until(worker.has_exited, stop.bound, grace=False):
+        worker.give_up()
+
+
+async def sweep(
+    find: Callable[[Snapshot], list[Stray]],
+    census: Census,
+    patience: Patience,
+    stop: Stop,
+    on_found: Callable[[Process], None],
+) -> list[Process]:
+    """End processes that are not our children: what a worker left running.
+
+    Looks again after each round, since what dies may have forked. Returns those that are still there at the end
+    of the bound.
+
+    Args:
+        find: picks them from a snapshot.
+        on_found: told once for each.
+    """
+    loop = asyncio.get_running_loop()
+    told: set[int] = set()
+    deadline = loop.time() + stop.grace + stop.bound
+    polite = stop.grace > 0
+    while strays := find(await insist(census.take())):
+        gone: set[int] = set()
+
+        def ended(one: Stray, gone: set[int] = gone) -> None:
+            gone.add(one.pid)
+            patience.notice()
+
+        try:
+            for one in strays:
+                if one.pid not in told:
+                    told.add(one.pid)
+                    on_found(one.process)
+                one.watch(loop, ended)
+                one.signal(stop.signum if polite else signal.SIGKILL)
+                # a stopped process obeys nothing but SIGKILL until it is continued
+                one.signal(signal.SIGCONT)
+            wait = stop.grace if polite else max(deadline - loop.time(), 0.0)
+            await patience.until(partial(_all_in, strays, gone), wait, grace=polite)
+        finally:
+            for one in strays:
+                one.close(loop)
+        polite = polite and len(gone) == len(strays) and not patience.hurried
+        if loop.time() >= deadline:
+            return [one.process for one in strays if one.pid not in gone]
+    return []
+
+
+def _all_in(strays: list[Stray], gone: set[int]) -> bool:
+    return len(gone) == len(strays)

@@ -1,0 +1,31 @@
+"""Pipe → chunks → lines → sinks. In: the read ends of workers' pipes. Out: files, the console, lines, a tail.
+
+A `Pump` reads one pipe and hands each chunk to its taps. A tap that cannot keep up holds the pump, and in the end
+the worker waits: that is the `block` policy. Never here: processes, and blocking writes on the event loop.
+"""
+
+from __future__ import annotations
+
+from ._console import Console, ConsoleTap, JsonTap, iso_time
+from ._files import FileSink, FileTap
+from ._lines import CallbackTap, Line, LineFeed, LineTap
+from ._match import MatchTap
+from ._pump import Pump, Tap
+from ._tail import Tail
+
+__all__ = [
+    "CallbackTap",
+    "Console",
+    "ConsoleTap",
+    "FileSink",
+    "FileTap",
+    "JsonTap",
+    "Line",
+    "LineFeed",
+    "LineTap",
+    "MatchTap",
+    "Pump",
+    "Tail",
+    "Tap",
+    "iso_time",
+]

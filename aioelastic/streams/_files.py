@@ -1,0 +1,153 @@
+"""Log files, written by one thread of the group's own, so that a slow disk never stops the event loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..thread import HelperThread
+
+if TYPE_CHECKING:
+    from ..spec import Rotate
+    from ._pump import Pump
+
+HIGH = 4_194_304  # bytes a file may be behind before its workers' pipes are held
+
+
+class FileSink:
+    """One log file. Bytes in = bytes out. Policy: block (lossless), unless the file system refuses the bytes:
+    then they are counted in `lost`, the trouble is told once per kind, and later bytes are tried again.
+
+    Args:
+        fd: write to this descriptor (not closed) instead of opening `path`.
+    """
+
+    def __init__(
+        self,
+        writer: HelperThread,
+        path: Path | None,
+        rotate: Rotate | None,
+        on_trouble: Callable[[str, str, int], None],
+        fd: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.name = name or str(path)
+        self.path = path
+        self.lost = 0  # written by the thread only
+        self._writer = writer
+        self._rotate = rotate
+        self._on_trouble = on_trouble
+        self._fd = -1 if fd is None else fd
+        self._given = fd is not None
+        self._size = 0
+        self._told: set[int | None] = set()
+        self.queued = 0  # bytes taken so far; written by the loop only
+        self._done = 0  # written by the thread only
+        self._pumps: set[Pump] = set()
+
+    @property
+    def behind(self) -> int:
+        """Bytes not written yet."""
+        return self.queued - self._done
+
+    def open(self) -> None:
+        """Make the file (it must not exist). Runs in the writer's thread. Raises `OSError`."""
+        if self.path is not None:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, data: bytes, pump: Pump | None) -> None:
+        """Queue `data`; hold `pump` while too much is queued."""
+        self.queued += len(data)
+        self._writer.put(lambda: self._store(data))
+        if pump is not None and self.queued - self._done > HIGH:
+            self._pumps.add(pump)
+            pump.hold(self)
+            if self.behind < HIGH // 2:  # the thread was quicker than we
+                self._resume()
+
+    def close(self) -> None:
+        """Close the file after its last byte."""
+        self._writer.put(self._shut)
+
+    def _store(self, data: bytes) -> None:
+        if self._rotate is None:
+            self._put(memoryview(data))
+        else:
+            self._put_rotating(memoryview(data), self._rotate)
+        self._done += len(data)
+        if self._pumps and self.queued - self._done < HIGH // 2:
+            self._writer.tell(self._resume)
+
+    def _put(self, view: memoryview) -> None:
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except OSError as exc:
+                self.lost += len(view)
+                if exc.errno not in self._told:
+                    self._told.add(exc.errno)
+                    self._writer.tell(self._on_trouble, self.name, exc.strerror or str(exc), self.lost)
+                return
+
+    def _put_rotating(self, view: memoryview, rotate: Rotate) -> None:
+        while view:
+            room = rotate.size - self._size
+            if len(view) <= room:
+                cut = len(view)
+            else:
+                cut = bytes(view[: max(room, 0)]).rfind(b"\n") + 1
+                if cut == 0 and self._size == 0:
+                    cut = rotate.size  # one line longer than a whole file
+            self._put(view[:cut])
+            self._size += cut
+            view = view[cut:]
+            if view:
+                self._turn(rotate.keep)
+
+    def _turn(self, keep: int) -> None:
+        assert self.path is not None
+        name = str(self.path)
+        try:
+            if keep == 0:
+                os.unlink(name)
+            for index in range(keep, 0, -1):
+                older = name if index == 1 else f"{name}.{index - 1}"
+                if os.path.lexists(older):
+                    os.replace(older, f"{name}.{index}")
+            fresh = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError as exc:
+            if exc.errno not in self._told:
+                self._told.add(exc.errno)
+                self._writer.tell(self._on_trouble, self.name, f"cannot rotate: {exc}", self.lost)
+        else:
+            os.close(self._fd)
+            self._fd = fresh
+        self._size = 0
+
+    def _resume(self) -> None:
+        pumps, self._pumps = self._pumps, set()
+        for pump in pumps:
+            pump.release(self)
+
+    def _shut(self) -> None:
+        if self._fd >= 0 and not self._given:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class FileTap:
+    """One stream into one `FileSink`, unchanged."""
+
+    __slots__ = ("name", "sink")
+
+    def __init__(self, sink: FileSink) -> None:
+        self.sink = sink
+        self.name = sink.name
+
+    def feed(self, data: bytes, pump: Pump) -> None:
+        self.sink.write(data, pump)
+
+    def eof(self) -> None:
+        self.sink.close()

@@ -1,0 +1,53 @@
+"""Lines that matter, from all ranks, merged into one file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ._files import FileSink
+from ._lines import LineTap
+
+if TYPE_CHECKING:
+    from ..spec import Match, Pattern
+    from ._pump import Pump
+
+
+class MatchTap(LineTap):
+    """Copies matching lines of one stream to a shared file, each with the worker's prefix. Policy: block."""
+
+    def __init__(self, match: Match, prefix: Callable[[float], bytes], sink: FileSink) -> None:
+        wanted = _predicate(match)
+        self.name = sink.name
+
+        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+            kept = [line for line in lines if wanted(line)]
+            if kept:
+                head = prefix(at)
+                sink.write(b"".join(head + line + b"\n" for line in kept), pump)
+
+        super().__init__(deliver)
+
+
+def _predicate(match: Match) -> Callable[[bytes], bool]:
+    include = [_finder(one) for one in match.include]
+    exclude = [_finder(one) for one in match.exclude]
+
+    def wanted(line: bytes) -> bool:
+        return (not include or any(one(line) for one in include)) and not any(one(line) for one in exclude)
+
+    return wanted
+
+
+def _finder(pattern: Pattern) -> Callable[[bytes], bool]:
+    if isinstance(pattern, str):
+        needle = pattern.encode()
+        return lambda line: needle in line
+    if isinstance(pattern.pattern, bytes):
+        found = pattern.search
+        return lambda line: found(line) is not None
+    # a str pattern would have to decode each line: compile its bytes twin once
+    flags = pattern.flags & ~re.UNICODE
+    twin = re.compile(pattern.pattern.encode(), flags)
+    return lambda line: twin.search(line) is not None

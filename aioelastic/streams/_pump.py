@@ -1,0 +1,142 @@
+"""One pipe, read when the loop says that there is something in it, handed on chunk by chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+PIPE = 65_536  # what a new pipe holds (pipe(7))
+BUSY_PIPE = 1_048_576  # what a busy one is grown to, where the system allows
+READ = 262_144  # one read: large enough to be cheap, small enough that the loop stays its owner's
+
+
+class Tap(Protocol):
+    """Takes chunks of one stream, in order. `feed` must not block; to slow the worker down it holds the pump."""
+
+    def feed(self, data: bytes, pump: Pump) -> None: ...
+
+    def eof(self) -> None: ...
+
+
+class Pump:
+    """Reads `fd` (non-blocking; closed by the pump at the end) into `taps`.
+
+    Args:
+        on_eof: called once when the stream is over: all its writers are gone, or `close()` gave it up.
+        on_trouble: called with a tap that raised (it is taken off; the others go on).
+    """
+
+    __slots__ = ("_fd", "_grown", "_held", "_loop", "_on_eof", "_on_trouble", "_reading", "_unheld", "taps")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        taps: list[Tap],
+        on_eof: Callable[[], None],
+        on_trouble: Callable[[Tap, Exception], None],
+    ) -> None:
+        self._loop = loop
+        self._fd = fd
+        self.taps = taps
+        self._on_eof = on_eof
+        self._on_trouble = on_trouble
+        self._held: set[object] = set()
+        self._unheld = False
+        self._grown = False
+        self._reading = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has ended."""
+        return self._fd < 0
+
+    @property
+    def fd(self) -> int:
+        """The read end, -1 when the stream is over."""
+        return self._fd
+
+    def start(self) -> None:
+        """Read from now on."""
+        if self._fd >= 0 and not self._held and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def hold(self, who: object) -> None:
+        """Do not read until `who` releases; what the worker writes stays in its pipe, and in the end it waits."""
+        if self._unheld:
+            return
+        self._held.add(who)
+        self._pause()
+
+    def release(self, who: object) -> None:
+        """Undo `hold(who)`."""
+        if who in self._held:
+            self._held.discard(who)
+            self.start()
+
+    def finish(self) -> bool:
+        """The worker is gone: read all it left in the pipe, whoever holds. True when that was the end.
+
+        What is left is bounded by the pipe's size, so a full sink takes it into memory rather than lose it.
+        """
+        self._unheld = True
+        self._held.clear()
+        budget = 2 * BUSY_PIPE  # somebody else may still be writing as fast as we read
+        while self._fd >= 0 and budget > 0:
+            size = self._readable()
+            if size < 0:
+                break
+            budget -= size
+        self.start()
+        return self._fd < 0
+
+    def close(self) -> None:
+        """The stream is over for us, whether or not its writers are gone."""
+        if self._fd >= 0:
+            self._pause()
+            os.close(self._fd)
+            self._fd = -1
+            for tap in list(self.taps):
+                self._guard(tap, tap.eof)
+            self._on_eof()
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _readable(self) -> int:
+        """One read. Its size; -1 when there was nothing, or the end."""
+        try:
+            data = os.read(self._fd, READ)
+        except BlockingIOError:
+            return -1
+        if not data:
+            self.close()
+            return -1
+        if not self._grown and len(data) >= PIPE:
+            self._grown = True
+            try:
+                fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE)
+            except OSError:
+                pass  # over the user's pipe budget: works, in smaller steps
+        for tap in self.taps:
+            try:
+                tap.feed(data, self)
+            except Exception as exc:
+                self._drop(tap, exc)
+        return len(data)
+
+    def _guard(self, tap: Tap, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as exc:
+            self._drop(tap, exc)
+
+    def _drop(self, tap: Tap, exc: Exception) -> None:
+        self.taps = [one for one in self.taps if one is not tap]
+        self._on_trouble(tap, exc)

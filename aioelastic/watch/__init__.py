@@ -1,0 +1,58 @@
+"""Exits and signals, as events. In: a pid that is ours. Out: one call on the loop when it has ended.
+
+Never here: polling, SIGCHLD, `waitpid(-1)`. Each mechanism is one small file behind one contract (`Watch`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from ._pidfd import PidfdWatch
+from ._proc import Census, Snapshot, Stray, caught_signals, describe, pipe_holders, wchan
+from ._signals import Signals
+from ._thread import ThreadWatch
+
+__all__ = [
+    "Census",
+    "PidfdWatch",
+    "Signals",
+    "Snapshot",
+    "Stray",
+    "ThreadWatch",
+    "Watch",
+    "caught_signals",
+    "describe",
+    "pidfd_or_none",
+    "pipe_holders",
+    "wchan",
+]
+
+
+class Watch(Protocol):
+    """One child's exit, told once.
+
+    `on_exit` is called on the loop's thread when the kernel says that the child has ended; the child is not
+    reaped yet, so its pid is still ours. `cancel` makes that never happen.
+    """
+
+    def start(self, on_exit: Callable[[], None]) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+def pidfd_or_none(pid: int) -> int | None:
+    """A pidfd (close-on-exec), or None where the kernel has none (Linux < 5.3, some sandboxes).
+
+    Raises:
+        ProcessLookupError: the process is gone and reaped.
+        OSError: out of file descriptors.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+            return None
+        raise

@@ -1,0 +1,242 @@
+"""What /proc says: which processes descend from a worker, who holds a pipe, why one does not die.
+
+Reads only; runs in a helper thread. Signals go through pidfds that were checked to be the process that was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..outcome import Process
+from ..thread import HelperThread
+
+
+class Seen(NamedTuple):
+    """One process at one moment. `started` (clock ticks since boot) and pid together name it for ever."""
+
+    pid: int
+    state: str
+    group: int
+    session: int
+    started: int
+    lineage: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The processes of this machine that started after a given time, findable by whom they belong to."""
+
+    by_owner: dict[str, list[Seen]] = field(default_factory=dict)
+    by_session: dict[int, list[Seen]] = field(default_factory=dict)
+
+    def of(self, owner: str, leader: int | None = None) -> list[Seen]:
+        """Those that carry `owner` in their lineage, or are in the session of `leader`, without `leader` itself."""
+        found = {one.pid: one for one in self.by_owner.get(owner, ())}
+        if leader is not None:
+            found.update((one.pid, one) for one in self.by_session.get(leader, ()))
+            found.pop(leader, None)
+        return list(found.values())
+
+
+class Census:
+    """Looks through /proc for a whole group: questions asked while one look is under way share the next."""
+
+    def __init__(self, thread: HelperThread, tag: str) -> None:
+        self._thread = thread
+        self._tag = tag.encode() + b"="
+        # one tick less: a process may start within the tick in which we look at the clock
+        self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")) - 1
+        self._next: asyncio.Future[Snapshot] | None = None
+        self._looking = False
+
+    def take(self) -> asyncio.Future[Snapshot]:
+        """A snapshot that begins after this call."""
+        asked = self._next
+        if asked is None:
+            asked = self._next = asyncio.get_running_loop().create_future()
+            if not self._looking:
+                self._look()
+        return asked
+
+    def holders(self, read_ends: list[int]) -> asyncio.Future[dict[int, tuple[int, ...]]]:
+        """Who else has these pipes open; see `pipe_holders`."""
+        return self._thread.submit(lambda: pipe_holders(read_ends))
+
+    def _look(self) -> None:
+        asked, self._next = self._next, None
+        self._looking = asked is not None
+        if asked is None:
+            return
+
+        def job() -> None:
+            try:
+                found = snapshot(self._tag, self._since)
+            except OSError:
+                found = Snapshot()  # no /proc, no census: nothing is found, and nothing is signalled
+            self._thread.tell(self._done, asked, found)
+
+        self._thread.put(job)
+
+    def _done(self, asked: asyncio.Future[Snapshot], found: Snapshot) -> None:
+        if not asked.done():
+            asked.set_result(found)
+        self._look()
+
+
+def snapshot(tag: bytes, since: int) -> Snapshot:
+    """Read /proc once. Zombies are left out: they hold nothing."""
+    out = Snapshot()
+    for pid in _pids():
+        fields = _stat(pid)
+        if fields is None:
+            continue
+        state, started = fields[0], int(fields[19])
+        if started < since or state in "ZX":
+            continue
+        lineage = _lineage(pid, tag)
+        seen = Seen(pid, state, int(fields[2]), int(fields[3]), started, lineage)
+        out.by_session.setdefault(seen.session, []).append(seen)
+        for item in lineage:
+            out.by_owner.setdefault(item, []).append(seen)
+            run = item.split("/", 1)[0]
+            out.by_owner.setdefault(run, []).append(seen)
+    return out
+
+
+class Stray:
+    """A process that is not our child, held by a pidfd, so that a signal can reach no other."""
+
+    __slots__ = ("_pidfd", "pid", "process")
+
+    def __init__(self, pidfd: int, process: Process) -> None:
+        self._pidfd = pidfd
+        self.pid = process.pid
+        self.process = process
+
+    @classmethod
+    def catch(cls, seen: Seen) -> Stray | None:
+        """None: it is gone already, or this kernel has no pidfd (then it cannot be signalled safely)."""
+        try:
+            pidfd = os.pidfd_open(seen.pid)
+        except OSError:
+            return None
+        fields = _stat(seen.pid)
+        if fields is None or int(fields[19]) != seen.started or fields[0] in "ZX":
+            os.close(pidfd)
+            return None
+        return cls(pidfd, describe(seen.pid))
+
+    def signal(self, signum: int) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone meanwhile, or changed its user: then it is only reported
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[Stray], None]) -> None:
+        """Call `on_end` once when it has ended (a pidfd of a process that is no child tells that too)."""
+
+        def ended() -> None:
+            loop.remove_reader(self._pidfd)
+            on_end(self)
+
+        loop.add_reader(self._pidfd, ended)
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+
+def describe(pid: int) -> Process:
+    """Its command line and state, as far as they can be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096).rstrip(b"\0").split(b"\0")
+        command = b" ".join(words).decode(errors="backslashreplace")
+    except OSError:
+        command = ""
+    fields = _stat(pid)
+    return Process(pid, command, fields[0] if fields else "?")
+
+
+def wchan(pid: int) -> str:
+    """The kernel function in which a process sleeps (proc(5)), "" when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/wchan") as file:
+            return file.read().strip("0 \n")
+    except OSError:
+        return ""
+
+
+def caught_signals(pid: int) -> set[int]:
+    """The signals for which a process has a handler of its own (SigCgt of proc(5))."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            mask = next((int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")), 0)
+    except OSError:
+        mask = 0
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+def pipe_holders(read_ends: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """For each read end of a pipe: the pids of other processes that have the pipe open (as far as we may look)."""
+    wanted: dict[str, int] = {}
+    for fd in read_ends:
+        try:
+            wanted[os.readlink(f"/proc/self/fd/{fd}")] = fd
+        except OSError:
+            pass
+    found: dict[int, set[int]] = {fd: set() for fd in wanted.values()}
+    me = os.getpid()
+    for pid in _pids():
+        if pid == me:
+            continue
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    try:
+                        ours = wanted.get(os.readlink(entry.path))
+                    except OSError:
+                        continue
+                    if ours is not None:
+                        found[ours].add(pid)
+        except OSError:
+            continue  # gone, or another user's
+    return {fd: tuple(sorted(pids)) for fd, pids in found.items()}
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/<pid>/stat from the third on (state, ppid, pgrp, session, …), None when it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    # the second field, the name, is in parentheses and may hold anything
+    return data[data.rindex(b")") + 2 :].decode().split()
+
+
+def _lineage(pid: int, tag: bytes) -> tuple[str, ...]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            data = file.read()
+    except OSError:
+        return ()
+    for item in data.split(b"\0"):
+        if item.startswith(tag):
+            return tuple(item[len(tag) :].decode(errors="replace").split(":"))
+    return ()

@@ -1,0 +1,348 @@
+"""One worker's life: from its plan to its result, driven by the table in `lifecycle.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import stop as _stop
+from .errors import LaunchFailed
+from .events import Drained, Event, Exited, Killed, Spawned, Stopping
+from .launch import Launcher, LiveProcess, RawExit, WorkerPlan, owner
+from .lifecycle import ALIVE, FINAL, State, Trigger, step
+from .outcome import Exit, Output, Process, Unkillable, Usage
+from .spec import Std
+from .streams import FileSink, Pump, Tail, Tap
+from .thread import insist
+from .watch import Census, Snapshot, Stray, describe, wchan
+
+if TYPE_CHECKING:
+    from .spec import Logs, Stop
+
+
+class Keeper(Protocol):
+    """What a worker needs of its group."""
+
+    loop: asyncio.AbstractEventLoop
+    run_id: str
+    logs: Logs
+    stop_policy: Stop
+    census: Census
+
+    def emit(self, event: Event) -> None: ...
+
+    def taps(self, worker: Worker, std: Std) -> list[Tap]: ...
+
+    def file_sink(self, worker: Worker, std: Std) -> FileSink | None: ...
+
+    def tap_trouble(self, tap: Tap, exc: Exception) -> None: ...
+
+    def exited(self, worker: Worker) -> None: ...
+
+    def settled(self, worker: Worker) -> None: ...
+
+    def leaked(self, process: Process, worker: Worker | None) -> None: ...
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+
+class Worker:
+    """One worker of a group, as `group[rank]` shows it.
+
+    Attributes:
+        rank: its rank.
+        attempt: 0 for the first start.
+        state: where it is in its life (`lifecycle.State`).
+        pid: its process id; None before the start.
+        exit: its `Exit`, once it has ended.
+    """
+
+    def __init__(self, plan: WorkerPlan, keeper: Keeper) -> None:
+        self.plan = plan
+        self.rank = plan.rank
+        self.attempt = plan.attempt
+        self.state = State.PLANNED
+        self.pid: int | None = None
+        self.exit: Exit | None = None
+        self.usage: Usage | None = None
+        self.refused: LaunchFailed | None = None
+        self.ended_ns = 0  # monotonic, of the exit or the refusal
+        self.unkillable: Unkillable | None = None
+        self.patience = _stop.Patience()
+        self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
+        self._keeper = keeper
+        self._process: LiveProcess | None = None
+        self._stopped_by: int | None = None
+        self._to_stop = False
+        self._reading = False
+        self._pumps: dict[Std, Pump] = {}
+        self._tails: dict[Std, Tail] = {}
+        self._sinks: dict[Std, FileSink | None] = {}
+        self._holders: dict[Std, tuple[int, ...]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Worker rank={self.rank} pid={self.pid} {self.state.value}>"
+
+    # --- what users call ---
+
+    def send_signal(self, signum: int) -> bool:
+        """Send a signal to the worker itself. False: it does not run. Never reaches a stranger's pid.
+
+        Raises:
+            PermissionError: it has changed its user.
+        """
+        return self.state in ALIVE and self._process is not None and self._process.send_signal(signum)
+
+    def signal_group(self, signum: int) -> bool:
+        """Send a signal to the worker's whole process group. False: it does not run."""
+        return self.state in ALIVE and self._process is not None and self._process.signal_group(signum)
+
+    async def wait(self) -> Exit | None:
+        """Wait until it has ended; returns its `Exit` within a millisecond, however long its output still flows.
+
+        None: it never started, or could not be killed. Cancelling the wait changes nothing for the worker.
+        """
+        while self.exit is None and self.state not in FINAL:
+            waiter = self._keeper.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return self.exit
+
+    async def stop(self) -> Exit | None:
+        """Stop this worker by the group's `Stop` and wait until it has ended. It then counts as stopped by us."""
+        self.begin_stop()
+        return await self.wait()
+
+    # --- what its group calls ---
+
+    async def start(self, launcher: Launcher) -> None:
+        """Launch it. Raises `LaunchFailed`."""
+        self._to(Trigger.LAUNCH)
+        try:
+            process = await launcher.start(self.plan)
+        except OSError as exc:
+            self.refused = LaunchFailed(self.rank, self.plan.argv, exc)
+            self.ended_ns = time.monotonic_ns()
+            self._to(Trigger.REFUSED)
+            self._tell_waiters()
+            raise self.refused from exc
+        self._process = process
+        self.pid = process.pid
+        keeper = self._keeper
+        self._to(Trigger.SPAWNED)
+        for std, fd in ((Std.OUT, process.stdout), (Std.ERR, process.stderr)):
+            tail = self._tails[std] = Tail()
+            sink = self._sinks[std] = keeper.file_sink(self, std)
+            if fd is not None:
+                taps: list[Tap] = [tail, *keeper.taps(self, std)]
+                self._pumps[std] = Pump(keeper.loop, fd, taps, self._one_eof, keeper.tap_trouble)
+            elif sink is not None:
+                sink.close()
+        keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
+        process.watch(self._on_exit)
+
+    def never_start(self) -> None:
+        """Its group ended before its turn came."""
+        self._to(Trigger.REFUSED)
+        self._tell_waiters()
+
+    def begin_reading(self) -> None:
+        """Read its output from now on; until then it waits in the pipes, even after the exit."""
+        self._reading = True
+        if self.exit is not None:
+            self._after_exit()
+        else:
+            for pump in self._pumps.values():
+                pump.start()
+
+    def add_tap(self, std: Std, tap: Tap) -> None:
+        """One more sink for a stream that is still open."""
+        pump = self._pumps.get(std)
+        if pump is not None and not pump.over:
+            pump.taps = [*pump.taps, tap]
+
+    def begin_stop(self) -> None:
+        """Start the cascade, unless it is under way or there is nothing to stop."""
+        if self.state is State.RUNNING and not self._to_stop:
+            self._to_stop = True
+            self._keeper.background(_stop.cascade(self, self._keeper.stop_policy, self._keeper.census))
+
+    def has_exited(self) -> bool:
+        """Whether its exit is known."""
+        return self.exit is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed by itself, or could not start."""
+        if self.exit is None:
+            return self.refused is not None
+        return not self.exit.ok and self.exit.stopped_by is None
+
+    # --- what the cascade in stop.py calls ---
+
+    def polite(self, signum: int, group: bool) -> bool:
+        """Send the stop signal. False: it had already ended by itself, which its exit event will tell."""
+        assert self._process is not None
+        if self.state is not State.RUNNING:
+            return False
+        try:
+            sent = self._process.send_signal(signum)
+        except PermissionError:
+            sent = True  # it changed its user; SIGKILL to its group is all that may still work
+        if not sent:
+            return False
+        if group:
+            self._process.signal_group(signum)
+        self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
+        self._stopped_by = signum
+        self._to(Trigger.STOP)
+        self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, time.time(), signum))
+        return True
+
+    def kill(self, leader_only: bool) -> None:
+        """SIGKILL it and its process group."""
+        assert self._process is not None
+        if self.state not in (State.RUNNING, State.STOPPING):
+            return
+        try:
+            alive = self._process.send_signal(signal.SIGKILL)
+        except PermissionError:
+            alive = True
+        if not leader_only:
+            self._process.signal_group(signal.SIGKILL)
+        if alive:
+            self._stopped_by = signal.SIGKILL
+            self._to(Trigger.KILL)
+            self._keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
+
+    def give_up(self) -> None:
+        """SIGKILL did not end it within the bound: say so, let go, go on."""
+        assert self._process is not None
+        assert self.pid is not None
+        if self.state is not State.KILLING:
+            return
+        self.unkillable = Unkillable(self.rank, self.pid, describe(self.pid).state, wchan(self.pid))
+        self._process.abandon()
+        self._to(Trigger.GIVE_UP)
+        for pump in self._pumps.values():
+            pump.close()
+        self._tell_waiters()
+        self._keeper.settled(self)
+
+    async def settle(self) -> None:
+        """After the exit: end what it left running, see its streams to their end, within bounds."""
+        keeper = self._keeper
+        if keeper.stop_policy.scope != "leader":
+            await _stop.sweep(self._strays, keeper.census, self.patience, keeper.stop_policy, self._found)
+        if not await self.patience.until(self._all_over, keeper.logs.drain, grace=False):
+            still_open = {std: pump for std, pump in self._pumps.items() if not pump.finish()}
+            if still_open:
+                held = await insist(keeper.census.holders([pump.fd for pump in still_open.values()]))
+                for std, pump in still_open.items():
+                    self._holders[std] = held.get(pump.fd, ())
+                    pump.close()
+        self._end()
+
+    # --- its own ---
+
+    def output(self, std: Std) -> Output:
+        """What came of one stream."""
+        tail, sink = self._tails.get(std), self._sinks.get(std)
+        path = self.plan.stdout_log if std is Std.OUT else self.plan.stderr_log
+        if tail is None:
+            return Output(path)
+        return Output(path, tail.bytes(), tail.total, sink.lost if sink else 0, self._holders.get(std, ()))
+
+    def _on_exit(self, raw: RawExit) -> None:
+        process = self._process
+        assert process is not None
+        code = sig = None
+        core = False
+        if raw.status is not None:
+            if os.WIFSIGNALED(raw.status):
+                sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
+            else:
+                code = os.WEXITSTATUS(raw.status)
+        self.exit = Exit(
+            code,
+            sig,
+            core,
+            process.started_ns,
+            raw.ended_ns,
+            process.started_at,
+            raw.ended_at,
+            self._stopped_by,
+        )
+        self.ended_ns = raw.ended_ns
+        self.usage = _usage(raw, process.rss_floor)
+        self._to(Trigger.EXIT)
+        keeper = self._keeper
+        keeper.emit(Exited(self.rank, self.pid, self.attempt, raw.ended_at, self.exit))
+        self.patience.notice()
+        keeper.exited(self)
+        self._tell_waiters()
+        if self._reading:
+            self._after_exit()
+
+    def _after_exit(self) -> None:
+        for pump in self._pumps.values():
+            pump.finish()
+        assert self._process is not None
+        if self._all_over() and (self._keeper.stop_policy.scope == "leader" or not self._process.group_alive()):
+            self._end()
+        else:
+            self._keeper.background(self.settle())
+
+    def _one_eof(self) -> None:
+        if self._all_over():
+            self.patience.notice()
+
+    def _all_over(self) -> bool:
+        return all(pump.over for pump in self._pumps.values())
+
+    def _end(self) -> None:
+        holders = tuple(sorted({pid for pids in self._holders.values() for pid in pids}))
+        self._keeper.emit(Drained(self.rank, self.pid, self.attempt, time.time(), holders))
+        self._to(Trigger.SETTLED)
+        self._keeper.settled(self)
+
+    def _strays(self, found: Snapshot) -> list[Stray]:
+        return [stray for one in found.of(self.owner, self.pid) if (stray := Stray.catch(one)) is not None]
+
+    def _found(self, process: Process) -> None:
+        # the children of a worker that we stopped are on their way out: only what outlives a free end is a leak
+        if self.exit is not None and self.exit.stopped_by is None:
+            self._keeper.leaked(process, self)
+
+    def _to(self, trigger: Trigger) -> None:
+        self.state = step(self.state, trigger)
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _usage(raw: RawExit, floor: int) -> Usage | None:
+    r = raw.rusage
+    if r is None:
+        return None
+    max_rss = r.ru_maxrss * 1024
+    return Usage(
+        user=r.ru_utime,
+        system=r.ru_stime,
+        max_rss=max_rss,
+        max_rss_exact=max_rss > floor,
+        voluntary_switches=r.ru_nvcsw,
+        involuntary_switches=r.ru_nivcsw,
+        minor_faults=r.ru_minflt,
+        major_faults=r.ru_majflt,
+        read_bytes=r.ru_inblock * 512,
+        written_bytes=r.ru_oublock * 512,
+    )

@@ -1,0 +1,422 @@
+"""`supervise()` and `Group`: success, first failure, stopping, and what is left: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+from helpers import QUIET, alive, event_of, gone, py, sh
+
+from aioelastic import Command, Group, GroupFailed, GroupTimeout, Logs, Std, Stop, WorkerFailed, supervise
+from aioelastic.events import Drained, Exited, GroupDone, Killed, Leaked, Spawned, Stopping
+from aioelastic.lifecycle import State
+
+
+async def test_all_succeed() -> None:
+    result = await supervise(sh("exit 0"), n=3, logs=QUIET)
+    assert result.ok
+    assert result.reason == "done"
+    assert [one.exit.code for one in result if one.exit] == [0, 0, 0]
+    assert [one.rank for one in result] == [0, 1, 2]
+    assert not result.failures
+
+
+async def test_three_forms_of_entry() -> None:
+    built = await supervise(lambda rank: sh(f"echo {rank}"), n=2, logs=QUIET)
+    assert [str(one.stdout) for one in built] == ["0\n", "1\n"]
+    listed = await supervise([sh("echo server"), sh("echo client")], logs=QUIET)
+    assert [str(one.stdout) for one in listed] == ["server\n", "client\n"]
+    single = await supervise(sh("echo $RANK $WORLD_SIZE"), logs=QUIET)
+    assert str(single[0].stdout) == "0 1\n"
+
+
+async def test_first_failure_stops_the_others_and_is_marked() -> None:
+    with pytest.raises(GroupFailed) as caught:
+        await supervise(lambda r: sh("exit 3" if r == 1 else "exec sleep 1000"), n=4, logs=QUIET)
+    result = caught.value.result
+    assert [failure.rank for failure in result.failures] == [1]
+    assert result.first_failure is not None
+    assert result.first_failure.first
+    assert result.first_failure.cause == "exit code 3"
+    assert [one.stopped for one in result] == [True, False, True, True]
+    assert result[0].exit is not None
+    assert result[0].exit.signal == signal.SIGTERM
+    assert result[0].exit.stopped_by == signal.SIGTERM
+    assert not result[0].failure
+    assert isinstance(caught.value.exceptions[0], WorkerFailed)
+
+
+async def test_check_false_returns() -> None:
+    result = await supervise(sh("echo oops >&2; exit 3"), logs=QUIET, check=False)
+    assert not result.ok
+    assert result.failures[0].stderr.last_lines() == ["oops"]
+
+
+async def test_failures_in_true_order() -> None:
+    # rank 1 ends first, then lets rank 0 end: both by themselves, since neither obeys SIGTERM
+    with pytest.raises(GroupFailed) as caught:
+        await supervise(
+            [
+                sh("trap '' TERM; while kill -0 $(cat $PIDFILE 2>/dev/null) 2>/dev/null; do :; done; exit 4"),
+                sh("exit 5"),
+            ],
+            logs=QUIET,
+            env={"PIDFILE": "/nonexistent"},
+            stop=Stop(grace=30),
+        )
+    order = [(f.rank, f.status) for f in caught.value.result.failures]
+    assert order[0] in [(0, 4), (1, 5)]
+    ended = [f.exit.ended_ns for f in caught.value.result.failures if f.exit]
+    assert ended == sorted(ended)
+
+
+async def test_two_crashes_before_we_signal_are_both_failures() -> None:
+    """A worker that had died by itself when we came to stop it is not `stopped by us`."""
+    async with Group(sh("exec sleep 1000"), n=2, logs=QUIET, check=False) as group:
+        for worker in group:
+            # from outside, at once: both exits wait in the loop when the first is handled
+            os.kill(worker.pid or 0, signal.SIGSEGV)
+        for pid in group.pids.values():
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        result = await group.wait()
+    assert [one.cause for one in result.failures][:2] == ["SIGSEGV", "SIGSEGV"] or [
+        one.cause for one in result.failures
+    ] == ["SIGSEGV (core dumped)"] * 2
+    assert not any(one.stopped for one in result)
+
+
+async def test_grace_then_kill() -> None:
+    ignoring = py(
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
+    )
+    async with Group(ignoring, logs=QUIET, stop=Stop(grace=0.05)) as group:
+        async for line in group.lines():
+            assert line.data == b"up"
+            break
+        result = await group.stop()
+    assert result[0].exit is not None
+    assert result[0].exit.signal == signal.SIGKILL
+    assert result[0].exit.stopped_by == signal.SIGKILL
+    assert result.ok
+
+
+async def test_events_in_order() -> None:
+    seen = []
+    async with Group(sh("exit 0"), n=2, logs=QUIET) as group:
+        async for event in group.events():
+            seen.append((type(event), event.rank))
+    for rank in (0, 1):
+        assert [kind for kind, r in seen if r == rank] == [Spawned, Exited, Drained]
+    assert seen[-1] == (GroupDone, None)
+
+
+async def test_leaving_the_block_stops_what_runs() -> None:
+    async with Group(sh("exec sleep 1000"), n=3, logs=QUIET) as group:
+        pids = list(group.pids.values())
+        assert len(pids) == 3
+        assert all(map(alive, pids))
+    assert not any(map(alive, pids))
+    result = await group.wait()
+    assert result.ok
+    assert result.reason == "stopped"
+    assert all(one.stopped for one in result)
+
+
+async def test_stops_in_reverse_order() -> None:
+    async with Group(sh("exec sleep 1000"), n=4, logs=QUIET) as group:
+        await group.stop()
+        order = [event.rank async for event in group.events() if isinstance(event, Stopping)]
+    assert order == [3, 2, 1, 0]
+
+
+async def test_exception_in_the_body() -> None:
+    with pytest.raises(KeyError):
+        async with Group(sh("exec sleep 1000"), n=2, logs=QUIET) as group:
+            raise KeyError("mine")
+    assert group.pids == {}
+    assert all(worker.state is State.DONE for worker in group)
+
+
+async def test_cancelled_task_stops_the_group() -> None:
+    started = asyncio.Event()
+    pids: list[int] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, Spawned):
+            pids.append(event.pid or 0)
+            if len(pids) == 3:
+                started.set()
+
+    task = asyncio.create_task(supervise(sh("exec sleep 1000"), n=3, logs=QUIET, on_event=watch))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(map(alive, pids))
+
+
+async def test_second_cancel_skips_the_grace() -> None:
+    stubborn = sh("trap '' TERM; echo up; while :; do sleep 1000 & wait; done")
+    killed: list[object] = []
+    up = asyncio.Event()
+    stopping = asyncio.Event()
+
+    def watch(event: object) -> None:
+        if isinstance(event, Stopping):
+            stopping.set()
+        if isinstance(event, Killed):
+            killed.append(event)
+
+    task = asyncio.create_task(
+        supervise(
+            stubborn,
+            logs=Logs(tee=Std.NONE, callback=lambda line: up.set()),
+            stop=Stop(grace=3600),
+            on_event=watch,
+        )
+    )
+    await up.wait()
+    task.cancel()
+    await stopping.wait()
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(killed) == 1
+
+
+async def test_anyio_cancel_scope() -> None:
+    with anyio.CancelScope() as scope:
+        async with Group(sh("exec sleep 1000"), n=2, logs=QUIET) as group:
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert group.pids == {}
+
+
+async def test_timeout() -> None:
+    with pytest.raises(GroupTimeout) as caught:
+        await supervise(sh("exec sleep 1000"), n=2, logs=QUIET, timeout=0.01)
+    assert caught.value.result.reason == "timeout"
+    assert isinstance(caught.value, TimeoutError)
+    result = await supervise(sh("exec sleep 1000"), logs=QUIET, timeout=0, check=False)
+    assert not result.ok
+
+
+async def test_wait_for_bounds_a_wait_without_stopping() -> None:
+    async with Group(sh("exec sleep 1000"), logs=QUIET) as group:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(group.wait(), 0.01)
+        assert alive(group[0].pid or 0)
+
+
+async def test_group_failed_when_leaving_unless_told() -> None:
+    with pytest.raises(GroupFailed):
+        async with Group(sh("exit 1"), logs=QUIET) as group:
+            await event_of(group, Exited)
+    async with Group(sh("exit 1"), logs=QUIET) as group:
+        with pytest.raises(GroupFailed):
+            await group.wait()
+
+
+async def test_one_cannot_start_takes_back_the_others(tmp_path: Path) -> None:
+    """The file vanishes between the checks and the start."""
+    program = tmp_path / "prog"
+    shutil.copy("/bin/sleep", program)
+
+    def vanish(event: object) -> None:
+        if isinstance(event, Spawned) and event.rank == 1:
+            program.unlink()
+
+    with pytest.raises(GroupFailed) as caught:
+        await supervise(Command(program, "1000"), n=4, logs=QUIET, on_event=vanish)
+    result = caught.value.result
+    failure = result.failures[0]
+    assert failure.rank == 2
+    assert failure.argv == (str(program), "1000")
+    assert "No such file" in failure.cause
+    assert str(program) in str(caught.value.exceptions[0])
+    assert failure.status == 127
+    assert [one.outcome for one in result][3] == "never started"
+    assert result[0].stopped
+
+
+async def test_exit_is_known_while_a_grandchild_holds_the_pipe() -> None:
+    # setsid: out of the group's reach; the supervisor finds it by its lineage
+    script = (
+        "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1000 & wait; done' & read x < /proc/self/stat; exit 7"
+    )
+    async with Group(sh(script), logs=QUIET, stop=Stop(grace=0.05), check=False) as group:
+        exited = await event_of(group, Exited)
+        assert exited.exit.code == 7
+        result = await group.wait()
+        drained = await event_of(group, Drained)
+    assert drained.holders == ()
+    assert result.leaked
+    assert not any(alive(one.pid) for one in result.leaked)
+
+
+async def test_a_holder_that_hides_is_named() -> None:
+    """A holder without our tag and in a session of its own is not ours to kill: the drain is bounded and names it."""
+    script = (
+        "trap 'exit 0' USR1; "
+        "env -i P=$$ setsid sh -c 'echo $$; kill -USR1 $P; exec sleep 1000' & while :; do wait; done"
+    )
+    result = await supervise(sh(script), logs=Logs(tee=Std.NONE, drain=0.05))
+    pid = int(str(result[0].stdout))
+    try:
+        assert result.ok
+        assert result[0].stdout.holders == (pid,)
+        assert result[0].stderr.holders == (pid,)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+
+
+async def test_silent_grandchild_in_its_own_session_is_ended() -> None:
+    script = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
+    async with Group(sh(script), logs=QUIET) as group:
+        result = await group.wait()
+        pid = int(str(result[0].stdout))
+        leaked = await event_of(group, Leaked)
+    assert leaked.process.pid == pid
+    assert not alive(pid)
+    assert [one.pid for one in result.leaked] == [pid]
+
+
+async def test_children_of_a_crashed_worker_are_ended() -> None:
+    script = "sleep 1000 >/dev/null 2>&1 & echo $!; kill -9 $$"
+    result = await supervise(sh(script), logs=QUIET, check=False)
+    assert not alive(int(str(result[0].stdout)))
+
+
+async def test_scope_leader_leaves_others_alone() -> None:
+    script = "sleep 1000 >/dev/null 2>&1 & echo $!"
+    result = await supervise(sh(script), logs=QUIET, stop=Stop(scope="leader"))
+    pid = int(str(result[0].stdout))
+    try:
+        assert alive(pid)
+        assert [one.pid for one in result.leaked] == [pid]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+
+
+async def test_leader_first() -> None:
+    """The worker's child must outlive its parent's last save."""
+    script = "trap 'kill -0 $child && echo saved with $child alive; exit 0' TERM; sleep 1000 >/dev/null 2>&1 & child=$!; echo up; wait; wait"
+    async with Group(sh(script), logs=QUIET) as group:
+        async for _ in group.lines():
+            break
+        result = await group.stop()
+    assert "saved" in str(result[0].stdout)
+    assert result[0].exit is not None
+    assert result[0].exit.code == 0
+    assert result[0].stopped
+
+
+async def test_send_signal_and_pids() -> None:
+    script = "trap 'echo got; exit 0' USR1; echo up; while :; do sleep 1000 & wait; done"
+    async with Group(sh(script), n=2, logs=QUIET) as group:
+        up = 0
+        async for line in group.lines():
+            if line.data == b"up":
+                up += 1
+                if up == 2:
+                    assert group.send_signal(signal.SIGUSR1) == 2
+        result = await group.wait()
+    assert [str(one.stdout) for one in result] == ["up\ngot\n"] * 2
+    assert group.send_signal(signal.SIGUSR1) == 0
+
+
+async def test_one_worker_stopped_by_hand_is_no_failure() -> None:
+    async with Group(sh("exec sleep 1000"), n=2, logs=QUIET) as group:
+        exit = await group[0].stop()
+        assert exit is not None
+        assert exit.stopped_by == signal.SIGTERM
+        assert group[1].state is State.RUNNING
+        assert list(group.pids) == [1]
+
+
+async def test_stopped_worker_can_still_be_stopped() -> None:
+    async with Group(sh("exec sleep 1000"), logs=QUIET) as group:
+        group[0].send_signal(signal.SIGSTOP)
+    result = await group.wait()
+    assert result[0].exit is not None
+    assert result[0].exit.signal == signal.SIGTERM
+
+
+async def test_several_groups_at_once() -> None:
+    results = await asyncio.gather(*(supervise(sh(f"exit {code}"), n=2, logs=QUIET, check=False) for code in (0, 1, 2)))
+    assert [one.ok for one in results] == [True, False, False]
+
+
+async def test_usage_and_duration() -> None:
+    result = await supervise(py("x = sum(range(3_000_000)); import os; os.write(1, bytes(50_000_000)[:1])"), logs=QUIET)
+    usage, exit = result[0].usage, result[0].exit
+    assert usage is not None
+    assert exit is not None
+    assert usage.user > 0
+    assert usage.max_rss > 0
+    assert usage.minor_faults > 0
+    assert 0 < exit.duration < 60
+    assert exit.ended_ns > exit.started_ns
+    assert exit.ended_at >= exit.started_at
+
+
+async def test_host_is_untouched() -> None:
+    environ = dict(os.environ)
+    handlers = {one: signal.getsignal(one) for one in signal.Signals}
+    mine = {"A": "1"}
+    await supervise(sh("exit 0", env=mine), n=2, env=mine, logs=QUIET)
+    assert dict(os.environ) == environ
+    assert {one: signal.getsignal(one) for one in signal.Signals} == handlers
+    assert mine == {"A": "1"}
+
+
+def test_from_another_threads_loop() -> None:
+    import threading
+
+    out: list[bool] = []
+    thread = threading.Thread(target=lambda: out.append(asyncio.run(supervise(sh("exit 0"), n=2, logs=QUIET)).ok))
+    thread.start()
+    thread.join()
+    assert out == [True]
+
+
+async def test_loop_shutdown_with_a_running_group() -> None:
+    """asyncio.run cancels what is left: a background group must then be gone, not orphaned."""
+
+    def program() -> list[int]:
+        pids: list[int] = []
+
+        async def main() -> None:
+            up = asyncio.Event()
+
+            async def serve() -> None:
+                async with Group(sh("exec sleep 1000"), n=2, logs=QUIET) as group:
+                    pids.extend(group.pids.values())
+                    up.set()
+                    await group.wait()
+
+            main.task = asyncio.create_task(serve())  # type: ignore[attr-defined]
+            await up.wait()
+
+        asyncio.run(main())
+        return pids
+
+    pids = await asyncio.get_running_loop().run_in_executor(executor := _one_thread(), program)
+    executor.shutdown()
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def _one_thread():  # type: ignore[no-untyped-def]
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1)
