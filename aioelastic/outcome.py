@@ -254,7 +254,9 @@ class Result:
         """One phrase for a table."""
         if self.failure is not None:
             return self.failure.cause
-        return "never started" if self.exit is None else str(self.exit)
+        if self.exit is None:
+            return "never started" if self.pid is None else "would not die"
+        return str(self.exit)
 
 
 Reason = Literal["done", "failed", "stopped", "timeout"]

@@ -15,6 +15,9 @@ import uvloop
 
 from aioelastic.launch import TAG
 
+# whatever this test run starts descends from it, and can be told from what others run on this machine
+os.environ[TAG] = ROOT = f"tests-{os.getpid()}"
+
 
 def _debug_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
@@ -69,7 +72,7 @@ def _fds() -> Iterator[str]:
 
 def _tagged() -> Iterator[str]:
     """Processes that any group of this test run has started, wherever they are now."""
-    mark = f"{TAG}=".encode()
+    mark = f"{TAG}={ROOT}".encode()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             try:

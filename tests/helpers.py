@@ -57,3 +57,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def kill_and_see_it_dead(pid: int | None, signum: int) -> None:
+    """Signal a child and wait, with the loop standing still, until the kernel has ended it. It stays unreaped."""
+    assert pid is not None
+    os.kill(pid, signum)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+async def stopped_itself(pid: int | None) -> None:
+    """Wait until a child has stopped itself (SIGSTOP); the worker's own reaping is not disturbed."""
+    assert pid is not None
+    await asyncio.get_running_loop().run_in_executor(None, lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT))

@@ -28,6 +28,8 @@ _PIDFD_INFO_EXIT = 1 << 3
 class DirectLauncher:
     """Starts commands from this very process.
 
+    One belongs to one event loop; several groups on that loop may share it.
+
     Args:
         environ: the variables that every worker inherits.
         watch: `"auto"`, or `"thread"` to force the mechanism for kernels without pidfd.
@@ -37,7 +39,8 @@ class DirectLauncher:
 
     def __init__(self, environ: Mapping[str, str], watch: str = "auto") -> None:
         self._environ = environ
-        self._watch = watch
+        self._pidfds = watch == "auto"
+        self._watches: dict[bool, Watch] = {}  # by whether it is by pidfd
 
     async def start(self, worker: WorkerPlan) -> DirectProcess:
         """See `Launcher.start`. Costs about 1 ms, in which the loop waits; the caller yields between two."""
@@ -69,7 +72,7 @@ class DirectLauncher:
             # we reap it ourselves: a Popen that believes in a live child would reap it behind our back
             popen.returncode = 0
             try:
-                pidfd = pidfd_or_none(pid) if self._watch == "auto" else None
+                pidfd = pidfd_or_none(pid) if self._pidfds else None
             except ProcessLookupError:
                 pidfd = None  # ended, and reaped by somebody else within microseconds: the watch will find out
             except OSError:
@@ -83,7 +86,15 @@ class DirectLauncher:
         finally:
             for fd in theirs:
                 os.close(fd)
-        return DirectProcess(pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at)
+        return DirectProcess(
+            pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at, self._watch_for(pidfd is not None)
+        )
+
+    def _watch_for(self, has_pidfd: bool) -> Watch:
+        if has_pidfd not in self._watches:
+            loop = asyncio.get_running_loop()
+            self._watches[has_pidfd] = PidfdWatch(loop) if has_pidfd else ThreadWatch(loop)
+        return self._watches[has_pidfd]
 
 
 class DirectProcess:
@@ -110,6 +121,7 @@ class DirectProcess:
         stderr: int | None,
         started_ns: int,
         started_at: float,
+        watch: Watch,
     ) -> None:
         self.pid = pid
         self.stdout = stdout
@@ -119,13 +131,11 @@ class DirectProcess:
         self.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._pidfd = pidfd
         self._reaped = False
-        self._watch: Watch | None = None
+        self._watch = watch
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
-        loop = asyncio.get_running_loop()
         self._on_exit = on_exit
-        self._watch = ThreadWatch(loop, self.pid) if self._pidfd is None else PidfdWatch(loop, self._pidfd)
-        self._watch.start(self._ended)
+        self._watch.add(self.pid, self._pidfd, self._ended)
 
     def send_signal(self, signum: int) -> bool:
         if self._has_ended():
@@ -196,8 +206,7 @@ class DirectProcess:
 
     def _release(self) -> None:
         self._reaped = True
-        if self._watch is not None:
-            self._watch.cancel()
+        self._watch.discard(self.pid, self._pidfd)
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

@@ -24,8 +24,13 @@ class Port:
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         low, high = _ephemeral()
-        choices = [p for p in range(10_000, 65_536) if not low <= p <= high] or list(range(10_000, 65_536))
-        for number in random.Random().sample(choices, min(len(choices), 512)):  # not the caller's random state
+        if low <= 10_000 and high >= 65_535:
+            low, high = 65_536, 0  # the whole range is ephemeral here: any port must do
+        dice = random.Random()  # the caller's own random state stays as it is
+        for _ in range(4096):
+            number = dice.randrange(10_000, 65_536)
+            if low <= number <= high:
+                continue
             held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             try:
                 held.bind(f"\0aioelastic-port-{number}")

@@ -32,15 +32,15 @@ __all__ = [
 
 
 class Watch(Protocol):
-    """One child's exit, told once.
+    """Children's exits, each told once, in the order in which they ended.
 
-    `on_exit` is called on the loop's thread when the kernel says that the child has ended; the child is not
-    reaped yet, so its pid is still ours. `cancel` makes that never happen.
+    `add`: call `on_exit` on the loop's thread when the kernel says that the child has ended; it is not reaped yet, so
+    its pid is still ours. `discard`: it was told, or shall not be; before the pidfd is closed.
     """
 
-    def start(self, on_exit: Callable[[], None]) -> None: ...
+    def add(self, pid: int, pidfd: int | None, on_exit: Callable[[], None]) -> None: ...
 
-    def cancel(self) -> None: ...
+    def discard(self, pid: int, pidfd: int | None) -> None: ...
 
 
 def pidfd_or_none(pid: int) -> int | None:

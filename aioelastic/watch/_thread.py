@@ -11,30 +11,28 @@ from collections.abc import Callable
 class ThreadWatch:
     """Blocks in `waitid(P_PID, pid, WEXITED | WNOWAIT)`: it learns of the exit and leaves the child unreaped."""
 
-    __slots__ = ("_cancelled", "_loop", "_pid")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._pid = pid
-        self._cancelled = False
+        self._callbacks: dict[int, Callable[[], None]] = {}
 
-    def start(self, on_exit: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._wait, args=(on_exit,), name=f"aioelastic-wait-{self._pid}", daemon=True)
-        thread.start()
+    def add(self, pid: int, pidfd: int | None, on_exit: Callable[[], None]) -> None:
+        self._callbacks[pid] = on_exit
+        threading.Thread(target=self._wait, args=(pid,), name=f"aioelastic-wait-{pid}", daemon=True).start()
 
-    def cancel(self) -> None:
-        self._cancelled = True
+    def discard(self, pid: int, pidfd: int | None) -> None:
+        self._callbacks.pop(pid, None)
 
-    def _wait(self, on_exit: Callable[[], None]) -> None:
+    def _wait(self, pid: int) -> None:
         try:
-            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
             pass  # reaped by somebody else: that is an exit too
         try:
-            self._loop.call_soon_threadsafe(self._tell, on_exit)
+            self._loop.call_soon_threadsafe(self._tell, pid)
         except RuntimeError:
             pass  # the loop was closed: nobody is left to tell
 
-    def _tell(self, on_exit: Callable[[], None]) -> None:
-        if not self._cancelled:
-            on_exit()
+    def _tell(self, pid: int) -> None:
+        callback = self._callbacks.get(pid)
+        if callback is not None:
+            callback()

@@ -1,0 +1,364 @@
+"""Broken on purpose: whoever dies, whenever, nothing is left, and the supervisor always answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from helpers import QUIET, alive, event_of, kill_and_see_it_dead, py, sh
+
+from aioelastic import Command, Group, Stop, Unkillable, supervise
+from aioelastic.events import Drained, Event, Exited, Spawned, Stopping
+from aioelastic.launch import DirectLauncher
+from aioelastic.lifecycle import State
+
+TREE = "sleep 1000 & setsid sleep 1000 & sleep 1000 >/dev/null 2>&1 & echo up; "
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_random_party_dies_at_a_random_event(seed: int) -> None:
+    dice = random.Random(seed)
+    moment = dice.randrange(12)
+    what = dice.choice(["worker", "cancel", "grandchildren", "stop", "hurry", "pause"])
+    count = 0
+    task: asyncio.Task[Any] | None = None
+    group: Group
+
+    def strike(event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count != moment + 1 or task is None:
+            return
+        pids = list(group.pids.values())
+        if what == "worker" and pids:
+            os.kill(dice.choice(pids), dice.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
+        elif what == "cancel":
+            task.cancel()
+        elif what == "grandchildren" and pids:
+            subprocess.run(["pkill", "-KILL", "-P", str(dice.choice(pids))], check=False)
+        elif what == "stop":
+            group.begin_stop()
+        elif what == "hurry":
+            group.begin_stop()
+            group.hurry()
+        elif what == "pause" and pids:
+            os.kill(dice.choice(pids), signal.SIGSTOP)
+
+    endings = ["exit 0", "exit 3", "kill -9 $$", "exec sleep 0.01", "wait"]
+    plans = [TREE + dice.choice(endings) for _ in range(5)]
+
+    async def main() -> None:
+        nonlocal group
+        group = Group([sh(one) for one in plans], logs=QUIET, stop=Stop(grace=0.2), on_event=strike, check=False)
+        async with group:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(group.wait(), 1.0)
+
+    task = asyncio.create_task(main())
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert all(worker.state in (State.DONE, State.UNSTARTED) for worker in group)
+    assert group.pids == {}
+
+
+async def test_a_worker_that_forks_while_it_is_killed() -> None:
+    storm = "while :; do sleep 1000 >/dev/null 2>&1 & done"
+    async with Group(sh(storm), logs=QUIET, stop=Stop(grace=0.05)) as group:
+        await event_of(group, Spawned)
+    assert group[0].exit is not None
+
+
+async def test_many_cancels_in_a_row() -> None:
+    stubborn = sh("trap '' TERM; while :; do sleep 1000 & wait; done")
+    stopping = asyncio.Event()
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Stopping):
+            stopping.set()
+
+    up = asyncio.Event()
+    task = asyncio.create_task(
+        supervise(
+            stubborn,
+            n=3,
+            logs=QUIET,
+            stop=Stop(grace=3600),
+            on_event=lambda e: (watch(e), up.set() if isinstance(e, Spawned) and e.rank == 2 else None),
+        )
+    )
+    await up.wait()
+    for _ in range(20):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelled_while_starting() -> None:
+    for moment in range(6):
+        pids: list[int] = []
+        tasks: list[asyncio.Task[Any]] = []
+
+        def watch(
+            event: Event, moment: int = moment, pids: list[int] = pids, tasks: list[asyncio.Task[Any]] = tasks
+        ) -> None:
+            if isinstance(event, Spawned):
+                pids.append(event.pid or 0)
+                if event.rank == moment:
+                    tasks[0].cancel()
+
+        tasks.append(asyncio.create_task(supervise(sh("exec sleep 1000"), n=8, logs=QUIET, on_event=watch)))
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        assert not any(map(alive, pids))
+
+
+class Undying(DirectLauncher):
+    """A launcher whose processes do not feel SIGKILL, as one in uninterruptible sleep does not."""
+
+    async def start(self, worker: Any) -> Any:
+        process = await super().start(worker)
+
+        class Deaf:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(process, name)
+
+            def send_signal(self, signum: int) -> bool:
+                return True if signum == signal.SIGKILL else process.send_signal(signum)
+
+            def signal_group(self, signum: int) -> bool:
+                return True if signum == signal.SIGKILL else process.signal_group(signum)
+
+        return Deaf()
+
+
+async def test_unkillable_is_data() -> None:
+    group = Group(
+        sh("trap '' TERM; echo up; while :; do sleep 1000 & wait; done"),
+        n=2,
+        logs=QUIET,
+        stop=Stop(grace=0.01, bound=0.01, scope="leader"),
+        launcher=Undying(dict(os.environ)),
+        check=False,
+    )
+    async with group:
+        up: set[int] = set()
+        async for line in group.lines():
+            up.add(line.rank)
+            if len(up) == 2:
+                break
+    result = await group.wait()
+    pids = [one.pid for one in result]
+    try:
+        assert not result.ok
+        assert [one.rank for one in result.unkillable] == [0, 1]
+        assert all(
+            isinstance(one, Unkillable) and one.pid == pid for one, pid in zip(result.unkillable, pids, strict=True)
+        )
+        assert all(one.state in "SRD" for one in result.unkillable)
+        assert [one.exit for one in result] == [None, None]
+        assert group[0].state is State.UNKILLABLE
+        assert await group[0].wait() is None
+        assert "would not die" in result[0].outcome
+    finally:
+        for pid in pids:
+            assert pid is not None
+            os.killpg(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    await supervise(sh("exit 0"), logs=QUIET)  # a later group reaps them
+
+
+async def test_bystanders_live() -> None:
+    """Processes of every kind that are not ours, some of them much alike, are never touched."""
+    script = "trap '' HUP; echo $$; exec sleep 1000"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("AIOELASTIC")}
+    bystanders = [
+        subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, env=env, **how)  # type: ignore[call-overload]
+        for how in ({}, {"start_new_session": True}, {"process_group": 0}, {"stdin": subprocess.PIPE})
+    ]
+    try:
+        for _ in range(3):
+            await supervise(sh(TREE + "exit 1"), n=3, logs=QUIET, stop=Stop(grace=0.1), check=False)
+        assert all(one.poll() is None for one in bystanders)
+    finally:
+        for one in bystanders:
+            one.kill()
+            one.communicate()
+
+
+async def test_exit_event_comes_before_the_pipes_end() -> None:
+    async with Group(sh("sleep 1000 & exit 0"), logs=QUIET, stop=Stop(grace=0.2)) as group:
+        kinds = [type(e) async for e in group.events() if isinstance(e, Exited | Drained)]
+    assert kinds == [Exited, Drained]
+
+
+async def test_on_event_that_raises_is_told_to_the_loop_only() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+
+    def bad(event: Event) -> None:
+        raise ZeroDivisionError
+
+    result = await supervise(sh("exit 0"), n=2, logs=QUIET, on_event=bad)
+    assert result.ok
+    assert len(told) == 7  # three per worker, and the end
+    assert all(isinstance(one["exception"], ZeroDivisionError) for one in told)
+
+
+def test_interpreter_exit_without_closing_the_loop() -> None:
+    """A loop that is dropped with a live group (KeyboardInterrupt in run_until_complete, say) leaves no worker."""
+    code = """
+import asyncio
+from aioelastic import *
+loop = asyncio.new_event_loop()
+async def main():
+    group = Group(Command("sleep", "1000"), n=2, logs=Logs(tee=Std.NONE))
+    await group.__aenter__()
+    print(*group.pids.values(), flush=True)
+    return group
+group = loop.run_until_complete(main())
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    pids = [int(one) for one in out.stdout.split()]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def test_a_forked_copy_of_the_host_kills_nobody() -> None:
+    code = """
+import asyncio, os, sys
+from aioelastic import *
+async def main():
+    async with Group(Command("sleep", "1000"), logs=Logs(tee=Std.NONE)) as group:
+        pid = os.fork()
+        if pid == 0:
+            import atexit
+            atexit._run_exitfuncs()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        state = open(f"/proc/{group[0].pid}/stat").read().rpartition(")")[2].split()[0]
+        assert state in "SR", state
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ctrl_c_twice_in_a_script() -> None:
+    """asyncio.run: the first SIGINT cancels politely, the second skips the grace; no worker survives."""
+    code = """
+import asyncio, sys
+from aioelastic import *
+from aioelastic.events import *
+def told(event):
+    if isinstance(event, (Stopping, Killed)):
+        print(type(event).__name__, event.pid, flush=True)
+stubborn = Command("/bin/sh", "-c", "trap '' TERM; echo up $$; while :; do sleep 1000 & wait; done")
+logs = Logs(tee=Std.NONE, callback=lambda line: print(line.text, flush=True))
+asyncio.run(supervise(stubborn, n=2, logs=logs, stop=Stop(grace=3600), on_event=told))
+"""
+    script = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert script.stdout is not None
+    pids = [int(script.stdout.readline().split()[1]) for _ in range(2)]
+    script.send_signal(signal.SIGINT)
+    assert script.stdout.readline().startswith("Stopping")
+    assert script.stdout.readline().startswith("Stopping")
+    script.send_signal(signal.SIGINT)
+    out, err = script.communicate()
+    assert out.count("Killed") == 2
+    assert "KeyboardInterrupt" in err
+    assert not any(map(alive, pids))
+
+
+async def test_two_thousand_workers() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 7000:
+        pytest.fail(f"this test needs `ulimit -Hn` of 7000; it is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 7000), hard))
+    try:
+        async with Group(sh("exec sleep 1000"), n=2000, logs=QUIET, check=False) as group:
+            kill_and_see_it_dead(group[1234].pid, signal.SIGKILL)
+            result = await group.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [one.rank for one in result.failures] == [1234]
+    assert sum(one.stopped for one in result) == 1999
+
+
+async def test_host_waits_for_all_its_children_in_a_thread() -> None:
+    """A thread of the host that calls waitpid(-1) steals statuses: nothing hangs, and nothing is made up."""
+    ready = threading.Event()
+
+    def thief() -> None:
+        ready.set()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+
+    async with Group(sh("exec sleep 1000"), n=3, logs=QUIET, check=False) as group:
+        thread = threading.Thread(target=thief)
+        thread.start()
+        ready.wait()
+        os.kill(group[1].pid or 0, signal.SIGKILL)
+        result = await group.wait()
+    thread.join()
+    for one in result:
+        assert one.exit is not None
+        assert one.exit.code != 0
+    assert result.failures
+
+
+async def test_pipe_closed_by_the_worker_itself() -> None:
+    result = await supervise(sh("exec >&- 2>&-; exec sleep 0.01"), logs=QUIET)
+    assert result.ok
+
+
+async def test_worker_that_daemonises() -> None:
+    daemon = py(
+        "import os, sys\n"
+        "r, w = os.pipe()\n"
+        "if os.fork(): os.read(r, 1); os._exit(0)\n"
+        "os.setsid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "print(os.getpid(), flush=True)\n"
+        "n = os.open('/dev/null', os.O_RDWR)\n"
+        "[os.dup2(n, fd) for fd in (0, 1, 2)]\n"
+        "os.write(w, b'x')\n"
+        "import time; time.sleep(1000)\n"
+    )
+    result = await supervise(daemon, logs=QUIET)
+    pid = int(str(result[0].stdout))
+    assert not alive(pid)
+    assert [one.pid for one in result.leaked] == [pid]
+
+
+async def test_nested_supervisors() -> None:
+    """A worker that is a supervisor itself is SIGKILLed: its own workers are found by their lineage."""
+    inner = Command(
+        sys.executable,
+        "-c",
+        "import asyncio\n"
+        "from aioelastic import *\n"
+        "async def main():\n"
+        "    async with Group(Command('sleep', '1000'), n=2, logs=Logs(tee=Std.NONE)) as group:\n"
+        "        print(*group.pids.values(), flush=True)\n"
+        "        await group.wait()\n"
+        "asyncio.run(main())\n",
+    )
+    async with Group(inner, logs=QUIET, check=False) as group:
+        async for line in group.lines():
+            pids = [int(one) for one in line.text.split()]
+            break
+        os.kill(group[0].pid or 0, signal.SIGKILL)
+        result = await group.wait()
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+    assert {one.pid for one in result.leaked} == set(pids)

@@ -1,0 +1,130 @@
+"""The house keeps its order: layers, public names, what a worker imports, one table for a life."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aioelastic
+from aioelastic.lifecycle import FINAL, TABLE, State, Trigger, step
+
+HOUSE = Path(aioelastic.__file__).parent
+
+# each may import those before it, never one behind it
+ORDER = [
+    "errors",
+    "spec",
+    "outcome",
+    "events",
+    "lifecycle",
+    "report",
+    "thread",
+    "child",
+    "watch",
+    "launch",
+    "streams",
+    "stop",
+    "sinks",
+    "worker",
+    "group",
+    "cli",
+    "__main__",
+]
+
+
+def rooms() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in HOUSE.rglob("*.py"):
+        relative = path.relative_to(HOUSE)
+        if relative.name == "__init__.py" and len(relative.parts) == 1:
+            continue
+        found.setdefault(relative.parts[0].removesuffix(".py"), []).append(path)
+    return found
+
+
+def test_every_room_is_in_the_order() -> None:
+    assert sorted(rooms()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_point_downward(room: str) -> None:
+    below = set(ORDER[: ORDER.index(room)])
+    for path in rooms()[room]:
+        tree = ast.parse(path.read_text())
+        # imports for type checkers only do not run
+        typing_only = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+            for node in ast.walk(block)
+        }
+        package = ["aioelastic", *path.relative_to(HOUSE).parts[:-1]]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level and id(node) not in typing_only:
+                base = package[: len(package) - node.level + 1]
+                target = [*base, *(node.module.split(".") if node.module else [])]
+                names = [target[1]] if len(target) > 1 else [alias.name for alias in node.names]
+                for name in names:
+                    assert name in below | {room, "__version__"}, f"{path.name} of {room} imports {name}"
+
+
+def test_public_names_are_real() -> None:
+    for name in aioelastic.__all__:
+        value = getattr(aioelastic, name)
+        assert value is not None
+    assert set(aioelastic.__all__) == set(aioelastic._HOMES) | aioelastic._MODULES
+    for name, home in aioelastic._HOMES.items():
+        module = importlib.import_module(f"aioelastic.{home}")
+        assert getattr(aioelastic, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="nonsense"):
+        aioelastic.nonsense  # noqa: B018
+    assert set(aioelastic.__all__) <= set(dir(aioelastic))
+
+
+def test_public_names_are_documented() -> None:
+    for name in aioelastic._HOMES:
+        assert getattr(aioelastic, name).__doc__, name
+
+
+def test_a_worker_imports_little() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import aioelastic; aioelastic.record;"
+        "new = set(sys.modules) - before;"
+        "foreign = {m.partition('.')[0] for m in new} - set(sys.stdlib_module_names) - {'aioelastic'};"
+        "assert not foreign, foreign; assert 'asyncio' not in sys.modules; print(sorted(m for m in new if 'aioe' in m))"
+    )
+    out = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == str(["aioelastic", "aioelastic.child", "aioelastic.child._record"])
+
+
+def test_typed() -> None:
+    assert (HOUSE / "py.typed").exists()
+
+
+def test_lifecycle_is_complete() -> None:
+    """Every state can be reached, every state that is not final can be left, and nothing leaves a final one."""
+    reached = {State.PLANNED}
+    while new := {b for (a, _), b in TABLE.items() if a in reached} - reached:
+        reached |= new
+    assert reached == set(State)
+    assert {State.DONE, State.UNSTARTED, State.UNKILLABLE} == FINAL
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("trigger", Trigger)
+def test_missing_pairs_are_errors(state: State, trigger: Trigger) -> None:
+    if (state, trigger) in TABLE:
+        assert step(state, trigger) is TABLE[state, trigger]
+    else:
+        with pytest.raises(RuntimeError, match=trigger.value):
+            step(state, trigger)
+
+
+def test_files_stay_readable() -> None:
+    for path in HOUSE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 620, path

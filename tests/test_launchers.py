@@ -1,0 +1,258 @@
+"""The contract of a launcher, and every launcher held to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import gone, kill_and_see_it_dead, sh
+
+from aioelastic import Command, Group, supervise
+from aioelastic.launch import DirectLauncher, Launcher, LiveProcess, RawExit, plan, preflight
+from aioelastic.spec import GroupSpec, Logs, Std
+
+LAUNCHERS: dict[str, Callable[[], Launcher]] = {
+    "direct": lambda: DirectLauncher(dict(os.environ)),
+    "direct-without-pidfd": lambda: DirectLauncher(dict(os.environ), watch="thread"),
+}
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    return LAUNCHERS[request.param]()
+
+
+async def start(launcher: Launcher, command: Command) -> tuple[LiveProcess, asyncio.Future[RawExit]]:
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(command), environ=environ), environ).workers[0]
+    process = await launcher.start(worker)
+    exited: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
+    process.watch(exited.set_result)
+    return process, exited
+
+
+def slurp(process: LiveProcess) -> tuple[bytes, bytes]:
+    """Both streams to their end, after the exit, and closed."""
+    out = []
+    for fd in (process.stdout, process.stderr):
+        assert fd is not None
+        os.set_blocking(fd, True)
+        with os.fdopen(fd, "rb") as file:
+            out.append(file.read())
+    return out[0], out[1]
+
+
+async def test_streams_status_and_usage(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("echo out; echo err >&2; exit 7"))
+    raw = await exited
+    assert raw.status is not None
+    assert os.waitstatus_to_exitcode(raw.status) == 7
+    assert raw.rusage is not None
+    assert raw.ended_ns > process.started_ns
+    assert slurp(process) == (b"out\n", b"err\n")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+
+
+async def test_death_by_signal(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("exec sleep 1000"))
+    assert process.send_signal(signal.SIGTERM)
+    raw = await exited
+    assert raw.status is not None
+    assert os.WTERMSIG(raw.status) == signal.SIGTERM
+    slurp(process)
+
+
+async def test_leads_a_session_of_its_own(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("exec sleep 1000"))
+    assert os.getsid(process.pid) == process.pid
+    assert os.getpgid(process.pid) == process.pid
+    assert process.signal_group(signal.SIGKILL)
+    await exited
+    slurp(process)
+
+
+async def test_no_signal_after_the_end(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("exec sleep 1000"))
+    kill_and_see_it_dead(process.pid, signal.SIGKILL)
+    assert not process.send_signal(signal.SIGTERM)  # dead, not yet reaped
+    await exited
+    assert not process.send_signal(signal.SIGTERM)  # reaped: its pid may be a stranger's
+    assert not process.signal_group(signal.SIGTERM)
+    slurp(process)
+
+
+async def test_group_alive(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("exit 0"))
+    await exited
+    assert not process.group_alive()
+    slurp(process)
+    process, exited = await start(launcher, sh("sleep 1000 >/dev/null 2>&1 & echo $!"))
+    await exited
+    assert process.group_alive()
+    child = int(slurp(process)[0])
+    os.kill(child, signal.SIGKILL)
+    await gone(child)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode", "code"),
+    [
+        ("missing", None, 0, errno.ENOENT),
+        ("forbidden", b"#!/bin/sh\n", 0o644, errno.EACCES),
+        ("foreign", b"\x7fELF\x02\x01\x01" + bytes(57), 0o755, errno.ENOEXEC),
+    ],
+)
+async def test_exec_failures_are_exact(
+    launcher: Launcher, tmp_path: Path, name: str, content: bytes | None, mode: int, code: int
+) -> None:
+    program = tmp_path / name
+    worker = preflight(plan(GroupSpec.of(sh("exit 0")), environ={}), dict(os.environ)).workers[0]
+    import dataclasses
+
+    worker = dataclasses.replace(worker, program=str(program), argv=(str(program),))
+    if content is not None:
+        program.write_bytes(content)
+        program.chmod(mode)
+    with pytest.raises(OSError, match=name) as caught:
+        await launcher.start(worker)
+    assert caught.value.errno == code
+    assert str(program) in str(caught.value)
+
+
+async def test_nothing_of_ours_is_inherited(launcher: Launcher, tmp_path: Path) -> None:
+    """Not even a descriptor that the host made inheritable."""
+    leaky = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaky, True)
+    try:
+        process, exited = await start(launcher, Command("/bin/ls", "-l", "/proc/self/fd"))
+        await exited
+        out = slurp(process)[0].decode()
+    finally:
+        os.close(leaky)
+    names = [line.split()[-3] for line in out.splitlines() if "->" in line]
+    assert names == ["0", "1", "2", "3"]  # 3 is ls reading the directory
+    assert "0 -> /dev/null" in out
+
+
+async def test_ours_are_closed_on_exec_and_non_blocking(launcher: Launcher) -> None:
+    process, exited = await start(launcher, sh("exit 0"))
+    for fd in (process.stdout, process.stderr):
+        assert fd is not None
+        assert not os.get_inheritable(fd)
+        assert not os.get_blocking(fd)
+    await exited
+    slurp(process)
+
+
+async def test_out_of_descriptors_leaves_nothing(launcher: Launcher) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh("exit 0")), environ=environ), environ).workers[0]
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    refusals: list[int | None] = []
+    for room in range(8):  # each descriptor that a start needs is the one that is missing once
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + room, hard))
+        try:
+            process = await launcher.start(worker)
+        except OSError as exc:
+            refusals.append(exc.errno)
+            continue
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        exited: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
+        process.watch(exited.set_result)
+        await exited
+        slurp(process)
+    assert refusals
+    assert set(refusals) == {errno.EMFILE}
+
+
+async def test_abandoned_is_reaped_later(launcher: Launcher) -> None:
+    process, _ = await start(launcher, sh("exec sleep 1000"))
+    process.abandon()
+    kill_and_see_it_dead(process.pid, signal.SIGKILL)
+    slurp(process)
+    await supervise(sh("exit 0"), logs=Logs(tee=Std.NONE))  # any later group
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+
+
+async def test_a_host_that_reaps_everything(launcher: Launcher) -> None:
+    """Some other part of the program calls waitpid(-1): the exit is still seen; its status where the kernel tells."""
+    process, exited = await start(launcher, sh("exec sleep 1000"))
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    raw = await exited
+    assert raw.rusage is None
+    assert raw.status in (None, signal.SIGKILL)
+    slurp(process)
+
+
+async def test_group_on_every_launcher(launcher: Launcher) -> None:
+    result = await supervise(
+        lambda r: sh("echo $RANK; exit 3" if r == 1 else "echo $RANK; exec sleep 1000"),
+        n=3,
+        logs=Logs(tee=Std.NONE),
+        check=False,
+        launcher=launcher,
+    )
+    assert [f.rank for f in result.failures] == [1]
+    assert str(result[1].stdout) == "1\n"
+
+
+async def test_exit_order_is_the_kernels() -> None:
+    async with Group(sh("exec sleep 1000"), n=12, logs=Logs(tee=Std.NONE), check=False) as group:
+        order = [7, 3, 11, 0, 5, 1, 9, 2, 10, 4, 8, 6]
+        for rank in order:
+            kill_and_see_it_dead(group[rank].pid, signal.SIGSEGV)
+        result = await group.wait()
+    assert [one.rank for one in result.failures] == order
+
+
+def test_popen_objects_do_not_reap_behind_our_back() -> None:
+    """`subprocess` reaps dropped Popen objects when it makes the next one; ours must not be among them."""
+    code = """
+import asyncio, gc, os, signal, subprocess, sys
+from aioelastic import *
+async def main():
+    async with Group(Command("/bin/sh", "-c", "exit 9"), logs=Logs(tee=Std.NONE), check=False) as group:
+        pid = group[0].pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        gc.collect()
+        subprocess.run(["/bin/true"], check=True)
+        result = await group.wait()
+        assert result[0].exit.code == 9, result[0].exit
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_hosts_other_threads_may_spawn_meanwhile() -> None:
+    """Children of other threads never inherit our pipes, which would keep them from ending."""
+    stop = threading.Event()
+
+    def spawn() -> None:
+        while not stop.is_set():
+            subprocess.run(["/bin/true"], check=True, close_fds=False)
+
+    thread = threading.Thread(target=spawn)
+    thread.start()
+    try:
+        result = asyncio.run(supervise(sh("echo x"), n=20, logs=Logs(tee=Std.NONE)))
+    finally:
+        stop.set()
+        thread.join()
+    assert [str(one.stdout) for one in result] == ["x\n"] * 20
+    assert all(one.stdout.holders == () for one in result)
