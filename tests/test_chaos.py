@@ -253,7 +253,8 @@ asyncio.run(main())
 
 
 def test_ctrl_c_twice_in_a_script() -> None:
-    """asyncio.run: the first SIGINT cancels politely, the second skips the grace; no worker survives."""
+    """asyncio.run: the first SIGINT cancels politely; the second raises KeyboardInterrupt in the middle of whatever
+    runs, our own code included; no worker survives."""
     code = """
 import asyncio, sys
 from aioelastic import *
@@ -272,8 +273,7 @@ asyncio.run(supervise(stubborn, n=2, logs=logs, stop=Stop(grace=3600), on_event=
     assert script.stdout.readline().startswith("Stopping")
     assert script.stdout.readline().startswith("Stopping")
     script.send_signal(signal.SIGINT)
-    out, err = script.communicate()
-    assert out.count("Killed") == 2
+    _, err = script.communicate()
     assert "KeyboardInterrupt" in err
     assert not any(map(alive, pids))
 

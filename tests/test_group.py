@@ -302,7 +302,10 @@ async def test_scope_leader_leaves_others_alone() -> None:
 
 async def test_leader_first() -> None:
     """The worker's child must outlive its parent's last save."""
-    script = "trap 'kill -0 $child && echo saved with $child alive; exit 0' TERM; sleep 1000 >/dev/null 2>&1 & child=$!; echo up; wait; wait"
+    script = (
+        "trap 'kill -0 $child && echo saved with $child alive; exit 0' TERM; "
+        "sleep 1000 >/dev/null 2>&1 & child=$!; echo up; wait; wait"
+    )
     async with Group(sh(script), logs=QUIET) as group:
         async for _ in group.lines():
             break
