@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,8 +32,8 @@ from .report import read_report
 from .sinks import Sinks
 from .spec import Entry, GroupSpec, Logs, Std, Stop, check_timeout
 from .streams import FileSink, LineFeed, Tap
-from .thread import HelperThread, insist
-from .watch import Census, Snapshot, Stray
+from .thread import HelperThread, completed, insist
+from .watch import Census
 from .worker import Worker
 
 # After this long at starting workers the loop gets its turn.
@@ -175,7 +176,8 @@ class Group:
         self._first_start = 0
         self._timeout: float | None = None
         self._error_dir: Path | None = None
-        self._ended: asyncio.Future[GroupResult] | None = None  # made when the loop is known
+        self._port: Port | None = None
+        self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
 
     # --- what users call ---
 
@@ -360,34 +362,32 @@ class Group:
 
     @property
     def _finished(self) -> bool:
-        return self._ended is not None and self._ended.done()
+        return self._outcome is not None and self._outcome.done()
 
     @property
     def _end(self) -> asyncio.Future[GroupResult]:
-        if self._ended is None:
+        if self._outcome is None:
             raise RuntimeError("enter the Group first: async with Group(...) as group:")
-        return self._ended
+        return self._outcome
 
     async def _start(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self._ended = self.loop.create_future()
+        self._outcome = self.loop.create_future()
         reap_abandoned()
         environ = dict(os.environ)
-        self._port = Port()
         self._files = HelperThread(self.loop, "aioelastic-files")
         self._proc = HelperThread(self.loop, "aioelastic-proc")
         self.census = Census(self._proc, TAG)
         self._sinks = Sinks(self.loop, self.logs, self._files, self.sink_trouble)
         try:
-            self._plan(environ)
-            assert self.plan is not None
+            self.plan = await completed(self._proc.submit(lambda: self._prepare(environ)))
             await self._sinks.open(self.plan)
             if self._launcher is None:
                 self._launcher = DirectLauncher(environ)
             self._workers = [Worker(one, self) for one in self.plan.workers]
         except BaseException:
             # nothing runs yet: take back what was opened, then say what is wrong
-            await insist(asyncio.ensure_future(self._take_back()))
+            await self._take_back()
             self._entered = False
             raise
         _alive.add(self)
@@ -395,6 +395,9 @@ class Group:
             await self._launch(self._launcher)
         except BaseException as exc:
             self._starting = False
+            for worker in self._workers:
+                if worker.state is State.PLANNED:
+                    worker.never_start()
             self.begin_stop("stopped")
             self.begin_reading()
             self._maybe_close()
@@ -404,23 +407,23 @@ class Group:
         self.loop.call_soon(self.begin_reading)
         self._maybe_close()
 
-    def _plan(self, environ: dict[str, str]) -> None:
+    def _prepare(self, environ: dict[str, str]) -> LaunchPlan:
+        """All that looks at the machine before the start; in the helper thread, since a file system may be slow."""
+        self._port = Port()
         if self.logs.dir is None:
             try:
                 self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
             except OSError:
                 self._error_dir = None  # no place for error.json: failures will lack it, nothing else
-        self.plan = preflight(
-            plan(
-                self.spec,
-                run_id=self.run_id,
-                host=socket.gethostname(),
-                master_port=self._port.number,
-                environ=environ,
-                error_dir=self._error_dir,
-            ),
-            environ,
+        planned = plan(
+            self.spec,
+            run_id=self.run_id,
+            host=socket.gethostname(),
+            master_port=self._port.number,
+            environ=environ,
+            error_dir=self._error_dir,
         )
+        return preflight(planned, environ)
 
     async def _launch(self, launcher: Launcher) -> None:
         turn = self.loop.time()
@@ -453,7 +456,7 @@ class Group:
     def _background_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         problem = None if task.cancelled() else task.exception()
-        if problem is not None and self._ended is not None and not self._ended.done():
+        if problem is not None and self._outcome is not None and not self._outcome.done():
             self.kill_at_exit()
             self._end.set_exception(problem)
 
@@ -481,22 +484,22 @@ class Group:
     async def _close(self) -> None:
         """All workers are over: look for strays, flush the sinks, make the result."""
         bound = self.stop_policy.bound
+        find = partial(_stop.strays_of, self.census, self.run_id)
         if self.stop_policy.scope == "leader":
-            for one in self._strays(await insist(self.census.take())):
+            for one in await find():
                 self.leaked(one.process)
                 one.close(self.loop)
         else:
-            await _stop.sweep(self._strays, self.census, self._patience, self.stop_policy, self.leaked)
+            await _stop.sweep(find, self._patience, self.stop_policy, self.leaked)
         await self._sinks.close(self._patience, bound)
-        try:
-            reports = await insist(self._files.submit(self._reports))
-        except Exception:  # unreadable reports must not cost the result
-            reports = {}
-        for thread in (self._files, self._proc):
-            closing = asyncio.ensure_future(thread.close(bound))
-            if not await insist(closing):
-                self.sink_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
-        self._port.close()
+        reports: dict[int, Any] = {}
+        if await self._ended(self._files, bound):
+            reports = await insist(self._proc.submit(self._reports))
+        else:  # then do not touch that disk any more
+            self.sink_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
+        await self._ended(self._proc, bound)
+        if self._port is not None:
+            self._port.close()
         _alive.discard(self)
         result = self._make_result(reports)
         self.emit(GroupDone(None, None, None, time.time(), result))
@@ -505,15 +508,22 @@ class Group:
         self._end.set_result(result)
 
     async def _take_back(self) -> None:
+        """Nothing was started: close what was opened."""
         await self._sinks.close(self._patience, 1.0)
+        await insist(self._proc.submit(self._remove_error_dir))
+        for thread in (self._files, self._proc):
+            await self._ended(thread, 1.0)
+        if self._port is not None:
+            self._port.close()
+
+    def _remove_error_dir(self) -> None:
         if self._error_dir is not None:
             shutil.rmtree(self._error_dir, ignore_errors=True)
-        for thread in (self._files, self._proc):
-            await thread.close(1.0)
-        self._port.close()
 
-    def _strays(self, found: Snapshot) -> list[Stray]:
-        return [stray for one in found.of(self.run_id) if (stray := Stray.catch(one)) is not None]
+    async def _ended(self, thread: HelperThread, bound: float) -> bool:
+        ended = thread.end()
+        ended.add_done_callback(lambda _: self._patience.notice())
+        return await self._patience.until(ended.done, bound, grace=False)
 
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:
@@ -524,8 +534,7 @@ class Group:
         found = {
             w.rank: read_report(w.plan.error_file) for w in self._workers if w.failed and w.plan.error_file is not None
         }
-        if self._error_dir is not None:
-            shutil.rmtree(self._error_dir, ignore_errors=True)
+        self._remove_error_dir()
         return found
 
     def _make_result(self, reports: dict[int, Any]) -> GroupResult:

@@ -262,7 +262,7 @@ class Result:
 Reason = Literal["done", "failed", "stopped", "timeout"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GroupResult(Sequence[Result]):
     """What came of a group: a sequence of `Result`, by rank.
 
@@ -319,6 +319,10 @@ class GroupResult(Sequence[Result]):
     def __getitem__(self, rank: slice) -> tuple[Result, ...]: ...
     def __getitem__(self, rank: int | slice) -> Result | tuple[Result, ...]:
         return self.results[rank]
+
+    def __repr__(self) -> str:
+        well = sum(one.ok for one in self.results)
+        return f"<GroupResult {self.name!r}: {self.reason}, {well} of {len(self.results)} ok, {self.duration:.2f} s>"
 
     def __len__(self) -> int:
         return len(self.results)

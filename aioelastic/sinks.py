@@ -25,7 +25,7 @@ from .streams import (
     Tap,
     iso_time,
 )
-from .thread import HelperThread, insist
+from .thread import HelperThread, completed
 
 if TYPE_CHECKING:
     from .launch import LaunchPlan
@@ -68,7 +68,7 @@ class Sinks:
         """
         self._name, self._host = plan.name, plan.host
         if plan.run_dir is not None:
-            await insist(self._thread.submit(lambda: self._make_files(plan)))
+            await completed(self._thread.submit(lambda: self._make_files(plan)))
         wanted = Std.NONE
         for worker in plan.workers:
             wanted |= worker.tee

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .outcome import Process
 from .thread import insist
-from .watch import Snapshot, Stray
+from .watch import Stray
 
 if TYPE_CHECKING:
     from .spec import Stop
@@ -77,30 +77,34 @@ async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
         return
     worker.kill(leader_only=stop.scope == "leader")
     if not await patience.until(worker.has_exited, stop.bound, grace=False):
-        worker.give_up()
+        assert worker.pid is not None
+        worker.give_up(*await insist(census.look(worker.pid)))
+
+
+async def strays_of(census: Census, owner: str, leader: int | None = None, ended: int | None = None) -> list[Stray]:
+    """The processes that carry `owner` in their lineage or were in the session of `leader`; to be closed."""
+    found = (await insist(census.take())).of(owner, leader, ended)
+    return await insist(census.catch(found)) if found else []
 
 
 async def sweep(
-    find: Callable[[Snapshot], list[Stray]],
-    census: Census,
+    find: Callable[[], Awaitable[list[Stray]]],
     patience: Patience,
     stop: Stop,
     on_found: Callable[[Process], None],
-) -> list[Process]:
-    """End processes that are not our children: what a worker left running.
-
-    Looks again after each round, since what dies may have forked. Returns those that are still there at the end
-    of the bound.
+) -> None:
+    """End processes that are not our children: what a worker left running. Looks again after each round, since what
+    dies may have forked; gives up at the end of grace and bound.
 
     Args:
-        find: picks them from a snapshot.
+        find: those that are there now.
         on_found: told once for each.
     """
     loop = asyncio.get_running_loop()
     told: set[int] = set()
     deadline = loop.time() + stop.grace + stop.bound
     polite = stop.grace > 0
-    while strays := find(await insist(census.take())):
+    while strays := await find():
         gone: set[int] = set()
 
         def ended(one: Stray, gone: set[int] = gone) -> None:
@@ -123,8 +127,7 @@ async def sweep(
                 one.close(loop)
         polite = polite and len(gone) == len(strays) and not patience.hurried
         if loop.time() >= deadline:
-            return [one.process for one in strays if one.pid not in gone]
-    return []
+            return
 
 
 def _all_in(strays: list[Stray], gone: set[int]) -> bool:

@@ -56,22 +56,35 @@ class HelperThread:
         except RuntimeError:
             pass  # the loop was closed: nobody is left to tell
 
-    async def close(self, timeout: float) -> bool:
-        """End the thread after its last job. False: it hangs in a system call and is left behind (daemonic)."""
-        if self._thread is None:
-            return True
+    def end(self) -> asyncio.Future[None]:
+        """Let the thread end after its last job; the future is done when it has. It may hang in a system call for ever
+        (it is daemonic): bound the wait."""
         ended: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put(lambda: self.tell(_settle, ended, None, None))
-        self._jobs.put(None)
-        done, _ = await asyncio.wait({ended}, timeout=timeout)
-        if done:
-            self._thread.join()  # it has nothing left to do but return
-            self._thread = None
-        return bool(done)
+        thread, self._thread = self._thread, None
+        if thread is None:
+            ended.set_result(None)
+        else:
+            self._jobs.put(lambda: self.tell(_ended, thread, ended))
+            self._jobs.put(None)
+        return ended
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+async def completed(future: asyncio.Future[T]) -> T:
+    """Wait for work in a thread, which cannot be taken back: a cancellation is raised when it is done, never lost."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        future.exception()  # seen
+        raise cancelled
+    return future.result()
 
 
 async def insist(future: asyncio.Future[T]) -> T:
@@ -82,6 +95,11 @@ async def insist(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError:
             continue
     return future.result()
+
+
+def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:
+    thread.join()  # it has nothing left to do but return
+    _settle(ended, None, None)
 
 
 def _settle(future: asyncio.Future[Any], value: Any, exc: BaseException | None) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import stop as _stop
@@ -18,7 +20,7 @@ from .outcome import Exit, Output, Process, Unkillable, Usage
 from .spec import Std
 from .streams import FileSink, Pump, Tail, Tap
 from .thread import insist
-from .watch import Census, Snapshot, Stray, describe, wchan
+from .watch import Census
 
 if TYPE_CHECKING:
     from .spec import Logs, Stop
@@ -78,6 +80,7 @@ class Worker:
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
         self._to_stop = False
+        self._ended_ticks = 0
         self._reading = False
         self._pumps: dict[Std, Pump] = {}
         self._tails: dict[Std, Tail] = {}
@@ -131,6 +134,10 @@ class Worker:
             self._to(Trigger.REFUSED)
             self._tell_waiters()
             raise self.refused from exc
+        except BaseException:
+            self._to(Trigger.REFUSED)  # cancelled in the middle: the launcher has taken it back
+            self._tell_waiters()
+            raise
         self._process = process
         self.pid = process.pid
         keeper = self._keeper
@@ -220,13 +227,13 @@ class Worker:
             self._to(Trigger.KILL)
             self._keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
 
-    def give_up(self) -> None:
+    def give_up(self, state: str, wchan: str) -> None:
         """SIGKILL did not end it within the bound: say so, let go, go on."""
         assert self._process is not None
         assert self.pid is not None
         if self.state is not State.KILLING:
             return
-        self.unkillable = Unkillable(self.rank, self.pid, describe(self.pid).state, wchan(self.pid))
+        self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()
         self._to(Trigger.GIVE_UP)
         for pump in self._pumps.values():
@@ -238,7 +245,11 @@ class Worker:
         """After the exit: end what it left running, see its streams to their end, within bounds."""
         keeper = self._keeper
         if keeper.stop_policy.scope != "leader":
-            await _stop.sweep(self._strays, keeper.census, self.patience, keeper.stop_policy, self._found)
+            policy = keeper.stop_policy
+            if self.exit is not None and self.exit.stopped_by == signal.SIGKILL:
+                policy = replace(policy, grace=0)  # their leader used it up
+            find = partial(_stop.strays_of, keeper.census, self.owner, self.pid, self._ended_ticks)
+            await _stop.sweep(find, self.patience, policy, self._found)
         if not await self.patience.until(self._all_over, keeper.logs.drain, grace=False):
             still_open = {std: pump for std, pump in self._pumps.items() if not pump.finish()}
             if still_open:
@@ -279,6 +290,7 @@ class Worker:
             self._stopped_by,
         )
         self.ended_ns = raw.ended_ns
+        self._ended_ticks = ticks_now()
         self.usage = _usage(raw, process.rss_floor)
         self._to(Trigger.EXIT)
         keeper = self._keeper
@@ -310,9 +322,6 @@ class Worker:
         self._keeper.emit(Drained(self.rank, self.pid, self.attempt, time.time(), holders))
         self._to(Trigger.SETTLED)
         self._keeper.settled(self)
-
-    def _strays(self, found: Snapshot) -> list[Stray]:
-        return [stray for one in found.of(self.owner, self.pid) if (stray := Stray.catch(one)) is not None]
 
     def _found(self, process: Process) -> None:
         # the children of a worker that we stopped are on their way out: only what outlives a free end is a leak

@@ -304,7 +304,7 @@ async def test_leader_first() -> None:
     """The worker's child must outlive its parent's last save."""
     script = (
         "trap 'kill -0 $child && echo saved with $child alive; exit 0' TERM; "
-        "sleep 1000 >/dev/null 2>&1 & child=$!; echo up; wait; wait"
+        "sh -c 'echo up; exec sleep 1000' & child=$!; wait; wait"
     )
     async with Group(sh(script), logs=QUIET) as group:
         async for _ in group.lines():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ._pidfd import PidfdWatch
-from ._proc import Census, Snapshot, Stray, caught_signals, describe, pipe_holders, wchan
+from ._proc import Census, Snapshot, Stray, caught_signals, describe, pipe_holders, ticks_now, wchan
 from ._signals import Signals
 from ._thread import ThreadWatch
 
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "pidfd_or_none",
     "pipe_holders",
+    "ticks_now",
     "wchan",
 ]
 

@@ -16,6 +16,10 @@ from typing import NamedTuple
 from ..outcome import Process
 from ..thread import HelperThread
 
+LOOKS = 3
+EXEC_LOOKS = 30  # with the pauses between them, about 40 ms: an execve(2) takes less
+PF_KTHREAD = 0x00200000  # linux/sched.h
+
 
 class Seen(NamedTuple):
     """One process at one moment. `started` (clock ticks since boot) and pid together name it for ever."""
@@ -35,13 +39,23 @@ class Snapshot:
     by_owner: dict[str, list[Seen]] = field(default_factory=dict)
     by_session: dict[int, list[Seen]] = field(default_factory=dict)
 
-    def of(self, owner: str, leader: int | None = None) -> list[Seen]:
-        """Those that carry `owner` in their lineage, or are in the session of `leader`, without `leader` itself."""
+    def of(self, owner: str, leader: int | None = None, ended: int | None = None) -> list[Seen]:
+        """Those that carry `owner` in their lineage, or are in the session of `leader`, without `leader` itself.
+
+        Once the leader is reaped and its session empty, its pid may become the session of strangers: those started
+        after `ended` (in ticks, see `ticks_now`).
+        """
         found = {one.pid: one for one in self.by_owner.get(owner, ())}
         if leader is not None:
-            found.update((one.pid, one) for one in self.by_session.get(leader, ()))
+            here = self.by_session.get(leader, ())
+            found.update((one.pid, one) for one in here if ended is None or one.started <= ended)
             found.pop(leader, None)
         return list(found.values())
+
+
+def ticks_now() -> int:
+    """The present in the unit and on the clock of the start times of proc(5): clock ticks since boot."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 class Census:
@@ -51,7 +65,7 @@ class Census:
         self._thread = thread
         self._tag = tag.encode() + b"="
         # one tick less: a process may start within the tick in which we look at the clock
-        self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")) - 1
+        self._since = ticks_now() - 1
         self._next: asyncio.Future[Snapshot] | None = None
         self._looking = False
 
@@ -63,6 +77,14 @@ class Census:
             if not self._looking:
                 self._look()
         return asked
+
+    def catch(self, found: list[Seen]) -> asyncio.Future[list[Stray]]:
+        """Hold those of them that still live; the receiver closes them."""
+        return self._thread.submit(lambda: [stray for one in found if (stray := Stray.catch(one)) is not None])
+
+    def look(self, pid: int) -> asyncio.Future[tuple[str, str]]:
+        """The state letter of a process and the kernel function in which it sleeps."""
+        return self._thread.submit(lambda: (describe(pid).state, wchan(pid)))
 
     def holders(self, read_ends: list[int]) -> asyncio.Future[dict[int, tuple[int, ...]]]:
         """Who else has these pipes open; see `pipe_holders`."""
@@ -90,22 +112,26 @@ class Census:
 
 
 def snapshot(tag: bytes, since: int) -> Snapshot:
-    """Read /proc once. Zombies are left out: they hold nothing."""
+    """Read /proc. Zombies are left out: they hold nothing.
+
+    A process that forks while we read may hide its child behind us and end before we reach it: as long as new pids
+    were given meanwhile, look again (a few times: on a busy machine they always are).
+    """
+    seen: dict[tuple[int, int], Seen] = {}
+    for _ in range(LOOKS):
+        newest = _newest_pid()
+        for pid in _pids():
+            one = _see(pid, tag, since)
+            if one is not None:
+                seen[one.pid, one.started] = one
+        if newest == _newest_pid():
+            break
     out = Snapshot()
-    for pid in _pids():
-        fields = _stat(pid)
-        if fields is None:
-            continue
-        state, started = fields[0], int(fields[19])
-        if started < since or state in "ZX":
-            continue
-        lineage = _lineage(pid, tag)
-        seen = Seen(pid, state, int(fields[2]), int(fields[3]), started, lineage)
-        out.by_session.setdefault(seen.session, []).append(seen)
-        for item in lineage:
-            out.by_owner.setdefault(item, []).append(seen)
-            run = item.split("/", 1)[0]
-            out.by_owner.setdefault(run, []).append(seen)
+    for one in seen.values():
+        out.by_session.setdefault(one.session, []).append(one)
+        for item in one.lineage:
+            out.by_owner.setdefault(item, []).append(one)
+            out.by_owner.setdefault(item.split("/", 1)[0], []).append(one)
     return out
 
 
@@ -228,6 +254,35 @@ def _stat(pid: int) -> list[str] | None:
         os.close(fd)
     # the second field, the name, is in parentheses and may hold anything
     return data[data.rindex(b")") + 2 :].decode().split()
+
+
+def _newest_pid() -> bytes:
+    """The pid that was given last on this machine (proc(5), loadavg)."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            return file.read().split()[-1]
+    except (OSError, IndexError):
+        return b""
+
+
+def _see(pid: int, tag: bytes, since: int) -> Seen | None:
+    """One process, if it lives and started since."""
+    attempt = 0
+    while True:
+        fields = _stat(pid)
+        if fields is None or int(fields[19]) < since or fields[0] in "ZX":
+            return None
+        lineage = _lineage(pid, tag)
+        # in the middle of execve(2) a process has no environment yet (env_end is 0): it is read as if it had none
+        in_exec = fields[48] == "0" and not int(fields[6]) & PF_KTHREAD and _readable(pid)
+        if lineage or not in_exec or attempt == EXEC_LOOKS:
+            return Seen(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]), lineage)
+        attempt += 1
+        time.sleep(0.0001 * attempt)
+
+
+def _readable(pid: int) -> bool:
+    return os.access(f"/proc/{pid}/environ", os.R_OK)
 
 
 def _lineage(pid: int, tag: bytes) -> tuple[str, ...]:

@@ -1,0 +1,77 @@
+"""The caller's loop stays the caller's: nothing of ours blocks it, but the start of a process itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster
+from helpers import sh
+
+from aioelastic import Logs, Match, Rotate, Std, Stop, supervise
+from aioelastic.events import Spawned
+
+
+@pytest.fixture
+def blocking_raises() -> Iterator[None]:
+    """Any blocking call in a running loop raises, except the vfork and exec of a child (about 1 ms)."""
+    buster = BlockBuster()
+    buster.activate()
+    buster.functions["os.read"].can_block_in("subprocess.py", "_execute_child")  # the exec's errno, until it is done
+    try:
+        yield
+    finally:
+        buster.deactivate()
+
+
+async def test_nothing_blocks(blocking_raises: None, tmp_path: Path) -> None:
+    logs = Logs(
+        dir=tmp_path,
+        tee=Std.NONE,
+        match=Match(include=("1",)),
+        rotate=Rotate(size=1000, keep=2),
+        callback=lambda line: None,
+    )
+    script = "seq 2000; seq 2000 >&2; setsid sleep 1000 & exit $RANK"
+    result = await supervise(sh(script), n=3, logs=logs, stop=Stop(grace=0.5), check=False)
+    assert result.first_failure is not None
+    assert result[0].stdout.total == len("".join(f"{i}\n" for i in range(1, 2001)))
+
+
+async def test_it_would_have_been_noticed(blocking_raises: None) -> None:
+    """The check above can fail."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(type(context["exception"])))
+
+    def blocks(event: object) -> None:
+        if isinstance(event, Spawned):
+            import time
+
+            time.sleep(0.0001)
+
+    await supervise(sh("exit 0"), logs=Logs(tee=Std.NONE), on_event=blocks)
+    assert [one.__name__ for one in told] == ["BlockingError"]
+
+
+async def test_others_run_meanwhile() -> None:
+    """Between two starts the loop gets its turn."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    turns_at_spawn: list[int] = []
+    await supervise(
+        sh("exit 0"),
+        n=50,
+        logs=Logs(tee=Std.NONE),
+        on_event=lambda e: turns_at_spawn.append(turns) if isinstance(e, Spawned) else None,
+    )
+    task.cancel()
+    assert len(set(turns_at_spawn)) >= 10
