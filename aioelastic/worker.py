@@ -20,7 +20,7 @@ from .outcome import Exit, Output, Process, Unkillable, Usage
 from .spec import Std
 from .streams import FileSink, Pump, Tail, Tap
 from .thread import insist
-from .watch import Census
+from .watch import Census, ticks_now
 
 if TYPE_CHECKING:
     from .spec import Logs, Stop
