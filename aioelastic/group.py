@@ -7,16 +7,11 @@ import atexit
 import os
 import re
 import secrets
-import shutil
 import signal
-import socket
-import tempfile
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -25,15 +20,13 @@ import anyio
 from . import stop as _stop
 from .errors import LaunchFailed, SpecError
 from .events import Event, GroupDone, Leaked, SinkTrouble
-from .launch import TAG, DirectLauncher, Launcher, LaunchPlan, Port, plan, preflight, reap_abandoned
+from .ground import Ground
+from .hub import Hub
+from .launch import DirectLauncher, Launcher, LaunchPlan, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
-from .outcome import Failure, GroupResult, Process, Reason, Result
-from .report import read_report
-from .sinks import Sinks
+from .outcome import ErrorReport, GroupResult, Process, Reason
 from .spec import Entry, GroupSpec, Logs, Std, Stop, check_timeout
 from .streams import FileSink, LineFeed, Tap
-from .thread import HelperThread, completed, insist
-from .watch import Census
 from .worker import Worker
 
 # After this long at starting workers the loop gets its turn.
@@ -156,7 +149,6 @@ class Group:
         self.plan: LaunchPlan | None = None
         self._check = check
         self._told = False  # the caller has seen the failures
-        self._on_event = on_event
         self._launcher = launcher
         self._workers: list[Worker] = []
         self._entered = False
@@ -169,14 +161,11 @@ class Group:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._patience = _stop.Patience()
-        self._history: deque[Event] = deque(maxlen=max(HISTORY, HISTORY_PER_WORKER * len(self.spec.entries)))
-        self._subscribers: set[_Subscriber] = set()
+        self._hub = Hub(on_event, max(HISTORY, HISTORY_PER_WORKER * len(spec.entries)))
         self._feeds: list[LineFeed] = []
         self._leaked: list[Process] = []
         self._first_start = 0
         self._timeout: float | None = None
-        self._error_dir: Path | None = None
-        self._port: Port | None = None
         self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
 
     # --- what users call ---
@@ -218,10 +207,7 @@ class Group:
 
     def events(self) -> AsyncIterator[Event]:
         """All events from the group's beginning on, until `GroupDone`. Late subscribers get the earlier ones too."""
-        subscriber = _Subscriber(self._history)
-        if not self._finished:
-            self._subscribers.add(subscriber)
-        return subscriber.read(self._subscribers)
+        return self._hub.read()
 
     def lines(self, *, ranks: Iterable[int] | None = None, when_full: Literal["block", "drop"] = "block") -> LineFeed:
         """Each `Line` of all workers from this call on (all of them, if it is the first thing in the block).
@@ -240,7 +226,7 @@ class Group:
         if len(self._feeds) == 1:
             for worker in self._workers:
                 for std in (Std.OUT, Std.ERR):
-                    worker.add_tap(std, self._sinks.line_tap(worker, std, self._deliver))
+                    worker.add_tap(std, self._ground.sinks.line_tap(worker, std, self._deliver))
         return feed
 
     async def wait(self) -> GroupResult:
@@ -309,26 +295,16 @@ class Group:
 
     def emit(self, event: Event) -> None:
         """Tell all subscribers."""
-        self._history.append(event)
-        for subscriber in self._subscribers:
-            subscriber.tell(event)
-        if self._on_event is not None:
-            try:
-                self._on_event(event)
-            except Exception as exc:
-                # a subscriber's mistake is not the workers' fault
-                self.loop.call_exception_handler(
-                    {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
-                )
+        self._hub.emit(event)
 
     def taps(self, worker: Worker, std: Std) -> list[Tap]:
-        taps = self._sinks.taps(worker, std)
+        taps = self._ground.sinks.taps(worker, std)
         if self._feeds:
-            taps.append(self._sinks.line_tap(worker, std, self._deliver))
+            taps.append(self._ground.sinks.line_tap(worker, std, self._deliver))
         return taps
 
     def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
-        return self._sinks.file(worker.rank, std)
+        return self._ground.sinks.file(worker.rank, std)
 
     def tap_trouble(self, tap: Tap, exc: Exception) -> None:
         self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
@@ -374,22 +350,16 @@ class Group:
         self.loop = asyncio.get_running_loop()
         self._outcome = self.loop.create_future()
         reap_abandoned()
-        environ = dict(os.environ)
-        self._files = HelperThread(self.loop, "aioelastic-files")
-        self._proc = HelperThread(self.loop, "aioelastic-proc")
-        self.census = Census(self._proc, TAG)
-        self._sinks = Sinks(self.loop, self.logs, self._files, self.sink_trouble)
+        self._ground = Ground(self.loop, self.spec, self.sink_trouble)
+        self.census = self._ground.census
         try:
-            self.plan = await completed(self._proc.submit(lambda: self._prepare(environ)))
-            await self._sinks.open(self.plan)
-            if self._launcher is None:
-                self._launcher = DirectLauncher(environ)
-            self._workers = [Worker(one, self) for one in self.plan.workers]
+            self.plan = await self._ground.open(self.run_id)
         except BaseException:
-            # nothing runs yet: take back what was opened, then say what is wrong
-            await self._take_back()
             self._entered = False
             raise
+        if self._launcher is None:
+            self._launcher = DirectLauncher(self._ground.environ)
+        self._workers = [Worker(one, self) for one in self.plan.workers]
         _alive.add(self)
         try:
             await self._launch(self._launcher)
@@ -406,24 +376,6 @@ class Group:
         self._starting = False
         self.loop.call_soon(self.begin_reading)
         self._maybe_close()
-
-    def _prepare(self, environ: dict[str, str]) -> LaunchPlan:
-        """All that looks at the machine before the start; in the helper thread, since a file system may be slow."""
-        self._port = Port()
-        if self.logs.dir is None:
-            try:
-                self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
-            except OSError:
-                self._error_dir = None  # no place for error.json: failures will lack it, nothing else
-        planned = plan(
-            self.spec,
-            run_id=self.run_id,
-            host=socket.gethostname(),
-            master_port=self._port.number,
-            environ=environ,
-            error_dir=self._error_dir,
-        )
-        return preflight(planned, environ)
 
     async def _launch(self, launcher: Launcher) -> None:
         turn = self.loop.time()
@@ -483,7 +435,6 @@ class Group:
 
     async def _close(self) -> None:
         """All workers are over: look for strays, flush the sinks, make the result."""
-        bound = self.stop_policy.bound
         find = partial(_stop.strays_of, self.census, self.run_id)
         if self.stop_policy.scope == "leader":
             for one in await find():
@@ -491,15 +442,8 @@ class Group:
                 one.close(self.loop)
         else:
             await _stop.sweep(find, self._patience, self.stop_policy, self.leaked)
-        await self._sinks.close(self._patience, bound)
-        reports: dict[int, Any] = {}
-        if await self._ended(self._files, bound):
-            reports = await insist(self._proc.submit(self._reports))
-        else:  # then do not touch that disk any more
-            self.sink_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
-        await self._ended(self._proc, bound)
-        if self._port is not None:
-            self._port.close()
+        written = {w.rank: w.plan.error_file for w in self._workers if w.failed and w.plan.error_file is not None}
+        reports = await self._ground.close(self._patience, self.stop_policy.bound, written)
         _alive.discard(self)
         result = self._make_result(reports)
         self.emit(GroupDone(None, None, None, time.time(), result))
@@ -507,109 +451,27 @@ class Group:
             feed.end()
         self._end.set_result(result)
 
-    async def _take_back(self) -> None:
-        """Nothing was started: close what was opened."""
-        await self._sinks.close(self._patience, 1.0)
-        await insist(self._proc.submit(self._remove_error_dir))
-        for thread in (self._files, self._proc):
-            await self._ended(thread, 1.0)
-        if self._port is not None:
-            self._port.close()
-
-    def _remove_error_dir(self) -> None:
-        if self._error_dir is not None:
-            shutil.rmtree(self._error_dir, ignore_errors=True)
-
-    async def _ended(self, thread: HelperThread, bound: float) -> bool:
-        ended = thread.end()
-        ended.add_done_callback(lambda _: self._patience.notice())
-        return await self._patience.until(ended.done, bound, grace=False)
-
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:
             feed.deliver(*batch)
 
-    def _reports(self) -> dict[int, Any]:
-        """What failed workers wrote about themselves; runs in the files thread."""
-        found = {
-            w.rank: read_report(w.plan.error_file) for w in self._workers if w.failed and w.plan.error_file is not None
-        }
-        self._remove_error_dir()
-        return found
-
-    def _make_result(self, reports: dict[int, Any]) -> GroupResult:
+    def _make_result(self, reports: Mapping[int, ErrorReport | None]) -> GroupResult:
         assert self.plan is not None
-        failures: dict[int, Failure] = {}
-        bad = sorted((w for w in self._workers if w.failed), key=lambda w: w.ended_ns)
-        for w in bad:
-            failures[w.rank] = Failure(
-                rank=w.rank,
-                name=self.spec.name,
-                pid=w.pid,
-                host=self.plan.host,
-                attempt=w.attempt,
-                argv=w.plan.argv,
-                cwd=w.plan.cwd,
-                exit=w.exit,
-                cause=str(w.exit) if w.exit else f"could not start: {w.refused.cause}" if w.refused else "",
-                error=reports.get(w.rank),
-                stdout=w.output(Std.OUT),
-                stderr=w.output(Std.ERR),
-                first=w is bad[0],
-            )
-        results = tuple(
-            Result(
-                rank=w.rank,
-                name=self.spec.name,
-                argv=w.plan.argv,
-                pid=w.pid,
-                attempt=w.attempt,
-                exit=w.exit,
-                usage=w.usage,
-                stdout=w.output(Std.OUT),
-                stderr=w.output(Std.ERR),
-                failure=failures.get(w.rank),
-            )
-            for w in self._workers
-        )
+        failed = sorted((w for w in self._workers if w.failed), key=lambda w: w.ended_ns)
+        results = tuple(w.result(self.plan, reports.get(w.rank), first=w in failed[:1]) for w in self._workers)
+        failures = (results[w.rank].failure for w in failed)
         return GroupResult(
             name=self.spec.name,
             run_id=self.run_id,
             reason=self._reason,
             results=results,
-            failures=tuple(failures[w.rank] for w in bad),
+            failures=tuple(one for one in failures if one is not None),
             unkillable=tuple(w.unkillable for w in self._workers if w.unkillable is not None),
             leaked=tuple(self._leaked),
             log_dir=self.plan.run_dir,
             timeout=self._timeout,
             duration=(time.monotonic_ns() - self._first_start) / 1e9,
         )
-
-
-class _Subscriber:
-    """One reader of the events, from the beginning on."""
-
-    def __init__(self, earlier: Iterable[Event]) -> None:
-        self._queue = deque(earlier)
-        self._waiter: asyncio.Future[None] | None = None
-
-    def tell(self, event: Event) -> None:
-        self._queue.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def read(self, subscribers: set[_Subscriber]) -> AsyncIterator[Event]:
-        try:
-            while True:
-                while self._queue:
-                    event = self._queue.popleft()
-                    yield event
-                    if isinstance(event, GroupDone):
-                        return
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-        finally:
-            subscribers.discard(self)
 
 
 def _run_id(name: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import prefix_fields
 from .errors import SpecError
-from .spec import Std, prefix_fields
+from .spec import Std
 from .streams import (
     CallbackTap,
     Console,

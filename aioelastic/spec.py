@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import enum
 import inspect
-import math
 import os
 import re
 import signal as _signal
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .checks import check_argv, check_env, check_path, check_prefix, check_seconds, check_whole, parse_signal
 from .errors import SpecError
 
 if TYPE_CHECKING:
     from .streams import Line
-
-PREFIX_FIELDS = ("name", "rank", "local_rank", "host", "pid", "attempt", "stream", "time")
 
 
 class Std(enum.IntFlag):
@@ -65,9 +62,9 @@ class Command:
         stdin: Literal["null", "inherit"] = "null",
     ) -> None:
         put = object.__setattr__
-        put(self, "argv", _argv(argv))
+        put(self, "argv", check_argv(argv))
         put(self, "env", check_env("env", env))
-        put(self, "cwd", None if cwd is None else _path("cwd", cwd))
+        put(self, "cwd", None if cwd is None else check_path("cwd", cwd))
         if stdin not in ("null", "inherit"):
             raise SpecError("stdin", stdin, "is not known", 'use "null" or "inherit"')
         put(self, "stdin", stdin)
@@ -88,8 +85,8 @@ class Rotate:
     keep: int = 10
 
     def __post_init__(self) -> None:
-        _whole("Rotate.size", self.size, 1)
-        _whole("Rotate.keep", self.keep, 0)
+        check_whole("Rotate.size", self.size, 1)
+        check_whole("Rotate.keep", self.keep, 0)
 
 
 Pattern: TypeAlias = "str | re.Pattern[str] | re.Pattern[bytes]"
@@ -165,15 +162,15 @@ class Logs:
     def __post_init__(self) -> None:
         put = object.__setattr__
         if self.dir is not None:
-            put(self, "dir", Path(_path("Logs.dir", self.dir)))
+            put(self, "dir", Path(check_path("Logs.dir", self.dir)))
         put(self, "tee", _std("Logs.tee", self.tee))
         default = Std.NONE if self.dir is None else Std.ALL
         put(self, "save", default if self.save is None else _std("Logs.save", self.save))
-        _check_prefix(self.prefix)
+        check_prefix(self.prefix)
         if self.ranks is not None:
             ranks = frozenset(self.ranks)
             for one in ranks:
-                _whole("Logs.ranks", one, 0)
+                check_whole("Logs.ranks", one, 0)
             put(self, "ranks", ranks)
         put(self, "match", _matches(self.match))  # also checks them
         if self.rotate is not None and not isinstance(self.rotate, Rotate):
@@ -190,7 +187,7 @@ class Logs:
             )
         if self.when_full not in ("block", "drop", "spill"):
             raise SpecError("Logs.when_full", self.when_full, "is not known", 'use "block", "drop" or "spill"')
-        _seconds("Logs.drain", self.drain)
+        check_seconds("Logs.drain", self.drain)
 
     def tees(self, rank: int) -> Std:
         """Which streams of this rank are tee'd."""
@@ -239,8 +236,8 @@ class Stop:
                 "use SIGTERM with grace=0 to kill at once",
             )
         object.__setattr__(self, "signal", number)
-        _seconds("Stop.grace", self.grace)
-        _seconds("Stop.bound", self.bound)
+        check_seconds("Stop.grace", self.grace)
+        check_seconds("Stop.bound", self.bound)
         if self.scope not in ("leader_then_group", "group", "leader"):
             raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
 
@@ -298,40 +295,9 @@ class GroupSpec:
         return cls(entries, name, check_env("env", env), logs, stop)
 
 
-def parse_signal(field: str, value: int | str) -> _signal.Signals:
-    """`15`, `"TERM"`, `"SIGTERM"` or a member → the member. Raises `SpecError` that lists near names."""
-    try:
-        if isinstance(value, str):
-            name = value.upper()
-            if name.isdigit():
-                return _signal.Signals(int(name))
-            return _signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return _signal.Signals(value)
-    except (KeyError, ValueError):
-        pass
-    raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
-
-
-def check_env(field: str, env: Mapping[str, str | None] | None) -> dict[str, str | None]:
-    """A checked copy of the caller's mapping, which itself is never changed."""
-    if env is None:
-        return {}
-    if not isinstance(env, Mapping):
-        raise SpecError(field, env, "is not a mapping", 'give a dict like {"OMP_NUM_THREADS": "1"}')
-    for key, value in env.items():
-        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
-            raise SpecError(f"{field} key", key, "cannot name a variable", "use a non-empty str without '=' and NUL")
-        if value is not None and not isinstance(value, str):
-            raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
-        if value is not None and "\0" in value:
-            raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
-    return dict(env)
-
-
 def _entries(entry: Entry, n: int | None) -> tuple[Command, ...]:
     if n is not None:
-        _whole("n", n, 1)
+        check_whole("n", n, 1)
     if isinstance(entry, Command):
         return (entry,) * (1 if n is None else n)
     if isinstance(entry, str | bytes) or entry is None:
@@ -375,31 +341,11 @@ def _is_command(field: str, value: object) -> Command:
     return value
 
 
-def _argv(argv: Sequence[Any]) -> tuple[str, ...]:
-    if not argv or (isinstance(argv[0], str) and not argv[0]):
-        raise SpecError("argv", argv, "names no program", 'give Command("program", "argument", ...)')
-    out = []
-    for index, one in enumerate(argv):
-        if isinstance(one, list | tuple) and len(argv) == 1:
-            raise SpecError("argv", one, "is one sequence", "unpack it: Command(*argv)")
-        out.append(_path(f"argv[{index}]", one))
-    return tuple(out)
-
-
-def _path(field: str, value: Any) -> str:
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str):
-        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
-    if "\0" in text:
-        raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
-    return text
-
-
 def _std(field: str, value: Any) -> Std | dict[int, Std]:
     if isinstance(value, Mapping):
         out = {}
         for rank, one in value.items():
-            _whole(f"{field} key", rank, 0)
+            check_whole(f"{field} key", rank, 0)
             out[rank] = _std(f"{field}[{rank}]", one)
         return out  # type: ignore[return-value]  # a nested mapping is refused just below
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3:
@@ -426,37 +372,7 @@ def _matches(given: Any) -> tuple[Match, ...]:
     return out
 
 
-def prefix_fields(prefix: str) -> list[str]:
-    """The names in a prefix template. Raises `ValueError` when it is none."""
-    return [name for _, name, _, _ in string.Formatter().parse(prefix) if name is not None]
-
-
-def _check_prefix(prefix: str) -> None:
-    try:
-        fields = prefix_fields(prefix)
-        if all(name in PREFIX_FIELDS for name in fields):
-            numbers = dict.fromkeys(("rank", "local_rank", "pid", "attempt"), 0)
-            prefix.format(**{**dict.fromkeys(PREFIX_FIELDS, ""), **numbers})
-            return
-        problem = f"has an unknown field {next(n for n in fields if n not in PREFIX_FIELDS)!r}"
-    except (ValueError, TypeError, AttributeError) as exc:
-        problem = f"is not a template ({exc})"
-    raise SpecError("Logs.prefix", prefix, problem, f"fields are {{{'}, {'.join(PREFIX_FIELDS)}}}")
-
-
-def _whole(field: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(field, value, f"is {type(value).__name__}, not int", f"give a whole number from {least}")
-    if value < least:
-        raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
-
-
-def _seconds(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise SpecError(field, value, "is not a time", "give seconds, 0 or more")
-
-
 def check_timeout(value: float | None) -> None:
     """`supervise(timeout=)`: seconds above 0, or None."""
     if value is not None:
-        _seconds("timeout", value)
+        check_seconds("timeout", value)

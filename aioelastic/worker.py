@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import stop as _stop
 from .errors import LaunchFailed
 from .events import Drained, Event, Exited, Killed, Spawned, Stopping
-from .launch import Launcher, LiveProcess, RawExit, WorkerPlan, owner
+from .launch import Launcher, LaunchPlan, LiveProcess, RawExit, WorkerPlan, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
-from .outcome import Exit, Output, Process, Unkillable, Usage
+from .outcome import ErrorReport, Exit, Failure, Output, Process, Result, Unkillable, Usage
 from .spec import Std
 from .streams import FileSink, Pump, Tail, Tap
 from .thread import insist
@@ -259,10 +259,45 @@ class Worker:
                     pump.close()
         self._end()
 
+    # --- what came of it ---
+
+    def result(self, plan: LaunchPlan, report: ErrorReport | None, first: bool) -> Result:
+        """Its result, with its failure if it failed by itself."""
+        stdout, stderr = self._output(Std.OUT), self._output(Std.ERR)
+        failure = None
+        if self.failed:
+            refused = f"could not start: {self.refused.cause}" if self.refused else ""
+            failure = Failure(
+                rank=self.rank,
+                name=plan.name,
+                pid=self.pid,
+                host=plan.host,
+                attempt=self.attempt,
+                argv=self.plan.argv,
+                cwd=self.plan.cwd,
+                exit=self.exit,
+                cause=str(self.exit) if self.exit else refused,
+                error=report,
+                stdout=stdout,
+                stderr=stderr,
+                first=first,
+            )
+        return Result(
+            rank=self.rank,
+            name=plan.name,
+            argv=self.plan.argv,
+            pid=self.pid,
+            attempt=self.attempt,
+            exit=self.exit,
+            usage=self.usage,
+            stdout=stdout,
+            stderr=stderr,
+            failure=failure,
+        )
+
     # --- its own ---
 
-    def output(self, std: Std) -> Output:
-        """What came of one stream."""
+    def _output(self, std: Std) -> Output:
         tail, sink = self._tails.get(std), self._sinks.get(std)
         path = self.plan.stdout_log if std is Std.OUT else self.plan.stderr_log
         if tail is None:

@@ -18,6 +18,7 @@ HOUSE = Path(aioelastic.__file__).parent
 # each may import those before it, never one behind it
 ORDER = [
     "errors",
+    "checks",
     "spec",
     "outcome",
     "events",
@@ -30,6 +31,8 @@ ORDER = [
     "streams",
     "stop",
     "sinks",
+    "ground",
+    "hub",
     "worker",
     "group",
     "cli",
@@ -127,4 +130,4 @@ def test_missing_pairs_are_errors(state: State, trigger: Trigger) -> None:
 
 def test_files_stay_readable() -> None:
     for path in HOUSE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 620, path
+        assert len(path.read_text().splitlines()) <= 450, path

@@ -6,12 +6,13 @@ the worker waits: that is the `block` policy. Never here: processes, and blockin
 
 from __future__ import annotations
 
-from ._console import Console, ConsoleTap, JsonTap, iso_time
+from ._console import Console
 from ._files import FileSink, FileTap
 from ._lines import CallbackTap, Line, LineFeed, LineTap
 from ._match import MatchTap
 from ._pump import Pump, Tap
 from ._tail import Tail
+from ._tee import ConsoleTap, JsonTap, iso_time
 
 __all__ = [
     "CallbackTap",

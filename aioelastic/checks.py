@@ -1,0 +1,95 @@
+"""Checks of single values: each returns the clean value or raises a `SpecError` that names field, value and remedy."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal as _signal
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import SpecError
+
+PREFIX_FIELDS = ("name", "rank", "local_rank", "host", "pid", "attempt", "stream", "time")
+
+
+def parse_signal(field: str, value: int | str) -> _signal.Signals:
+    """`15`, `"TERM"`, `"SIGTERM"` or a member → the member. Raises `SpecError` that lists near names."""
+    try:
+        if isinstance(value, str):
+            name = value.upper()
+            if name.isdigit():
+                return _signal.Signals(int(name))
+            return _signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return _signal.Signals(value)
+    except (KeyError, ValueError):
+        pass
+    raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
+
+
+def check_env(field: str, env: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """A checked copy of the caller's mapping, which itself is never changed."""
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise SpecError(field, env, "is not a mapping", 'give a dict like {"OMP_NUM_THREADS": "1"}')
+    for key, value in env.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            raise SpecError(f"{field} key", key, "cannot name a variable", "use a non-empty str without '=' and NUL")
+        if value is not None and not isinstance(value, str):
+            raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+        if value is not None and "\0" in value:
+            raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
+    return dict(env)
+
+
+def check_argv(argv: Sequence[Any]) -> tuple[str, ...]:
+    if not argv or (isinstance(argv[0], str) and not argv[0]):
+        raise SpecError("argv", argv, "names no program", 'give Command("program", "argument", ...)')
+    out = []
+    for index, one in enumerate(argv):
+        if isinstance(one, list | tuple) and len(argv) == 1:
+            raise SpecError("argv", one, "is one sequence", "unpack it: Command(*argv)")
+        out.append(check_path(f"argv[{index}]", one))
+    return tuple(out)
+
+
+def check_path(field: str, value: Any) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+    if "\0" in text:
+        raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
+    return text
+
+
+def check_whole(field: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(field, value, f"is {type(value).__name__}, not int", f"give a whole number from {least}")
+    if value < least:
+        raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
+
+
+def check_seconds(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise SpecError(field, value, "is not a time", "give seconds, 0 or more")
+
+
+def prefix_fields(prefix: str) -> list[str]:
+    """The names in a prefix template. Raises `ValueError` when it is none."""
+    return [name for _, name, _, _ in string.Formatter().parse(prefix) if name is not None]
+
+
+def check_prefix(prefix: str) -> None:
+    try:
+        fields = prefix_fields(prefix)
+        if all(name in PREFIX_FIELDS for name in fields):
+            numbers = dict.fromkeys(("rank", "local_rank", "pid", "attempt"), 0)
+            prefix.format(**{**dict.fromkeys(PREFIX_FIELDS, ""), **numbers})
+            return
+        problem = f"has an unknown field {next(n for n in fields if n not in PREFIX_FIELDS)!r}"
+    except (ValueError, TypeError, AttributeError) as exc:
+        problem = f"is not a template ({exc})"
+    raise SpecError("Logs.prefix", prefix, problem, f"fields are {{{'}, {'.join(PREFIX_FIELDS)}}}")

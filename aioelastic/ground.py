@@ -1,0 +1,110 @@
+"""What a group stands on while it lives: helper threads, the rendezvous port, sinks, a place for error files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .launch import TAG, LaunchPlan, Port, plan, preflight
+from .outcome import ErrorReport
+from .report import read_report
+from .sinks import Sinks
+from .spec import GroupSpec
+from .stop import Patience
+from .thread import HelperThread, completed, insist
+from .watch import Census
+
+TAKE_BACK = 1.0  # seconds for a helper thread to end when nothing was started
+
+
+class Ground:
+    """Opened before the first worker, closed after the last; either way nothing of it stays.
+
+    Two threads, so that a log disk that hangs cannot keep us from looking after processes.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, spec: GroupSpec, on_trouble: Callable[[str, str, int], None]):
+        self.environ: Mapping[str, str] = dict(os.environ)
+        self._spec = spec
+        self._on_trouble = on_trouble
+        self._files = HelperThread(loop, "aioelastic-files")
+        self._proc = HelperThread(loop, "aioelastic-proc")
+        self.census = Census(self._proc, TAG)
+        self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
+        self._port: Port | None = None
+        self._error_dir: Path | None = None
+
+    async def open(self, run_id: str) -> LaunchPlan:
+        """Check the machine, make the log files, and say exactly what will run.
+
+        Raises:
+            SpecError: something asked for cannot be had; nothing of it is left.
+        """
+        try:
+            planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
+            await self.sinks.open(planned)
+        except BaseException:
+            patience = Patience()
+            await self.sinks.close(patience, TAKE_BACK)
+            await insist(self._proc.submit(self._remove_error_dir))
+            for thread in (self._files, self._proc):
+                await _ended(thread, patience, TAKE_BACK)
+            self._release_port()
+            raise
+        return planned
+
+    async def close(
+        self, patience: Patience, bound: float, error_files: Mapping[int, Path]
+    ) -> dict[int, ErrorReport | None]:
+        """Flush what is queued, each within `bound` seconds; returns what workers wrote about themselves, by rank."""
+        reports: dict[int, ErrorReport | None] = {}
+        await self.sinks.close(patience, bound)
+        if await _ended(self._files, patience, bound):
+            reports = await insist(self._proc.submit(lambda: self._read_reports(error_files)))
+        else:  # then do not touch that disk any more
+            self._on_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
+        await _ended(self._proc, patience, bound)
+        self._release_port()
+        return reports
+
+    def _prepare(self, run_id: str) -> LaunchPlan:
+        """All that looks at the machine; in the helper thread, since a file system may be slow."""
+        self._port = Port()
+        if self._spec.logs.dir is None:
+            try:
+                self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
+            except OSError:
+                pass  # no place for error.json: failures will lack it, nothing else
+        planned = plan(
+            self._spec,
+            run_id=run_id,
+            host=socket.gethostname(),
+            master_port=self._port.number,
+            environ=self.environ,
+            error_dir=self._error_dir,
+        )
+        return preflight(planned, self.environ)
+
+    def _read_reports(self, error_files: Mapping[int, Path]) -> dict[int, ErrorReport | None]:
+        found = {rank: read_report(path) for rank, path in error_files.items()}
+        self._remove_error_dir()
+        return found
+
+    def _remove_error_dir(self) -> None:
+        if self._error_dir is not None:
+            shutil.rmtree(self._error_dir, ignore_errors=True)
+
+    def _release_port(self) -> None:
+        if self._port is not None:
+            self._port.close()
+
+
+async def _ended(thread: HelperThread, patience: Patience, bound: float) -> bool:
+    ended = thread.end()
+    ended.add_done_callback(lambda _: patience.notice())
+    return await patience.until(ended.done, bound, grace=False)

@@ -1,0 +1,66 @@
+"""Events, from whoever has one to whoever wants them: one hook, any number of readers, each from the beginning on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from .events import Event, GroupDone
+
+
+class Hub:
+    """Keeps the last `keep` events for readers that come late.
+
+    Args:
+        hook: called with each event at once; what it raises is told to the loop's exception handler, and nobody else
+            suffers for it.
+    """
+
+    def __init__(self, hook: Callable[[Event], object] | None, keep: int) -> None:
+        self._hook = hook
+        self._history: deque[Event] = deque(maxlen=keep)
+        self._readers: set[_Reader] = set()
+
+    def emit(self, event: Event) -> None:
+        """Tell all."""
+        self._history.append(event)
+        for reader in self._readers:
+            reader.tell(event)
+        if self._hook is not None:
+            try:
+                self._hook(event)
+            except Exception as exc:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
+                )
+
+    def read(self) -> AsyncIterator[Event]:
+        """All events up to `GroupDone`, the earlier ones too."""
+        reader = _Reader(self._history)
+        self._readers.add(reader)
+        return reader.read(self._readers)
+
+
+class _Reader:
+    def __init__(self, earlier: Iterable[Event]) -> None:
+        self._queue = deque(earlier)
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self, event: Event) -> None:
+        self._queue.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self, readers: set[_Reader]) -> AsyncIterator[Event]:
+        try:
+            while True:
+                while self._queue:
+                    event = self._queue.popleft()
+                    yield event
+                    if isinstance(event, GroupDone):
+                        return
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        finally:
+            readers.discard(self)

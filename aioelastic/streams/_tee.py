@@ -1,0 +1,149 @@
+"""What each worker's stream looks like on the console: whole lines with a prefix, or JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ._console import Console
+from ._lines import LineTap
+
+if TYPE_CHECKING:
+    from ._pump import Pump
+
+PARTIAL = 65_536  # an unfinished line longer than this is shown as far as it goes
+QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar) is shown
+_LONE_CR = re.compile(rb"\r(?!\n)")
+
+
+class ConsoleTap:
+    """One stream's lines on the console, each with a prefix.
+
+    A line is written whole, so workers never share one. An unfinished line (a prompt, a progress bar) is shown
+    after 0.1 s of quiet; if another worker writes then, it gets a line of its own. A carriage return that rewrites
+    the line is followed by the prefix again, which it would otherwise rub out.
+
+    Args:
+        prefix: the prefix at a time (seconds since the epoch).
+        constant: it does not depend on the time.
+    """
+
+    __slots__ = ("_armed", "_carry", "_console", "_constant", "_fed", "_loop", "_prefix", "name")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        console: Console,
+        prefix: Callable[[float], bytes],
+        constant: bool,
+    ) -> None:
+        self.name = console.name
+        self._loop = loop
+        self._console = console
+        self._prefix = prefix
+        self._constant = prefix(0.0) if constant else None
+        self._carry = b""  # the part of an unfinished line that is not shown yet
+        self._armed: asyncio.TimerHandle | None = None
+        self._fed = False
+
+    def feed(self, data: bytes, pump: Pump) -> None:
+        console = self._console
+        prefix = self._now()
+        if self._carry.endswith(b"\r"):
+            data, self._carry = b"\r" + data, self._carry[:-1]
+        if b"\r" in data:
+            held = b"\r" if data.endswith(b"\r") else b""  # perhaps one half of \r\n
+            data = _LONE_CR.sub(lambda _: b"\r" + prefix, data[: len(data) - len(held)]) + held
+        end = data.rfind(b"\n")
+        if end < 0:
+            self._carry += data
+            if len(self._carry) > PARTIAL:
+                self._show(prefix, pump)
+            elif self._carry:
+                self._arm()
+            return
+        rest = data[end + 1 :]
+        body = data.replace(b"\n", b"\n" + prefix)
+        cut = len(body) - len(prefix) - len(rest)
+        console.write([self._head(prefix), self._carry, memoryview(body)[:cut]], pump)
+        console.open_line = None
+        self._carry = rest
+        if rest:
+            self._arm()
+
+    def eof(self) -> None:
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        if self._carry:
+            self._show(self._now(), None)
+        if self._console.open_line is self:
+            self._console.write([b"\n"], None)
+            self._console.open_line = None
+
+    def _now(self) -> bytes:
+        return self._constant if self._constant is not None else self._prefix(time.time())
+
+    def _head(self, prefix: bytes) -> bytes:
+        """What comes before our next byte, given what stands at the end of the console."""
+        if self._console.open_line is self:
+            return b""
+        return prefix if self._console.open_line is None else b"\n" + prefix
+
+    def _show(self, prefix: bytes, pump: Pump | None) -> None:
+        shown, held = (self._carry[:-1], b"\r") if self._carry.endswith(b"\r") else (self._carry, b"")
+        self._carry = held
+        if shown:
+            self._console.write([self._head(prefix), shown], pump)
+            self._console.open_line = self
+
+    def _arm(self) -> None:
+        self._fed = True
+        if self._armed is None:
+            self._fed = False
+            self._armed = self._loop.call_later(QUIET, self._quiet)
+
+    def _quiet(self) -> None:
+        self._armed = None
+        if not self._carry:
+            return
+        if self._fed:
+            self._arm()  # it was busy meanwhile: most likely the line goes on
+        else:
+            self._show(self._now(), None)
+
+
+class JsonTap(LineTap):
+    """One stream's lines on the console as JSON objects, one per line."""
+
+    def __init__(self, console: Console, name: str, rank: int, stream: str) -> None:
+        self.name = console.name
+
+        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+            when = iso_time(at)
+            out = [
+                json.dumps(
+                    {
+                        "time": when,
+                        "name": name,
+                        "rank": rank,
+                        "stream": stream,
+                        "line": line.decode(errors="backslashreplace"),
+                    },
+                    ensure_ascii=False,
+                )
+                for line in lines
+            ]
+            console.write([("\n".join(out) + "\n").encode(errors="backslashreplace")], pump)
+
+        super().__init__(deliver)
+
+
+def iso_time(at: float) -> str:
+    """Seconds since the epoch → `2026-01-31T12:00:00.000Z`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
