@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import re
-import secrets
 import signal
 import time
 import weakref
@@ -22,7 +20,7 @@ from .errors import LaunchFailed, SpecError
 from .events import Event, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
-from .launch import DirectLauncher, Launcher, LaunchPlan, reap_abandoned
+from .launch import DirectLauncher, Launcher, LaunchPlan, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import ErrorReport, GroupResult, Process, Reason
 from .spec import Entry, GroupSpec, Logs, Std, Stop, check_timeout
@@ -93,9 +91,9 @@ async def supervise(
 class Group:
     """A live group. Entering the block starts all workers; leaving it stops what still runs.
 
-    Takes the arguments of `supervise` but `timeout`. With `check`, `wait()` raises `GroupFailed` if a worker failed by
-    itself, and so does leaving the block if nobody was told yet. A failing worker stops the others but does
-    not cancel the block: await `wait()`, or read `events()`.
+    Takes the arguments of `supervise` but `timeout`, or one `GroupSpec` that holds them. With `check`, `wait()` raises
+    `GroupFailed` if a worker failed by itself, and so does leaving the block if nobody was told yet. A failing worker
+    stops the others but does not cancel the block: await `wait()`, or read `events()`.
 
     Example::
 
@@ -106,7 +104,7 @@ class Group:
 
     def __init__(
         self,
-        entry: Entry,
+        entry: Entry | GroupSpec,
         n: int | None = None,
         *,
         name: str = "worker",
@@ -117,35 +115,16 @@ class Group:
         on_event: Callable[[Event], object] | None = None,
         launcher: Launcher | None = None,
     ) -> None:
-        self._init(GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop), check, on_event, launcher)
-
-    @classmethod
-    def of(
-        cls,
-        spec: GroupSpec,
-        *,
-        check: bool = True,
-        on_event: Callable[[Event], object] | None = None,
-        launcher: Launcher | None = None,
-    ) -> Self:
-        """A group from a spec that is already made."""
-        self = cls.__new__(cls)
-        self._init(spec, check, on_event, launcher)
-        return self
-
-    def _init(
-        self,
-        spec: GroupSpec,
-        check: bool,
-        on_event: Callable[[Event], object] | None,
-        launcher: Launcher | None,
-    ) -> None:
+        if isinstance(entry, GroupSpec):
+            spec = entry
+        else:
+            spec = GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop)
         if on_event is not None and not callable(on_event):
             raise SpecError("on_event", on_event, "is not callable", "give a function of one event")
         self.spec = spec
         self.logs = spec.logs
         self.stop_policy = spec.stop
-        self.run_id = _run_id(spec.name)
+        self.run_id = new_run_id(spec.name)
         self.plan: LaunchPlan | None = None
         self._check = check
         self._told = False  # the caller has seen the failures
@@ -218,15 +197,14 @@ class Group:
         """
         if when_full not in ("block", "drop"):
             raise SpecError("when_full", when_full, "is not known", 'use "block" or "drop"')
-        feed = LineFeed(when_full, None if ranks is None else frozenset(ranks))
+        feed = LineFeed(when_full, None if ranks is None else frozenset(ranks), self._feed_closed)
         if self._finished:
             feed.end()
             return feed
         self._feeds.append(feed)
-        if len(self._feeds) == 1:
+        if len(self._feeds) == 1:  # streams are split into lines only while somebody wants lines
             for worker in self._workers:
-                for std in (Std.OUT, Std.ERR):
-                    worker.add_tap(std, self._ground.sinks.line_tap(worker, std, self._deliver))
+                worker.split_lines(self._deliver)
         return feed
 
     async def wait(self) -> GroupResult:
@@ -298,10 +276,7 @@ class Group:
         self._hub.emit(event)
 
     def taps(self, worker: Worker, std: Std) -> list[Tap]:
-        taps = self._ground.sinks.taps(worker, std)
-        if self._feeds:
-            taps.append(self._ground.sinks.line_tap(worker, std, self._deliver))
-        return taps
+        return self._ground.sinks.taps(worker, std)
 
     def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
         return self._ground.sinks.file(worker.rank, std)
@@ -396,6 +371,8 @@ class Group:
                 raise
             if self._is_stopping():  # somebody stopped us while it was started
                 worker.begin_stop()
+            if self._feeds:
+                worker.split_lines(self._deliver)
             if self._reading:
                 worker.begin_reading()
             if self.loop.time() - turn > SLICE:
@@ -442,7 +419,8 @@ class Group:
                 one.close(self.loop)
         else:
             await _stop.sweep(find, self._patience, self.stop_policy, self.leaked)
-        written = {w.rank: w.plan.error_file for w in self._workers if w.failed and w.plan.error_file is not None}
+        ended_badly = (w for w in self._workers if w.failed or (w.exit is not None and not w.exit.ok))
+        written = {w.rank: w.plan.error_file for w in ended_badly if w.plan.error_file is not None}
         reports = await self._ground.close(self._patience, self.stop_policy.bound, written)
         _alive.discard(self)
         result = self._make_result(reports)
@@ -455,11 +433,21 @@ class Group:
         for feed in self._feeds:
             feed.deliver(*batch)
 
+    def _feed_closed(self, feed: LineFeed) -> None:
+        self._feeds = [one for one in self._feeds if one is not feed]
+        if not self._feeds:
+            for worker in self._workers:
+                worker.stop_splitting()
+
     def _make_result(self, reports: Mapping[int, ErrorReport | None]) -> GroupResult:
         assert self.plan is not None
-        failed = sorted((w for w in self._workers if w.failed), key=lambda w: w.ended_ns)
-        results = tuple(w.result(self.plan, reports.get(w.rank), first=w in failed[:1]) for w in self._workers)
-        failures = (results[w.rank].failure for w in failed)
+        failed = {w.rank: at for w in self._workers if (at := w.failed_at(reports.get(w.rank))) is not None}
+        order = sorted(failed, key=failed.__getitem__)
+        results = tuple(
+            w.result(self.plan, reports.get(w.rank), failed=w.rank in failed, first=w.rank in order[:1])
+            for w in self._workers
+        )
+        failures = (results[rank].failure for rank in order)
         return GroupResult(
             name=self.spec.name,
             run_id=self.run_id,
@@ -472,11 +460,6 @@ class Group:
             timeout=self._timeout,
             duration=(time.monotonic_ns() - self._first_start) / 1e9,
         )
-
-
-def _run_id(name: str) -> str:
-    word = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{word}-{secrets.token_hex(4)}"
 
 
 # Groups that hold processes: an interpreter that ends without closing its loop must not leave them.

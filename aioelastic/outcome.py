@@ -24,9 +24,10 @@ class Exit:
         signal: the number of the signal that ended it, or None. Both None: another part of this program
             reaped it first, and this kernel cannot tell afterwards.
         core_dumped: whether the kernel wrote a core dump.
-        started_ns, ended_ns: monotonic clock in nanoseconds (`time.monotonic_ns`), just before the start and when
-            the exit was seen.
-        started_at, ended_at: the same on the wall clock, seconds since the epoch.
+        started_ns: monotonic clock in nanoseconds (`time.monotonic_ns`), just before the start.
+        ended_ns: the same clock when the exit was seen.
+        started_at: the start on the wall clock, seconds since the epoch.
+        ended_at: the end on the wall clock.
         stopped_by: the last signal that we had sent to stop it before it ended, or None: it ended by itself.
     """
 
@@ -51,7 +52,7 @@ class Exit:
 
     @property
     def status(self) -> int:
-        """The exit status a shell would show: the code, or 128 + signal (255 when unknown)."""
+        """What a shell would show, which is the code, or 128 + signal (255 when unknown)."""
         if self.code is not None:
             return self.code
         return 255 if self.signal is None else 128 + self.signal
@@ -71,13 +72,17 @@ class Usage:
     """What a worker used, from wait4(2): itself and those of its children that it waited for.
 
     Attributes:
-        user, system: CPU seconds.
+        user: CPU seconds in the program.
+        system: CPU seconds in the kernel for it.
         max_rss: largest resident set, in bytes.
         max_rss_exact: False when `max_rss` is only an upper bound. Linux hands the launching process's own peak to
             a vforked child across execve(2), so a worker smaller than its launcher cannot be told apart.
-        voluntary_switches, involuntary_switches: context switches.
-        minor_faults, major_faults: page faults without and with I/O.
-        read_bytes, written_bytes: block I/O.
+        voluntary_switches: context switches because it waited.
+        involuntary_switches: context switches because its time was over.
+        minor_faults: page faults without I/O.
+        major_faults: page faults that read from a disk.
+        read_bytes: read from block devices.
+        written_bytes: written to block devices.
     """
 
     user: float
@@ -127,11 +132,13 @@ class ErrorReport:
         message: `"ValueError: bad lr"`.
         traceback: the formatted traceback, or "".
         time: seconds since the epoch when it was raised, or None.
+        exact: False when `time` is in whole seconds (torch's schema).
     """
 
     message: str
     traceback: str = ""
     time: float | None = None
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,8 @@ class Failure:
         first: whether it was the first of its group to fail: the root cause.
         exit: how it ended; None when it never started.
         error: what it wrote itself, if it did (`aioelastic.record`).
-        cause: why it could not start, when it never did; else the exit in words.
+        cause: why it could not start, when it never did; else the exit in words. A worker that had raised an error
+            of its own before we came to stop it has failed by itself, however it ended then.
     """
 
     rank: int
@@ -246,8 +254,8 @@ class Result:
 
     @property
     def stopped(self) -> bool:
-        """Ended because we stopped it."""
-        return self.exit is not None and self.exit.stopped_by is not None
+        """Ended because we stopped it, and not by a failure of its own."""
+        return self.exit is not None and self.exit.stopped_by is not None and self.failure is None
 
     @property
     def outcome(self) -> str:
@@ -271,7 +279,8 @@ class GroupResult(Sequence[Result]):
         failures: those that failed by themselves, in the order in which they ended; the first is marked.
         unkillable: workers that SIGKILL did not end in time.
         leaked: processes that workers had left running, found at the end.
-        run_id, log_dir: of this run; `log_dir` is None without `Logs(dir=...)`.
+        run_id: names this run.
+        log_dir: the directory of this run's logs; None without `Logs(dir=...)`.
         duration: seconds from first start to the end.
     """
 

@@ -39,12 +39,12 @@ def read_report(path: Path) -> ErrorReport | None:
         return ErrorReport(ours["message"][:SHOWN], _text(ours.get("traceback")), _time(ours.get("time")))
     message = data.get("message")
     if isinstance(message, str):
-        return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")))
+        return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")), exact=False)
     if isinstance(message, dict) and isinstance(message.get("message"), str):
         extra = message.get("extraInfo")
         extra = extra if isinstance(extra, dict) else {}
         trace, at = _text(extra.get("py_callstack")), _time(extra.get("timestamp"))
-        return ErrorReport(message["message"][:SHOWN], trace, at)
+        return ErrorReport(message["message"][:SHOWN], trace, at, exact=False)
     return ErrorReport("(its error file has an unknown form)")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import prefix_fields
 from .errors import SpecError
-from .spec import Std
+from .spec import STREAM, Std
 from .streams import (
     CallbackTap,
     Console,
@@ -21,7 +21,6 @@ from .streams import (
     FileSink,
     FileTap,
     JsonTap,
-    LineTap,
     MatchTap,
     Tap,
     iso_time,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from .stop import Patience
     from .worker import Worker
 
-STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
 COLOURS = (36, 33, 32, 35, 34, 31)  # of prefixes on a terminal, by rank
 HURRIED = 0.5  # seconds the console gets for its last bytes when we are in a hurry
 
@@ -108,11 +106,6 @@ class Sinks:
         if logs.callback is not None:
             taps.append(CallbackTap(worker.rank, STREAM[std], logs.callback))
         return taps
-
-    def line_tap(self, worker: Worker, std: Std, deliver: Callable[..., None]) -> Tap:
-        """A tap that hands whole lines to the group's line feeds."""
-        rank, stream = worker.rank, STREAM[std]
-        return LineTap(lambda lines, at, pump: deliver(rank, stream, lines, at, pump))
 
     def file(self, rank: int, std: Std) -> FileSink | None:
         """The log file of one stream, or None."""

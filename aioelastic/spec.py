@@ -31,6 +31,9 @@ class Std(enum.IntFlag):
     ALL = 3
 
 
+STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
+
+
 @dataclass(frozen=True, init=False)
 class Command:
     """A program and its arguments: what one worker runs. No shell is involved.

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +17,8 @@ from .events import Drained, Event, Exited, Killed, Spawned, Stopping
 from .launch import Launcher, LaunchPlan, LiveProcess, RawExit, WorkerPlan, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Failure, Output, Process, Result, Unkillable, Usage
-from .spec import Std
-from .streams import FileSink, Pump, Tail, Tap
+from .spec import STREAM, Std
+from .streams import FileSink, LineTap, Pump, Tail, Tap
 from .thread import insist
 from .watch import Census, ticks_now
 
@@ -79,10 +79,12 @@ class Worker:
         self._keeper = keeper
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
+        self._stopped_at = 0.0  # when the first signal to stop it was sent, on the wall clock
         self._to_stop = False
         self._ended_ticks = 0
         self._reading = False
         self._pumps: dict[Std, Pump] = {}
+        self._line_taps: dict[Std, LineTap] = {}
         self._tails: dict[Std, Tail] = {}
         self._sinks: dict[Std, FileSink | None] = {}
         self._holders: dict[Std, tuple[int, ...]] = {}
@@ -167,11 +169,20 @@ class Worker:
             for pump in self._pumps.values():
                 pump.start()
 
-    def add_tap(self, std: Std, tap: Tap) -> None:
-        """One more sink for a stream that is still open."""
-        pump = self._pumps.get(std)
-        if pump is not None and not pump.over:
-            pump.taps = [*pump.taps, tap]
+    def split_lines(self, deliver: Callable[..., None]) -> None:
+        """Hand each line from now on to `deliver(rank, stream, lines, time, pump)`; an unfinished one comes whole."""
+        for std, pump in self._pumps.items():
+            if not pump.over and std not in self._line_taps:
+                tap = self._line_taps[std] = LineTap(partial(deliver, self.rank, STREAM[std]))
+                tap.begin(self._tails[std].unfinished())
+                pump.taps = [*pump.taps, tap]
+
+    def stop_splitting(self) -> None:
+        """Undo that."""
+        for std, tap in self._line_taps.items():
+            pump = self._pumps[std]
+            pump.taps = [one for one in pump.taps if one is not tap]
+        self._line_taps.clear()
 
     def begin_stop(self) -> None:
         """Start the cascade, unless it is under way or there is nothing to stop."""
@@ -185,10 +196,26 @@ class Worker:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed by itself, or could not start."""
+        """Whether it failed by itself, or could not start, as far as its exit tells."""
         if self.exit is None:
             return self.refused is not None
         return not self.exit.ok and self.exit.stopped_by is None
+
+    def failed_at(self, report: ErrorReport | None) -> int | None:
+        """When it failed by itself (monotonic, ns), or None if it did not.
+
+        Its own report counts for more than its exit: who raised first may well end last, after it has broken the
+        connections of others; and one that had raised before we came to stop it has failed by itself.
+        """
+        raised = None
+        if report is not None and report.time is not None and self.exit is not None and not self.exit.ok:
+            # whole seconds are rounded down: it may have been almost one later
+            latest = report.time if report.exact else report.time + 1
+            if self.exit.stopped_by is None or latest < self._stopped_at:
+                raised = self.exit.ended_ns - max(round((self.exit.ended_at - latest) * 1e9), 0)
+        if raised is not None:
+            return raised
+        return self.ended_ns if self.failed else None
 
     # --- what the cascade in stop.py calls ---
 
@@ -206,7 +233,7 @@ class Worker:
         if group:
             self._process.signal_group(signum)
         self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
-        self._stopped_by = signum
+        self._stopped_by, self._stopped_at = signum, time.time()
         self._to(Trigger.STOP)
         self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, time.time(), signum))
         return True
@@ -261,11 +288,11 @@ class Worker:
 
     # --- what came of it ---
 
-    def result(self, plan: LaunchPlan, report: ErrorReport | None, first: bool) -> Result:
-        """Its result, with its failure if it failed by itself."""
-        stdout, stderr = self._output(Std.OUT), self._output(Std.ERR)
+    def result(self, plan: LaunchPlan, report: ErrorReport | None, failed: bool, first: bool) -> Result:
+        """Its result, with its failure if it `failed` by itself."""
+        stdout, stderr = self.output(Std.OUT), self.output(Std.ERR)
         failure = None
-        if self.failed:
+        if failed:
             refused = f"could not start: {self.refused.cause}" if self.refused else ""
             failure = Failure(
                 rank=self.rank,
@@ -297,12 +324,13 @@ class Worker:
 
     # --- its own ---
 
-    def _output(self, std: Std) -> Output:
+    def output(self, std: Std) -> Output:
+        """What has come of one stream so far."""
         tail, sink = self._tails.get(std), self._sinks.get(std)
         path = self.plan.stdout_log if std is Std.OUT else self.plan.stderr_log
         if tail is None:
             return Output(path)
-        return Output(path, tail.bytes(), tail.total, sink.lost if sink else 0, self._holders.get(std, ()))
+        return Output(path, tail.last(), tail.total, sink.lost if sink else 0, self._holders.get(std, ()))
 
     def _on_exit(self, raw: RawExit) -> None:
         process = self._process

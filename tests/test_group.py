@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import anyio
@@ -416,3 +417,48 @@ def _one_thread():  # type: ignore[no-untyped-def]
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(1)
+
+
+async def test_who_raised_first_is_the_root_cause_even_if_it_ends_last(tmp_path: Path) -> None:
+    """Rank 1 raises, which makes rank 0 fail and exit first; we then stop rank 1 while it still cleans up."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    first = Command(
+        sys.executable,
+        "-c",
+        "import os, sys, signal\n"
+        "from aioelastic import record\n"
+        "@record\n"
+        "def main(): raise ValueError('the root cause')\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(1))\n"
+        "try: main()\n"
+        "except ValueError: open(os.environ['GATE'], 'w').close()\n"
+        "while True: signal.pause()\n",
+    )
+    second = sh("read x < $GATE; echo connection closed by peer >&2; exit 5")
+    result = await supervise([second, first], env={"GATE": str(gate)}, logs=QUIET, check=False)
+    assert [one.rank for one in result.failures] == [1, 0]
+    assert result.first_failure is not None
+    assert result.first_failure.error is not None
+    assert result.first_failure.error.message == "ValueError: the root cause"
+    assert not result[1].stopped
+
+
+async def test_lines_asked_for_in_the_middle_of_a_line_come_whole(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    async with Group(sh(f"printf first-; read x < {gate}; echo second"), logs=QUIET) as group:
+        group.begin_reading()
+        while not str(group[0].output(Std.OUT)):
+            await asyncio.sleep(0)  # until the pump has read it
+        feed = group.lines()
+        gate.write_text("")
+        assert [line.data async for line in feed] == [b"first-second"]
+
+
+async def test_closed_feeds_are_forgotten() -> None:
+    async with Group(sh("exec sleep 1000"), logs=QUIET) as group:
+        for _ in range(100):
+            group.lines().close()
+        assert group._feeds == []
+        assert all(len(pump.taps) == 1 for pump in group[0]._pumps.values())

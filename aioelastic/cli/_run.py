@@ -26,7 +26,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
     Args:
         fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
     """
-    group = Group.of(spec, check=False)
+    group = Group(spec, check=False)
     stopped_by: list[int] = []
 
     def stop(signum: signal.Signals) -> None:

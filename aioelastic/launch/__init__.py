@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, reap_abandoned
-from ._plan import TAG, LaunchPlan, WorkerPlan, owner, plan
+from ._plan import TAG, LaunchPlan, WorkerPlan, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import preflight
 
@@ -20,6 +20,7 @@ __all__ = [
     "Port",
     "RawExit",
     "WorkerPlan",
+    "new_run_id",
     "owner",
     "plan",
     "preflight",

@@ -54,6 +54,11 @@ class LineSplitter:
             self._parts.append(rest)
         return lines
 
+    def begin(self, unfinished: bytes) -> None:
+        """Start in the middle of this line."""
+        if unfinished:
+            self._parts.append(unfinished)
+
     def rest(self) -> bytes:
         """The unfinished line at the end, if any."""
         out = b"".join(self._parts)
@@ -73,6 +78,10 @@ class LineTap:
     def __init__(self, deliver: Callable[[list[bytes], float, Pump | None], None]) -> None:
         self._deliver = deliver
         self._splitter = LineSplitter()
+
+    def begin(self, unfinished: bytes) -> None:
+        """Start in the middle of this line."""
+        self._splitter.begin(unfinished)
 
     def feed(self, data: bytes, pump: Pump) -> None:
         lines = self._splitter.feed(data)
@@ -106,8 +115,14 @@ class LineFeed:
     that nobody reads stops the workers.
     """
 
-    def __init__(self, when_full: Literal["block", "drop"], ranks: frozenset[int] | None) -> None:
+    def __init__(
+        self,
+        when_full: Literal["block", "drop"],
+        ranks: frozenset[int] | None,
+        on_close: Callable[[LineFeed], None] = lambda feed: None,
+    ) -> None:
         self.dropped = 0
+        self._on_close = on_close
         self._ranks = ranks
         self._drop = when_full == "drop"
         # batches of (rank, stream, lines reversed, time): split once, popped from the end
@@ -146,6 +161,7 @@ class LineFeed:
         self._size = 0
         self._release()
         self._wake()
+        self._on_close(self)
 
     def __aiter__(self) -> LineFeed:
         return self

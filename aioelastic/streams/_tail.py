@@ -35,6 +35,10 @@ class Tail:
     def eof(self) -> None:
         pass
 
-    def bytes(self) -> bytes:
+    def unfinished(self) -> bytes:
+        """What stands after the last newline (as far as it is kept)."""
+        return self.last().rpartition(b"\n")[2]
+
+    def last(self) -> bytes:
         """The last `KEEP` bytes."""
         return b"".join(self._chunks)[-KEEP:]
