@@ -159,6 +159,8 @@ class Group:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for feed in self._feeds:
+            feed.relax()
         self.begin_reading()
         self.begin_stop("stopped")
         await self._until_done(int(isinstance(exc, asyncio.CancelledError)))
@@ -367,7 +369,8 @@ class Group:
                 self.begin_stop("failed")
                 continue
             except BaseException:
-                self._unsettled -= 1
+                if worker.state not in ALIVE:
+                    self._unsettled -= 1
                 raise
             if self._is_stopping():  # somebody stopped us while it was started
                 worker.begin_stop()

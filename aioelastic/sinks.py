@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 COLOURS = (36, 33, 32, 35, 34, 31)  # of prefixes on a terminal, by rank
-HURRIED = 0.5  # seconds the console gets for its last bytes when we are in a hurry
 
 
 class Sinks:
@@ -73,19 +72,9 @@ class Sinks:
             wanted |= worker.tee
         for std, stream in ((Std.OUT, sys.stdout), (Std.ERR, sys.stderr)):
             if wanted & std:
-                console = Console(
-                    self._loop,
-                    stream,
-                    STREAM[std],
-                    self._logs.when_full,
-                    lambda: self._thread,
-                    self._on_trouble,
+                self._consoles[std] = Console.of(
+                    self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble
                 )
-                other = self._consoles.get(Std.OUT)
-                if other is not None and other.identity is not None and other.identity == console.identity:
-                    console.close()  # one terminal: its open line must be known to both
-                    console = other
-                self._consoles[std] = console
 
     def taps(self, worker: Worker, std: Std) -> list[Tap]:
         """What one stream feeds, besides its tail."""
@@ -113,9 +102,9 @@ class Sinks:
 
     async def close(self, patience: Patience, bound: float) -> None:
         """Write out what is queued and let go. What cannot be written within `bound` is counted and told."""
-        for console in {id(c): c for c in self._consoles.values()}.values():
-            await console.flush(patience, bound, HURRIED)
-            console.close()
+        while self._consoles:
+            _, console = self._consoles.popitem()
+            await console.leave(self._on_trouble, patience, bound)
         for sink in (*self._files.values(), *self._matched):
             sink.close()
 

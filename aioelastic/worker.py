@@ -144,16 +144,15 @@ class Worker:
         self.pid = process.pid
         keeper = self._keeper
         self._to(Trigger.SPAWNED)
+        process.watch(self._on_exit)  # before anything that could go wrong: from here on its end is known
         for std, fd in ((Std.OUT, process.stdout), (Std.ERR, process.stderr)):
-            tail = self._tails[std] = Tail()
-            sink = self._sinks[std] = keeper.file_sink(self, std)
+            self._tails[std] = Tail()
             if fd is not None:
-                taps: list[Tap] = [tail, *keeper.taps(self, std)]
-                self._pumps[std] = Pump(keeper.loop, fd, taps, self._one_eof, keeper.tap_trouble)
-            elif sink is not None:
-                sink.close()
+                self._pumps[std] = Pump(keeper.loop, fd, [self._tails[std]], self._one_eof, keeper.tap_trouble)
+        for std, pump in self._pumps.items():
+            self._sinks[std] = keeper.file_sink(self, std)
+            pump.taps += keeper.taps(self, std)
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
-        process.watch(self._on_exit)
 
     def never_start(self) -> None:
         """Its group ended before its turn came."""

@@ -55,7 +55,7 @@ def _holdings() -> dict[str, set[str]]:
         "strays": set(_tagged()),
         "threads": {f"{t.native_id} {t.name}" for t in threading.enumerate()},
         "fds": set(_fds()),
-        "shared memory": set(os.listdir("/dev/shm")),
+        "shared memory": {name for name in os.listdir("/dev/shm") if not name.startswith("aioelastic-bench")},
         "memfds": {
             line.split(None, 5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:" in line
         },

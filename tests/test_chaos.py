@@ -362,3 +362,15 @@ async def test_nested_supervisors() -> None:
     assert len(pids) == 2
     assert not any(map(alive, pids))
     assert {one.pid for one in result.leaked} == set(pids)
+
+
+async def test_a_sink_that_cannot_be_made_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in us just after a start, the process is known and ended."""
+    from aioelastic.sinks import Sinks
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Sinks, "taps", broken)
+    with pytest.raises(ZeroDivisionError):
+        await supervise(sh("exec sleep 1000"), n=3, logs=QUIET)

@@ -42,6 +42,7 @@ class FileSink:
         self._fd = -1 if fd is None else fd
         self._given = fd is not None
         self._size = 0
+        self._line_at = 0  # where the unfinished line at the file's end begins
         self._told: set[int | None] = set()
         self.queued = 0  # bytes taken so far; written by the loop only
         self._done = 0  # written by the thread only
@@ -55,7 +56,7 @@ class FileSink:
     def open(self) -> None:
         """Make the file (it must not exist). Runs in the writer's thread. Raises `OSError`."""
         if self.path is not None:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, data: bytes, pump: Pump | None) -> None:
         """Queue `data`; hold `pump` while too much is queued."""
@@ -98,9 +99,12 @@ class FileSink:
                 cut = len(view)
             else:
                 cut = bytes(view[: max(room, 0)]).rfind(b"\n") + 1
-                if cut == 0 and self._size == 0:
-                    cut = rotate.size  # one line longer than a whole file
+                if cut == 0 and self._line_at == 0:
+                    cut = max(room, 0)  # one line longer than a whole file
             self._put(view[:cut])
+            end = bytes(view[:cut]).rfind(b"\n") + 1
+            if end:
+                self._line_at = self._size + end
             self._size += cut
             view = view[cut:]
             if view:
@@ -116,15 +120,24 @@ class FileSink:
                 older = name if index == 1 else f"{name}.{index - 1}"
                 if os.path.lexists(older):
                     os.replace(older, f"{name}.{index}")
-            fresh = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fresh = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as exc:
             if exc.errno not in self._told:
                 self._told.add(exc.errno)
                 self._writer.tell(self._on_trouble, self.name, f"cannot rotate: {exc}", self.lost)
-        else:
-            os.close(self._fd)
-            self._fd = fresh
-        self._size = 0
+            self._size = self._line_at = 0
+            return
+        # an unfinished line goes whole into the new file
+        rest = self._size - self._line_at if self._line_at else 0
+        at = os.lseek(self._fd, 0, os.SEEK_CUR) - rest
+        begun = os.pread(self._fd, rest, at) if rest and at >= 0 else b""
+        if begun:
+            os.ftruncate(self._fd, at)
+        os.close(self._fd)
+        self._fd = fresh
+        self._size = len(begun)
+        self._line_at = 0
+        self._put(memoryview(begun))
 
     def _resume(self) -> None:
         pumps, self._pumps = self._pumps, set()
@@ -132,6 +145,8 @@ class FileSink:
             pump.release(self)
 
     def _shut(self) -> None:
+        if self.lost:
+            self._writer.tell(self._on_trouble, self.name, "is closed, and did not take all bytes", self.lost)
         if self._fd >= 0 and not self._given:
             os.close(self._fd)
         self._fd = -1

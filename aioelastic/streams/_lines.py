@@ -129,7 +129,7 @@ class LineFeed:
         self._batches: deque[tuple[int, str, list[bytes], float]] = deque()
         self._size = 0
         self._pumps: set[Pump] = set()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._over = False
 
     def deliver(self, rank: int, stream: str, lines: list[bytes], at: float, pump: Pump | None) -> None:
@@ -148,6 +148,11 @@ class LineFeed:
                 self._pumps.add(pump)
                 pump.hold(self)
         self._wake()
+
+    def relax(self) -> None:
+        """Hold no worker from now on: nobody is there to read while they are stopped."""
+        self._drop = True
+        self._release()
 
     def end(self) -> None:
         """All streams are over; what is buffered can still be read."""
@@ -170,11 +175,9 @@ class LineFeed:
         while not self._batches:
             if self._over:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
         rank, stream, lines, at = self._batches[0]
         data = lines.pop()
         self._size -= len(data) + 1
@@ -194,8 +197,10 @@ class LineFeed:
             pump.release(self)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _size(lines: list[bytes]) -> int:

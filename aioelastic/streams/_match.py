@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,5 @@ def _finder(pattern: Pattern) -> Callable[[bytes], bool]:
     if isinstance(pattern.pattern, bytes):
         found = pattern.search
         return lambda line: found(line) is not None
-    # a str pattern would have to decode each line: compile its bytes twin once
-    flags = pattern.flags & ~re.UNICODE
-    twin = re.compile(pattern.pattern.encode(), flags)
-    return lambda line: twin.search(line) is not None
+    text = pattern.search
+    return lambda line: text(line.decode(errors="backslashreplace")) is not None

@@ -91,6 +91,7 @@ class Pump:
             if size < 0:
                 break
             budget -= size
+        self._unheld = False  # what others still write may be held again: memory stays bounded
         self.start()
         return self._fd < 0
 
