@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives; `tests/test_house.py` holds this list to the real modules.
 _HOMES = {
-    "supervise": "group",
+    "supervise": "run",
     "Group": "group",
     "Worker": "worker",
     "Command": "spec",
@@ -86,7 +86,6 @@ if TYPE_CHECKING:
     from .errors import SpecError as SpecError
     from .errors import WorkerFailed as WorkerFailed
     from .group import Group as Group
-    from .group import supervise as supervise
     from .launch import LaunchPlan as LaunchPlan
     from .launch import plan as plan
     from .outcome import Exit as Exit
@@ -96,6 +95,7 @@ if TYPE_CHECKING:
     from .outcome import Result as Result
     from .outcome import Unkillable as Unkillable
     from .outcome import Usage as Usage
+    from .run import supervise as supervise
     from .spec import Command as Command
     from .spec import Logs as Logs
     from .spec import Match as Match

@@ -35,6 +35,7 @@ ORDER = [
     "hub",
     "worker",
     "group",
+    "run",
     "cli",
     "__main__",
 ]
@@ -130,4 +131,4 @@ def test_missing_pairs_are_errors(state: State, trigger: Trigger) -> None:
 
 def test_files_stay_readable() -> None:
     for path in HOUSE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 460, path
+        assert len(path.read_text().splitlines()) <= 450, path

@@ -145,8 +145,6 @@ class FileSink:
             pump.release(self)
 
     def _shut(self) -> None:
-        if self.lost:
-            self._writer.tell(self._on_trouble, self.name, "is closed, and did not take all bytes", self.lost)
         if self._fd >= 0 and not self._given:
             os.close(self._fd)
         self._fd = -1

@@ -1,0 +1,65 @@
+"""`supervise()`: a group from its beginning to its end, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .events import Event
+from .group import Group
+from .launch import Launcher
+from .outcome import GroupResult
+from .spec import Entry, Logs, Stop, check_timeout
+
+
+async def supervise(
+    entry: Entry,
+    n: int | None = None,
+    *,
+    name: str = "worker",
+    env: Mapping[str, str | None] | None = None,
+    logs: Logs | None = None,
+    stop: Stop | None = None,
+    timeout: float | None = None,
+    check: bool = True,
+    on_event: Callable[[Event], object] | None = None,
+    launcher: Launcher | None = None,
+) -> GroupResult:
+    """Run a group of workers to its end.
+
+    It ends when all workers have ended, or one has failed (the others are then stopped), or the time is over, or
+    the calling task is cancelled; whichever it is, nothing of the group is left when this returns or raises.
+
+    Args:
+        entry: a `Command` for all `n` ranks, a builder `rank -> Command`, or a list with one per rank.
+        n: how many workers; 1 when not given, the length of a list.
+        name: of the group, for prefixes and directories.
+        env: variables for all workers, over the caller's own environ; None unsets one.
+        logs: where output goes; to the console with a prefix per line when not given.
+        stop: how workers are stopped; SIGTERM and 30 s of grace when not given.
+        timeout: seconds after which the group is stopped.
+        check: raise when a worker failed or the time was over; else look at the result.
+        on_event: called on the loop with each event (`aioelastic.events`); must be quick.
+        launcher: how processes are started; directly when not given.
+
+    Returns:
+        A `GroupResult`: a sequence of one `Result` per rank.
+
+    Raises:
+        SpecError: an argument is wrong; nothing was started.
+        GroupFailed: `check`, and at least one worker failed by itself (or could not start).
+        GroupTimeout: `check`, and the time was over.
+
+    Example::
+
+        result = await supervise(Command("python", "train.py"), n=4, logs=Logs(dir="runs", tee=Std.ALL))
+        print(result[2].exit.code, result[2].usage.max_rss)
+    """
+    check_timeout(timeout)
+    group = Group(entry, n, name=name, env=env, logs=logs, stop=stop, check=False, on_event=on_event, launcher=launcher)
+    async with group:
+        group.begin_reading()
+        await group.finish(timeout)
+    result = await group.wait()
+    if check:
+        result.raise_for_failures()
+    return result
