@@ -1,0 +1,46 @@
+"""Sphinx: `sphinx-build -W --keep-going -b html docs site`."""
+
+import contextlib
+import io
+import os
+from typing import ClassVar
+
+from docutils import nodes
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import aioelastic
+from aioelastic.cli import main
+
+project = "aioelastic"
+author = "The aioelastic authors"
+version = release = aioelastic.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["examples"]
+html_theme = "furo"
+html_title = f"aioelastic {release}"
+default_role = "code"  # docstrings write `name`, as Markdown does
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_ivar = True  # "Attributes:" is text, not a second definition of each field
+myst_heading_anchors = 3
+
+
+class CommandHelp(SphinxDirective):
+    """`{command-help} run`: what `aioelastic run --help` prints, asked of the parser itself."""
+
+    optional_arguments = 1
+    option_spec: ClassVar[dict] = {}
+
+    def run(self) -> list[nodes.Node]:
+        os.environ["COLUMNS"] = "100"
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            main([*self.arguments, "--help"])
+        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("command-help", CommandHelp)
+    app.add_lexer("mermaid", TextLexer)  # shown as text here, drawn where a viewer can

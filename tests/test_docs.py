@@ -1,0 +1,80 @@
+"""The documentation is true: its programs run, its links lead somewhere, its diagram is the table."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aioelastic
+from aioelastic.lifecycle import diagram
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+PROGRAMS = [
+    pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "python"), 1)
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_run(program: str, tmp_path: Path) -> None:
+    """Each as a reader would run it: saved to a file, in a directory that holds docs/examples, the venv active."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "program.py").write_text(program)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "program.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        text=True,
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout, "a program in the documentation should show something"
+
+
+def test_there_are_programs_on_the_pages_for_newcomers() -> None:
+    names = {one.id.rpartition("-")[0] for one in PROGRAMS if one.id}
+    assert {"README.md", "docs/tutorial.md", "docs/how-to/save-logs.md"} <= names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text())
+    assert [one for one in links if not (page.parent / one).exists()] == []
+
+
+def test_the_readme_begins_with_the_gotchas() -> None:
+    first = (ROOT / "README.md").read_text().split("\n\n")[1]
+    assert "docs/gotchas.md" in LINK.findall(first)
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    commands = [text.strip() for text in blocks(ROOT / "README.md", "sh")]
+    assert len(commands) == 2
+    assert [one for one in commands if one not in ci] == []
+
+
+def test_the_state_diagram_is_the_table() -> None:
+    assert blocks(ROOT / "docs" / "design.md", "mermaid") == [diagram() + "\n"]
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    named = set(re.findall(r"^\.\. auto\w+:: aioelastic\.(\w+)", text, re.MULTILINE))
+    assert set(aioelastic.__all__) - named == set()
