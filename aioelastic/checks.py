@@ -7,11 +7,30 @@ import os
 import signal as _signal
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import SpecError
 
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+PID_MAX = 4_194_304  # the most processes a Linux machine can have (PID_MAX_LIMIT, linux/threads.h)
 PREFIX_FIELDS = ("name", "rank", "local_rank", "host", "pid", "attempt", "stream", "time")
+
+
+class FrozenDict(dict[_K, _V]):
+    """A dict that cannot be changed; it pickles, copies and hashes."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a spec cannot be changed; make a new one")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> Any:
+        return (FrozenDict, (dict(self),))
 
 
 def parse_signal(field: str, value: int | str) -> _signal.Signals:
@@ -29,10 +48,10 @@ def parse_signal(field: str, value: int | str) -> _signal.Signals:
     raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
 
 
-def check_env(field: str, env: Mapping[str, str | None] | None) -> dict[str, str | None]:
+def check_env(field: str, env: Mapping[str, str | None] | None) -> FrozenDict[str, str | None]:
     """A checked copy of the caller's mapping, which itself is never changed."""
     if env is None:
-        return {}
+        return FrozenDict()
     if not isinstance(env, Mapping):
         raise SpecError(field, env, "is not a mapping", 'give a dict like {"OMP_NUM_THREADS": "1"}')
     for key, value in env.items():
@@ -42,7 +61,17 @@ def check_env(field: str, env: Mapping[str, str | None] | None) -> dict[str, str
             raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
         if value is not None and "\0" in value:
             raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
-    return dict(env)
+        check_encodes(f"{field} key", key)
+        check_encodes(f"{field}[{key!r}]", value or "")
+    return FrozenDict(env)
+
+
+def check_encodes(field: str, text: str) -> None:
+    """Whether the system's own encoding can carry it (a lone surrogate it cannot)."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as exc:
+        raise SpecError(field, text, f"cannot be encoded ({exc.reason})", "use text, or bytes by os.fsdecode") from None
 
 
 def check_argv(argv: Sequence[Any]) -> tuple[str, ...]:
@@ -62,19 +91,26 @@ def check_path(field: str, value: Any) -> str:
         raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
     if "\0" in text:
         raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
+    check_encodes(field, text)
     return text
 
 
-def check_whole(field: str, value: Any, least: int) -> None:
+def check_whole(field: str, value: Any, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(field, value, f"is {type(value).__name__}, not int", f"give a whole number from {least}")
     if value < least:
         raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
+    if most is not None and value > most:
+        raise SpecError(field, value, "is more than any machine can have", f"give a whole number up to {most}")
 
 
 def check_seconds(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise SpecError(field, value, "is not a time", "give seconds, 0 or more")
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return
+    except OverflowError:
+        pass
+    raise SpecError(field, value, "is not a time", "give seconds, 0 or more")
 
 
 def prefix_fields(prefix: str) -> list[str]:
@@ -90,6 +126,6 @@ def check_prefix(prefix: str) -> None:
             prefix.format(**{**dict.fromkeys(PREFIX_FIELDS, ""), **numbers})
             return
         problem = f"has an unknown field {next(n for n in fields if n not in PREFIX_FIELDS)!r}"
-    except (ValueError, TypeError, AttributeError) as exc:
+    except (ValueError, TypeError, AttributeError, LookupError) as exc:
         problem = f"is not a template ({exc})"
     raise SpecError("Logs.prefix", prefix, problem, f"fields are {{{'}, {'.join(PREFIX_FIELDS)}}}")

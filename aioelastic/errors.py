@@ -96,7 +96,7 @@ class GroupFailed(ExceptionGroup[WorkerFailed]):
         return GroupFailed(self.message, excs, self.result)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (GroupFailed, (self.message, list(self.exceptions), self.result))
+        return (GroupFailed, (self.message, list(self.exceptions), self.result), self.__dict__)
 
 
 class GroupTimeout(TimeoutError):

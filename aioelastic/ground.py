@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .launch import TAG, LaunchPlan, Port, plan, preflight
+from .launch import TAG, LaunchPlan, Port, absolute, check_limits, plan, preflight
 from .outcome import ErrorReport
 from .report import read_report
 from .sinks import Sinks
@@ -74,6 +74,7 @@ class Ground:
 
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
+        check_limits(self._spec)
         self._port = Port()
         if self._spec.logs.dir is None:
             try:
@@ -81,7 +82,7 @@ class Ground:
             except OSError:
                 pass  # no place for error.json: failures will lack it, nothing else
         planned = plan(
-            self._spec,
+            absolute(self._spec),
             run_id=run_id,
             host=socket.gethostname(),
             master_port=self._port.number,
@@ -91,9 +92,10 @@ class Ground:
         return preflight(planned, self.environ)
 
     def _read_reports(self, error_files: Mapping[int, Path]) -> dict[int, ErrorReport | None]:
-        found = {rank: read_report(path) for rank, path in error_files.items()}
-        self._remove_error_dir()
-        return found
+        try:
+            return {rank: read_report(path) for rank, path in error_files.items()}
+        finally:
+            self._remove_error_dir()
 
     def _remove_error_dir(self) -> None:
         if self._error_dir is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import os
 import signal
 import time
@@ -65,8 +66,9 @@ class Group:
             spec = entry
         else:
             spec = GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop)
-        if on_event is not None and not callable(on_event):
-            raise SpecError("on_event", on_event, "is not callable", "give a function of one event")
+        if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
+            remedy = "give def f(event): ..., or use `async for event in group.events()`"
+            raise SpecError("on_event", on_event, "is not a plain function", remedy)
         self.spec = spec
         self.logs = spec.logs
         self.stop_policy = spec.stop

@@ -11,6 +11,8 @@ from typing import Any, Literal, overload
 
 from .errors import GroupFailed, GroupTimeout, WorkerFailed
 
+PRINTED = 15  # how many exceptions of a group Python's traceback prints
+COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
 TAIL_LINES = 20  # how many last lines of stderr a failure shows
 LINE_SHOWN = 500  # how much of one of them
 
@@ -182,7 +184,10 @@ class Failure:
 
     def describe(self) -> str:
         """All of it, the reason last: what a person reads at the end of a terminal."""
-        lines = [self.headline, f"  command: {shlex.join(self.argv)}"]
+        command = shlex.join(self.argv)
+        if len(command) > COMMAND_SHOWN:
+            command = command[:COMMAND_SHOWN] + f"… ({len(command)} characters)"
+        lines = [self.headline, f"  command: {command}"]
         if self.cwd is not None:
             lines.append(f"  in: {self.cwd}")
         lines += [f"  log: {out.path}" for out in (self.stdout, self.stderr) if out.path]
@@ -319,7 +324,7 @@ class GroupResult(Sequence[Result]):
         errors = [WorkerFailed(one) for one in self.failures]
         if len(errors) > 1:
             # a traceback prints the group top-down: end it with the root cause
-            errors[-1].add_note(f"\nroot cause, the first to fail:\n{first.describe()}")
+            errors[min(len(errors), PRINTED) - 1].add_note(f"\nroot cause, the first to fail:\n{first.describe()}")
         return GroupFailed(f"group {self.name!r}: {first.headline}{others}", errors, self)
 
     @overload

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,19 @@ def read_report(path: Path) -> ErrorReport | None:
     or `{"message": str, "timestamp": int | str}`.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(LIMIT + 1)
+        # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with open(fd, "rb", closefd=False) as file:
+            raw = file.read(LIMIT + 1)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
     if not raw.strip():
         return None
     if len(raw) > LIMIT:
@@ -55,6 +66,6 @@ def _text(value: Any) -> str:
 def _time(value: Any) -> float | None:
     try:
         at = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return at if math.isfinite(at) else None
+    return at if math.isfinite(at) and not isinstance(value, bool) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -131,11 +132,12 @@ class Sinks:
     def _make_files(self, plan: LaunchPlan) -> None:
         assert plan.run_dir is not None
         root = plan.run_dir.parent
-        made = False
+        made: list[Path] = []  # outermost first
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            plan.run_dir.mkdir()
-            made = True
+            for home in (*reversed(plan.run_dir.parents), plan.run_dir):
+                if not home.is_dir():
+                    home.mkdir(exist_ok=home != plan.run_dir)
+                    made.append(home)
             self._probe(plan.run_dir)
             home = plan.run_dir / f"attempt_{plan.attempt}"
             home.mkdir()
@@ -147,8 +149,11 @@ class Sinks:
                     if path is not None:
                         self._files[worker.rank, std] = self._new(path, rotate=True)
         except OSError as exc:
-            if made:
-                shutil.rmtree(plan.run_dir, ignore_errors=True)
+            shutil.rmtree(plan.run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else uses it meanwhile
+                for home in reversed(made):
+                    if home != plan.run_dir:
+                        home.rmdir()
             raise _unusable(root, exc) from exc
 
     def _new(self, path: Path, rotate: bool) -> FileSink:

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .checks import check_argv, check_env, check_path, check_prefix, check_seconds, check_whole, parse_signal
+from .checks import (
+    PID_MAX,
+    FrozenDict,
+    check_argv,
+    check_env,
+    check_path,
+    check_prefix,
+    check_seconds,
+    check_whole,
+    parse_signal,
+)
 from .errors import SpecError
 
 if TYPE_CHECKING:
@@ -68,6 +78,8 @@ class Command:
         put(self, "argv", check_argv(argv))
         put(self, "env", check_env("env", env))
         put(self, "cwd", None if cwd is None else check_path("cwd", cwd))
+        if self.cwd == "":
+            raise SpecError("cwd", cwd, "is empty", "name a directory, or leave it out")
         if stdin not in ("null", "inherit"):
             raise SpecError("stdin", stdin, "is not known", 'use "null" or "inherit"')
         put(self, "stdin", stdin)
@@ -112,13 +124,18 @@ class Match:
         for name in ("include", "exclude"):
             given = getattr(self, name)
             if isinstance(given, str | re.Pattern):
-                object.__setattr__(self, name, (given,))
-            elif not isinstance(given, tuple):
-                object.__setattr__(self, name, tuple(given))
+                given = (given,)
+            if not isinstance(given, Iterable):
+                raise SpecError(
+                    f"Match.{name}", given, "is not a pattern", 'give "text" or re.compile(...), or several'
+                )
+            object.__setattr__(self, name, tuple(given))
             for one in getattr(self, name):
                 if not isinstance(one, str | re.Pattern) or one == "":
                     raise SpecError(f"Match.{name}", one, "is not a pattern", "give a non-empty str or re.compile(...)")
-        if not self.file or "/" in self.file or "\0" in self.file or self.file in (".", ".."):
+        object.__setattr__(self, "std", _one_std("Match.std", self.std))
+        bad = not isinstance(self.file, str) or self.file in ("", ".", "..") or {"/", "\0"} & set(self.file)
+        if bad:
             raise SpecError("Match.file", self.file, "is not a file name", 'give a plain name like "loss.log"')
 
 
@@ -165,12 +182,16 @@ class Logs:
     def __post_init__(self) -> None:
         put = object.__setattr__
         if self.dir is not None:
-            put(self, "dir", Path(check_path("Logs.dir", self.dir)))
+            if not check_path("Logs.dir", self.dir):
+                raise SpecError("Logs.dir", self.dir, "is empty", 'give dir="runs", or dir="." for the current one')
+            put(self, "dir", Path(self.dir))
         put(self, "tee", _std("Logs.tee", self.tee))
         default = Std.NONE if self.dir is None else Std.ALL
         put(self, "save", default if self.save is None else _std("Logs.save", self.save))
         check_prefix(self.prefix)
         if self.ranks is not None:
+            if not isinstance(self.ranks, Iterable):
+                raise SpecError("Logs.ranks", self.ranks, "is not a collection of ranks", "give ranks=[0, 1]")
             ranks = frozenset(self.ranks)
             for one in ranks:
                 check_whole("Logs.ranks", one, 0)
@@ -295,12 +316,17 @@ class GroupSpec:
             for rank in sorted(ranks):
                 if rank >= len(entries):
                     raise SpecError(what, rank, "is not a rank of this group", f"ranks are 0 to {len(entries) - 1}")
+        for match in logs.matches:
+            if match.file.isdigit() and int(match.file) < len(entries):
+                raise SpecError(
+                    "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
+                )
         return cls(entries, name, check_env("env", env), logs, stop)
 
 
 def _entries(entry: Entry, n: int | None) -> tuple[Command, ...]:
     if n is not None:
-        check_whole("n", n, 1)
+        check_whole("n", n, 1, PID_MAX)
     if isinstance(entry, Command):
         return (entry,) * (1 if n is None else n)
     if isinstance(entry, str | bytes) or entry is None:
@@ -344,13 +370,15 @@ def _is_command(field: str, value: object) -> Command:
     return value
 
 
-def _std(field: str, value: Any) -> Std | dict[int, Std]:
-    if isinstance(value, Mapping):
-        out = {}
-        for rank, one in value.items():
-            check_whole(f"{field} key", rank, 0)
-            out[rank] = _std(f"{field}[{rank}]", one)
-        return out  # type: ignore[return-value]  # a nested mapping is refused just below
+def _std(field: str, value: Any) -> Std | FrozenDict[int, Std]:
+    if not isinstance(value, Mapping):
+        return _one_std(field, value)
+    for rank in value:
+        check_whole(f"{field} key", rank, 0)
+    return FrozenDict({rank: _one_std(f"{field}[{rank}]", one) for rank, one in value.items()})
+
+
+def _one_std(field: str, value: Any) -> Std:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3:
         raise SpecError(field, value, "is not a Std", "give Std.NONE, Std.OUT, Std.ERR or Std.ALL")
     return Std(value)
@@ -363,6 +391,11 @@ def _of(value: Std | Mapping[int, Std], rank: int) -> Std:
 def _matches(given: Any) -> tuple[Match, ...]:
     if isinstance(given, str | re.Pattern | Match):
         given = (given,)
+    if not isinstance(given, Iterable):
+        raise SpecError(
+            "Logs.match", given, "is not a filter", 'give Match(...), "text" or re.compile(...), or several'
+        )
+    given = tuple(given)
     bare = tuple(one for one in given if not isinstance(one, Match))
     out = tuple(one for one in given if isinstance(one, Match))
     if bare:

@@ -206,14 +206,13 @@ class Worker:
         Its own report counts for more than its exit: who raised first may well end last, after it has broken the
         connections of others; and one that had raised before we came to stop it has failed by itself.
         """
-        raised = None
-        if report is not None and report.time is not None and self.exit is not None and not self.exit.ok:
+        exit = self.exit
+        if report is not None and report.time is not None and exit is not None and not exit.ok:
             # whole seconds are rounded down: it may have been almost one later
             latest = report.time if report.exact else report.time + 1
-            if self.exit.stopped_by is None or latest < self._stopped_at:
-                raised = self.exit.ended_ns - max(round((self.exit.ended_at - latest) * 1e9), 0)
-        if raised is not None:
-            return raised
+            in_its_life = exit.started_at <= latest <= exit.ended_at + 1
+            if in_its_life and (exit.stopped_by is None or latest < self._stopped_at):
+                return exit.ended_ns - max(round((exit.ended_at - latest) * 1e9), 0)
         return self.ended_ns if self.failed else None
 
     # --- what the cascade in stop.py calls ---

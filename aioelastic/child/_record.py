@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import inspect
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+SHOWN = 65_536  # characters kept of message and traceback: the report stays far below what is read back
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,8 +66,17 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
     if not path:
         return
     now = time.time()
-    trace = "".join(traceback.format_exception(exc))
-    message = f"{type(exc).__name__}: {exc}"
+    try:
+        message = f"{type(exc).__name__}: {exc}"
+    except Exception as problem:  # its own __str__ is broken
+        message = f"{type(exc).__name__}: <str() raised {type(problem).__name__}>"
+    try:
+        trace = "".join(traceback.format_exception(exc))
+    except Exception:
+        trace = message
+    message = message[:SHOWN]
+    if len(trace) > SHOWN:
+        trace = f"{trace[: SHOWN // 2]}\n…\n{trace[-SHOWN // 2 :]}"
     report = {
         "message": {
             "message": message,
@@ -81,12 +93,18 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
     }
     part = f"{path}.{os.getpid()}.part"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
-            json.dump(report, file)
-        os.replace(part, path)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        try:
+            with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+                json.dump(report, file)
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
     except OSError as problem:
-        print(f"aioelastic: could not write {path}: {problem}", flush=True)
+        with contextlib.suppress(Exception):  # closed, or replaced by something odd: the user's exception comes first
+            print(f"aioelastic: could not write {path}: {problem}", file=sys.stderr, flush=True)
 
 
 def _initialise() -> None:

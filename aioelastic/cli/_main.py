@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import __version__
+from ..checks import PID_MAX
 from ..errors import SpecError
-from ..launch import plan, preflight
-from ..spec import Command, GroupSpec, Logs, Std, Stop
+from ..launch import absolute, check_limits, plan, preflight
+from ..spec import Command, GroupSpec, Logs, Std, Stop, check_timeout
 from ._run import run_group
 
 USAGE = 2
@@ -43,19 +44,51 @@ exit status:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = _parser().parse_args(argv)
+    _open_standard_streams()
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as exc:  # --help, --version, wrong usage: argparse has printed
+        return _say("") or (exc.code if isinstance(exc.code, int) else USAGE)
     try:
         spec = _spec(args)
         if args.dry_run:
-            print(_dry_run(spec))
-            return 0
+            return _say(_dry_run(spec) + "\n")
         with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
             return runner.run(run_group(spec, args.timeout, fixed_signal=args.stop_signal is not None))
     except SpecError as exc:
-        print(f"aioelastic run: {exc}", file=sys.stderr)
-        return USAGE
+        return _complain(exc, USAGE)
+    except OSError as exc:
+        return _complain(exc, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _open_standard_streams() -> None:
+    """A closed standard stream would be the number of the next file we open: put /dev/null in its place."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _say(text: str) -> int:
+    """Print, and see that it arrived: a full disk or a reader that went away is said here, not at the interpreter's
+    end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must go somewhere
+        return _complain(exc, 1)
+    return 0
+
+
+def _complain(problem: Exception, status: int) -> int:
+    if sys.stderr is not None:
+        print(f"aioelastic run: {problem}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _spec(args: argparse.Namespace) -> GroupSpec:
+    check_timeout(args.timeout)
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise SpecError("COMMAND", "", "is missing", "give it last: aioelastic run -n 2 -- python3 train.py")
@@ -136,12 +170,14 @@ def _spec(args: argparse.Namespace) -> GroupSpec:
             timestamps=args.timestamps,
             json=args.json,
         ),
-        stop=Stop(signal=args.stop_signal or Stop.signal, grace=args.grace),
+        stop=Stop(signal=Stop.signal if args.stop_signal is None else args.stop_signal, grace=args.grace),
     )
 
 
 def _dry_run(spec: GroupSpec) -> str:
     environ = dict(os.environ)
+    check_limits(spec)
+    spec = absolute(spec)
     return str(preflight(plan(spec, run_id="<run id>", host=socket.gethostname(), environ=environ), environ))
 
 
@@ -183,7 +219,10 @@ def _ranks(text: str) -> list[int]:
     try:
         for part in text.split(","):
             low, dash, high = part.partition("-")
-            out += range(int(low), int(high) + 1) if dash else [int(low)]
+            first, last = int(low), int(high) if dash else int(low)
+            if not 0 <= first <= last <= PID_MAX:
+                raise ValueError
+            out += range(first, last + 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of ranks; write 0,4-7") from None
     return out

@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
+from ..events import Event, SinkTrouble
 from ..group import Group
 from ..outcome import GroupResult, Result
 from ..spec import GroupSpec
@@ -26,7 +27,13 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
     Args:
         fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
     """
-    group = Group(spec, check=False)
+    troubles: dict[str, SinkTrouble] = {}
+
+    def watch(event: Event) -> None:
+        if isinstance(event, SinkTrouble):
+            troubles[event.sink] = event
+
+    group = Group(spec, check=False, on_event=watch)
     stopped_by: list[int] = []
 
     def stop(signum: signal.Signals) -> None:
@@ -56,19 +63,21 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
         async with group:
             await group.finish(timeout)
         result = await group.wait()
-    report(result)
+    report(result, troubles.values())
     return _status(result, stopped_by)
 
 
-def report(result: GroupResult) -> None:
+def report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> None:
     """The summary, and then the failures with the root cause last, on stderr."""
+    if sys.stderr is None:
+        return
     try:
-        print("\n".join(_report(result)), file=sys.stderr, flush=True)
+        print("\n".join(_report(result, troubles)), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # stderr is closed: the exit status still tells
 
 
-def _report(result: GroupResult) -> list[str]:
+def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
     lines = ["", *_table(result)]
     if result.log_dir is not None:
         lines.append(f"logs: {result.log_dir}")
@@ -76,6 +85,9 @@ def _report(result: GroupResult) -> list[str]:
     lines += [
         f"would not die: rank {one.rank}, pid {one.pid}, state {one.state} {one.wchan}" for one in result.unkillable
     ]
+    for one in troubles:
+        lost = f" ({one.lost} bytes lost)" if one.lost else ""
+        lines.append(f"trouble with {one.sink}: {one.problem}{lost}")
     for failure in reversed(result.failures):
         lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
     if result.reason == "timeout":
@@ -103,7 +115,7 @@ def _row(one: Result) -> tuple[str, ...]:
 
 
 def _status(result: GroupResult, stopped_by: list[int]) -> int:
-    if stopped_by:
+    if stopped_by and result.reason == "stopped":
         return 128 + stopped_by[0]
     if result.first_failure is not None:
         return result.first_failure.status

@@ -9,7 +9,7 @@ from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, reap_abandoned
 from ._plan import TAG, LaunchPlan, WorkerPlan, new_run_id, owner, plan
 from ._port import Port
-from ._preflight import preflight
+from ._preflight import absolute, check_limits, preflight
 
 __all__ = [
     "TAG",
@@ -20,6 +20,8 @@ __all__ = [
     "Port",
     "RawExit",
     "WorkerPlan",
+    "absolute",
+    "check_limits",
     "new_run_id",
     "owner",
     "plan",

@@ -129,14 +129,13 @@ def plan(
         saved = logs.saves(rank)
         error_file = home / "error.json" if home else error_dir / f"{rank}.json" if error_dir else None
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            overlay[f"AIOELASTIC_{key}"] = overlay[key]
         if error_file is not None:
-            absolute = str(error_file.absolute())
-            overlay["AIOELASTIC_ERROR_FILE"] = absolute
-            overlay["TORCHELASTIC_ERROR_FILE"] = absolute  # torch's own @record writes there
+            overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
+            overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
         overlay.update(spec.env)
         overlay.update(command.env)
+        for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            overlay.setdefault(f"AIOELASTIC_{key}", overlay[key])
         overlay[TAG] = (
             f"{above}{owner(run_id, rank, attempt)}"  # ours to set: it is how a stray is known as this group's
         )

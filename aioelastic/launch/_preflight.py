@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import os
 import platform
+import re
 import resource
 import shutil
 import stat
@@ -14,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import SpecError
+from ..spec import GroupSpec
 from ._plan import LaunchPlan, WorkerPlan, merged
 
 # elf(5) e_machine by platform.machine(); others are left to the kernel to judge
@@ -28,7 +32,6 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
         SpecError: a program is missing, not executable or for another machine; a directory is missing; the
             limits of the system do not allow that many workers.
     """
-    check_limits(plan)
     seen: dict[tuple[str, str | None, str | None], str] = {}
     workers = []
     for worker in plan.workers:
@@ -41,20 +44,24 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
     return dataclasses.replace(plan, workers=tuple(workers))
 
 
-def check_limits(plan: LaunchPlan) -> None:
-    """Whether this process may hold that many pipes and this user that many processes."""
-    n = len(plan.workers)
-    first = plan.workers[0]
-    each = 1 + first.pipes.bit_count() + sum(log is not None for log in (first.stdout_log, first.stderr_log))
+def check_limits(spec: GroupSpec) -> None:
+    """Whether this process may hold that many pipes and this user that many processes.
+
+    Raises:
+        SpecError: says how many workers fit.
+    """
+    n = len(spec.entries)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         room = soft - len(os.listdir("/proc/self/fd")) - _SLACK
-        if n * each > room:
+        # each worker has a pidfd, two pipes, and its log files
+        needed = list(itertools.accumulate(3 + spec.logs.saves(rank).bit_count() for rank in range(n)))
+        if needed[-1] > room:
             raise SpecError(
                 "n",
                 n,
-                f"needs {n * each} file descriptors ({each} per worker) and this process may open {max(room, 0)} more",
-                f"{max(room // each, 0)} workers fit; raise the limit with `ulimit -n` or "
+                f"needs {needed[-1]} file descriptors and this process may open {max(room, 0)} more",
+                f"{bisect.bisect_right(needed, room)} workers fit; raise the limit with `ulimit -n` or "
                 f"resource.setrlimit(resource.RLIMIT_NOFILE, ...) (hard limit: "
                 f"{'none' if hard == resource.RLIM_INFINITY else hard})",
             )
@@ -71,12 +78,24 @@ def check_limits(plan: LaunchPlan) -> None:
             )
     left = _pids_room()
     if left is not None and n > left:
-        raise SpecError(
-            "n",
-            n,
-            "is more processes than this cgroup's pids.max leaves",
-            f"{left} workers fit; raise pids.max",
-        )
+        problem = "is more processes than this cgroup's pids.max leaves"
+        raise SpecError("n", n, problem, f"{max(left, 0)} workers fit; raise pids.max")
+
+
+def absolute(spec: GroupSpec) -> GroupSpec:
+    """The spec with its log directory made absolute, so that it means the same wherever a worker stands.
+
+    Raises:
+        SpecError: it is relative, and our own current directory is gone.
+    """
+    if spec.logs.dir is None:
+        return spec
+    try:
+        home = Path(spec.logs.dir).absolute()
+    except OSError as exc:
+        problem = f"is relative to a directory that is gone ({exc.strerror})"
+        raise SpecError("Logs.dir", str(spec.logs.dir), problem, "give an absolute path") from None
+    return dataclasses.replace(spec, logs=dataclasses.replace(spec.logs, dir=home))
 
 
 def _check_cwd(worker: WorkerPlan) -> None:
@@ -94,29 +113,30 @@ def _check_cwd(worker: WorkerPlan) -> None:
 def _program(worker: WorkerPlan, path: str | None) -> str:
     name = worker.argv[0]
     field = f"argv[0] of rank {worker.rank}"
-    if "/" not in name:
-        found = shutil.which(name, path=path if path is not None else os.defpath)
-        if found is None:
+    if "/" in name:
+        found = name
+    else:
+        # relative entries are looked up from where the worker starts, as execvp(3) does after the chdir(2)
+        entries = (path if path is not None else os.defpath).split(os.pathsep)
+        here = os.path.abspath(worker.cwd or ".") if not all(map(os.path.isabs, entries)) else ""
+        which = shutil.which(name, path=os.pathsep.join(os.path.join(here, one) for one in entries))
+        if which is None:
             raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name))
-        _check_elf(field, found)
-        return found
-    # relative to where the worker starts, as execve(2) takes it after the chdir(2)
-    file = name if os.path.isabs(name) else os.path.join(worker.cwd or ".", name)
+        found = which
+    file = found if os.path.isabs(found) else os.path.join(worker.cwd or ".", found)
     try:
         mode = os.stat(file).st_mode
     except OSError as exc:
         raise SpecError(field, name, exc.strerror or str(exc), "give the path of a program") from None
     if stat.S_ISDIR(mode):
         raise SpecError(field, name, "is a directory", "give the program inside it")
+    if not stat.S_ISREG(mode):
+        raise SpecError(field, name, "is not a regular file", "give the path of a program")
     if not os.access(file, os.X_OK):
-        raise SpecError(
-            field,
-            name,
-            "is not executable by this user",
-            f"run `chmod +x {name}`, or name its interpreter first",
-        )
-    _check_elf(field, file)
-    return name
+        remedy = f"run `chmod +x {name}`, or name its interpreter first"
+        raise SpecError(field, name, "is not executable by this user", remedy)
+    _check_format(field, file)
+    return found
 
 
 def _suggest(name: str) -> str:
@@ -125,7 +145,7 @@ def _suggest(name: str) -> str:
     return "install it, give its full path, or set PATH in env"
 
 
-def _check_elf(field: str, file: str) -> None:
+def _check_format(field: str, file: str) -> None:
     """A binary for another machine, or a script whose interpreter is missing: the kernel says only ENOEXEC, ENOENT."""
     try:
         with open(file, "rb") as handle:
@@ -133,28 +153,24 @@ def _check_elf(field: str, file: str) -> None:
     except OSError:
         return  # executable but not readable: only the kernel can tell
     if head[:4] == b"\x7fELF" and len(head) >= 20:
-        order = "<" if head[5] == 1 else ">"
-        machine = struct.unpack_from(order + "H", head, 18)[0]
+        machine = struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)[0]
         mine = _MACHINES.get(platform.machine())
         if mine is not None and machine != mine and not (mine == 62 and machine == 3) and not _binfmt():
-            raise SpecError(
-                field,
-                file,
-                f"is a program for another machine (ELF machine {machine})",
-                "build it for this one",
-            )
+            problem = f"is a program for another machine (ELF machine {machine})"
+            raise SpecError(field, file, problem, "build it for this one")
     elif head[:2] == b"#!":
-        words = head[2:].split(b"\n", 1)[0].split()
-        if not words or not os.path.exists(words[0]):
-            shown = words[0].decode(errors="replace") if words else ""
-            raise SpecError(field, file, f"names an interpreter that does not exist, {shown!r}", "mend its first line")
+        # as the kernel reads it: a carriage return at the end is a part of the name
+        words = [one for one in re.split(rb"[ \t]+", head[2:].split(b"\n", 1)[0]) if one]
+        interpreter = os.fsdecode(words[0]) if words else ""
+        if not os.path.exists(interpreter):
+            problem = f"names an interpreter that does not exist, {interpreter!r}"
+            raise SpecError(field, file, problem, "mend its first line")
+        if os.path.isdir(interpreter) or not os.access(interpreter, os.X_OK):
+            problem = f"names an interpreter that is not a program, {interpreter!r}"
+            raise SpecError(field, file, problem, "mend its first line")
     elif not _binfmt():
-        raise SpecError(
-            field,
-            file,
-            "is neither a program of this system nor a script with a #! line" if head else "is empty",
-            "put the interpreter first, as in Command('sh', 'script.sh')",
-        )
+        problem = "is neither a program of this system nor a script with a #! line" if head else "is empty"
+        raise SpecError(field, file, problem, "put the interpreter first, as in Command('sh', 'script.sh')")
 
 
 def _binfmt() -> bool:
