@@ -1,0 +1,230 @@
+"""From SIGKILL to the moment the one who waits knows, with the worker's output quiet, and held by a grandchild."""
+
+# ruff: noqa: RUF001  (the times sign is meant)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import signal
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+from _common import Report, available, main, on_loop, paired
+
+from aioelastic import Command, Group, Logs, Std, Stop
+
+SLEEP = "/bin/sleep"
+# the shell becomes a sleep itself once its background child, which holds both pipes, runs
+HOLDER = ["/bin/sh", "-c", "sleep 600 & echo $!; exec sleep 601"]
+QUIET = Logs(tee=Std.NONE)
+CUT_OFF = 1.0  # seconds after which "never" is said
+NEVER = float("inf")
+SETTLE = 0.005  # seconds until the new process and its waiter sleep, as in real life
+
+
+class Killer:
+    """Kills a process from another thread, once it and its waiter have gone to sleep."""
+
+    def __init__(self, pid: int, delay: float = SETTLE) -> None:
+        self.began = 0
+        self._pid = pid
+        self._delay = delay
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def join(self) -> int:
+        """When it was killed."""
+        self._thread.join()
+        return self.began
+
+    def _run(self) -> None:
+        time.sleep(self._delay)
+        self.began = time.perf_counter_ns()
+        os.kill(self._pid, signal.SIGKILL)
+
+
+async def knows(pid: int, wait: Awaitable[object]) -> float:
+    """Milliseconds from the kill until a task that already waits has its answer."""
+    known = 0
+
+    async def waiter() -> None:
+        nonlocal known
+        await wait
+        known = time.perf_counter_ns()
+
+    task = asyncio.ensure_future(waiter())
+    await asyncio.sleep(0)
+    killer = Killer(pid)
+    _, pending = await asyncio.wait({task}, timeout=CUT_OFF)
+    began = killer.join()
+    if pending:
+        task.cancel()
+        await asyncio.wait({task})
+        return NEVER
+    task.result()
+    return (known - began) / 1e6
+
+
+async def bare_loop() -> float:
+    """A pidfd, `add_reader`, `waitpid` and nothing more: the least that an event loop allows."""
+    process = subprocess.Popen([SLEEP, "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pidfd = os.pidfd_open(process.pid)
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def reap() -> None:
+        loop.remove_reader(pidfd)
+        process.wait()
+        ended.set_result(None)
+
+    loop.add_reader(pidfd, reap)
+    took = await knows(process.pid, ended)
+    os.close(pidfd)
+    process.communicate()
+    return took
+
+
+async def ours(argv: list[str]) -> float:
+    # what a killed worker leaves running is ended at once: its grace is not what is measured
+    async with Group(Command(*argv), logs=QUIET, stop=Stop(grace=0), check=False) as group:
+        pid = group[0].pid
+        assert pid is not None
+        if argv is HOLDER:
+            async for _ in group.lines():
+                break
+        return await knows(pid, group[0].wait())
+
+
+def waitpid() -> float:
+    """A thread that does nothing else: the least the system allows."""
+    process = subprocess.Popen([SLEEP, "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    killer = Killer(process.pid)
+    process.wait()
+    known = time.perf_counter_ns()
+    process.communicate()
+    return (known - killer.join()) / 1e6
+
+
+async def with_asyncio(argv: list[str]) -> float:
+    process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    grandchild = 0
+    if argv is HOLDER:
+        assert process.stdout is not None
+        grandchild = int(await process.stdout.readline())
+    try:
+        return await knows(process.pid, process.wait())
+    finally:
+        if grandchild:
+            os.kill(grandchild, signal.SIGKILL)  # now the pipes end
+        await process.communicate()
+
+
+async def with_anyio(argv: list[str]) -> float:
+    import anyio
+
+    async with await anyio.open_process(argv) as process:
+        return await knows(process.pid, process.wait())
+
+
+async def with_processkit(argv: list[str]) -> float:
+    import processkit
+
+    process = await processkit.Command(argv[0], argv[1:]).astart()
+    assert process.pid is not None
+    return await knows(process.pid, process.aoutcome())
+
+
+def torch_elastic(delay: float) -> float:
+    """`start_processes(...).wait()` as it comes; killed from another thread `delay` seconds after the wait began."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells of the failure it should see
+    with tempfile.TemporaryDirectory() as logs:
+        context = start_processes("worker", SLEEP, {0: ("600",)}, {0: {}}, DefaultLogsSpecs(log_dir=logs))
+        killer = Killer(context.pids()[0], delay)
+        context.wait()
+        known = time.perf_counter_ns()
+        return (known - killer.join()) / 1e6
+
+
+def honcho_held() -> float:
+    """honcho's own process class, in a thread instead of a process of its own."""
+    from honcho.process import Process
+
+    events: queue.Queue[object] = queue.Queue()
+    process = Process(HOLDER[2], name="worker")
+    runner = threading.Thread(target=process.run, args=(events,))
+    runner.start()
+    pid = grandchild = 0
+    while not (pid and grandchild):
+        event = events.get()
+        if event.type == "start":  # type: ignore[attr-defined]
+            pid = event.data["pid"]  # type: ignore[attr-defined]
+        elif event.type == "line":  # type: ignore[attr-defined]
+            grandchild = int(event.data)  # type: ignore[attr-defined]
+    began = time.perf_counter_ns()
+    os.kill(pid, signal.SIGKILL)
+    try:
+        events.get(timeout=CUT_OFF)
+        took = (time.perf_counter_ns() - began) / 1e6
+    except queue.Empty:
+        took = NEVER
+    os.kill(grandchild, signal.SIGKILL)
+    runner.join()
+    return took
+
+
+def measure(quick: bool) -> Report:
+    each, rounds = (3, 2) if quick else (30, 7)
+    report = Report("exit_latency", rounds)
+    quiet = [SLEEP, "600"]
+
+    def median_of(one: Callable[[], float]) -> Callable[[], float]:
+        return lambda: statistics.median(one() for _ in range(each))
+
+    cases: dict[str, Callable[[], float]] = {
+        "blocking waitpid": median_of(waitpid),
+        "a bare event loop and a pidfd": median_of(lambda: on_loop(bare_loop)),
+        "ours (asyncio)": median_of(lambda: on_loop(lambda: ours(quiet))),
+        "ours (uvloop)": median_of(lambda: on_loop(lambda: ours(quiet), "uvloop")),
+        "asyncio": median_of(lambda: on_loop(lambda: with_asyncio(quiet))),
+        "uvloop": median_of(lambda: on_loop(lambda: with_asyncio(quiet), "uvloop")),
+    }
+    if available(report, "anyio"):
+        cases["anyio"] = median_of(lambda: on_loop(lambda: with_anyio(quiet)))
+    if available(report, "processkit", "processkit-py"):
+        cases["processkit-py"] = median_of(lambda: on_loop(lambda: with_processkit(quiet)))
+    if available(report, "torch.distributed.elastic.multiprocessing", "torch"):
+        turns = iter(range(10**6))
+        # it looks once a second: kill it at moments spread evenly over its second
+        cases["torch elastic"] = lambda: torch_elastic(0.1 + (next(turns) * 0.3) % 1.0)
+    held = "grandchild holds stdout: "
+    cases[held + "ours (asyncio)"] = median_of(lambda: on_loop(lambda: ours(HOLDER)))
+    cases[held + "ours (uvloop)"] = median_of(lambda: on_loop(lambda: ours(HOLDER), "uvloop"))
+    cases[held + "asyncio"] = lambda: on_loop(lambda: with_asyncio(HOLDER))
+    if available(report, "honcho.process", "honcho"):
+        cases[held + "honcho"] = honcho_held
+    for name, values in paired(cases, rounds).items():
+        report.add(name, "ms", values)
+    work, mine = "kill → known by the awaiting task", "ours (asyncio)"
+    base = "blocking waitpid"
+    report.ratio(work, "≤ 1.5 × blocking waitpid", 1.5, "low", mine, base, ours=mine)
+    report.ratio(f"{work}, on uvloop", "≤ 1.5 × blocking waitpid", 1.5, "low", "ours (uvloop)", base, "ours (uvloop)")
+    report.ratio(work, "≥ 100 × faster than torch elastic's wait()", 100, "high", "torch elastic", mine, ours=mine)
+    for loop in ("asyncio", "uvloop"):
+        report.plain(
+            f"exit while a grandchild holds stdout, on {loop}", "≤ 5 ms", 5.0, f"{held}ours ({loop})", f"{held}asyncio"
+        )
+    report.notes.append(f'"never": not within {CUT_OFF:g} s')
+    return report
+
+
+if __name__ == "__main__":
+    main("exit_latency", measure)

@@ -1,0 +1,210 @@
+"""1,000 idle workers: how often is the supervising process woken, and how much memory does it use per worker?
+
+Each supervisor is a fresh process that is looked at from outside, through /proc: its threads' context switches (a
+thread that never runs has none) and its proportional set size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from _common import Report, available, main, paired
+
+SLEEP = "/bin/sleep"
+
+
+def say(word: str) -> None:
+    print(word, flush=True)
+
+
+# --- the supervisors: say "base", start when told to, say "up", be idle until stdin ends, stop all ---
+
+
+async def until_told() -> None:
+    """One byte, or the end, of stdin; asleep until then."""
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+    loop.add_reader(0, lambda: told.done() or told.set_result(None))
+    await told
+    loop.remove_reader(0)
+    os.read(0, 1)
+
+
+async def ours(n: int) -> None:
+    from aioelastic import Command, Group, Logs, Std, Stop
+
+    settings = {"logs": Logs(tee=Std.NONE), "stop": Stop(grace=5), "check": False}
+    async with Group(Command(SLEEP, "0"), **settings) as first:  # what is loaded once is not per worker
+        await first.wait()
+    say("base")
+    await until_told()
+    async with Group(Command(SLEEP, "6000"), n=n, **settings):
+        await asyncio.sleep(0)
+        say("up")
+        await until_told()
+
+
+async def with_asyncio(n: int) -> None:
+    async def start(seconds: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            SLEEP, seconds, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+
+    await (await start("0")).communicate()
+    say("base")
+    await until_told()
+    started = [await start("6000") for _ in range(n)]
+    waiting = [asyncio.create_task(one.communicate()) for one in started]
+    await asyncio.sleep(0)
+    say("up")
+    await until_told()
+    for one in started:
+        one.terminate()
+    await asyncio.gather(*waiting)
+
+
+def popen(n: int) -> None:
+    """Nothing but the objects: it would not even notice an exit."""
+
+    def start(seconds: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([SLEEP, seconds], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    start("0").communicate()
+    say("base")
+    os.read(0, 1)
+    started = [start("6000") for _ in range(n)]
+    say("up")
+    os.read(0, 1)
+    for one in started:
+        one.terminate()
+    for one in started:
+        one.communicate()
+
+
+def torch_elastic(n: int) -> None:
+    import logging
+    import tempfile
+    import threading
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+
+    def start(count: int, seconds: str) -> object:
+        args, envs = dict.fromkeys(range(count), (seconds,)), {rank: {} for rank in range(count)}
+        return start_processes("worker", SLEEP, args, envs, DefaultLogsSpecs(log_dir=tempfile.mkdtemp(dir=home)))
+
+    with tempfile.TemporaryDirectory() as home:
+        start(1, "0").wait(period=0.01)
+        say("base")
+        os.read(0, 1)
+        context = start(n, "6000")
+        waiter = threading.Thread(target=context.wait)
+        waiter.start()
+        say("up")
+        os.read(0, 1)
+        context.close()
+        waiter.join()
+
+
+SUPERVISORS = {
+    "ours-asyncio": lambda n: asyncio.run(ours(n)),
+    "ours-uvloop": lambda n: _on_uvloop(ours(n)),
+    "asyncio": lambda n: asyncio.run(with_asyncio(n)),
+    "popen": popen,
+    "torch": torch_elastic,
+}
+
+
+def _on_uvloop(work: object) -> None:
+    import uvloop
+
+    uvloop.run(work)
+
+
+# --- looking at one of them ---
+
+
+def switches(pid: int) -> int:
+    """How often the threads of a process have given up the processor to wait, so far."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches:"):
+                total += int(line.split()[1])
+    return total
+
+
+def memory(pid: int) -> int:
+    """Proportional set size in bytes: private memory, and its share of what others map too."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("smaps_rollup has no Pss")
+
+
+def children(pid: int) -> int:
+    """How many children the threads of a process have."""
+    return sum(len((task / "children").read_text().split()) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def look(which: str, n: int, seconds: float, found: dict[str, list[float]]) -> float:
+    """Wake-ups in `seconds` of idleness; memory per worker goes to `found`."""
+    argv = [sys.executable, __file__, "--supervise", which, str(n)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "base\n"
+        before = memory(process.pid)
+        process.stdin.write(".")
+        assert process.stdout.readline() == "up\n"
+        time.sleep(1.0)  # what was put off by the start may still run now
+        assert children(process.pid) == n
+        found.setdefault(which, []).append((memory(process.pid) - before) / n / 1024)
+        woken = switches(process.pid)
+        time.sleep(seconds)
+        woken = switches(process.pid) - woken
+        process.stdin.close()
+        assert process.wait() == 0
+    return float(woken)
+
+
+def measure(quick: bool) -> Report:
+    n, seconds, rounds = (20, 0.5, 1) if quick else (1000, 10.0, 5)
+    report = Report("idle", rounds)
+    found: dict[str, list[float]] = {}
+    names = {
+        "ours (asyncio)": "ours-asyncio",
+        "ours (uvloop)": "ours-uvloop",
+        "asyncio": "asyncio",
+        "bare Popen objects": "popen",
+    }
+    if available(report, "torch.distributed.elastic.multiprocessing", "torch"):
+        names["torch elastic"] = "torch"
+    cases: dict[str, Callable[[], float]] = {
+        name: lambda which=which: look(which, n, seconds, found) for name, which in names.items()
+    }
+    for name, values in paired(cases, rounds, warm=0).items():
+        report.add(f"{name}: wake-ups", "wake-ups", values)
+        report.add(f"{name}: memory per worker", "KiB", found[names[name]])
+    for loop in ("asyncio", "uvloop"):
+        work = f"{n:,} idle workers, {seconds:g} s, on {loop}"
+        report.plain(work, "0 wake-ups of the supervisor", 0, f"ours ({loop}): wake-ups", "torch elastic: wake-ups")
+        report.plain(
+            work, "≤ 40 KiB of its memory per worker", 40, f"ours ({loop}): memory per worker",
+            "asyncio: memory per worker",
+        )  # fmt: skip
+    return report
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--supervise"]:
+        SUPERVISORS[sys.argv[2]](int(sys.argv[3]))
+    else:
+        main("idle", measure)

@@ -1,0 +1,101 @@
+"""Start and reap 200 commands that do nothing, both of their pipes captured."""
+
+# ruff: noqa: RUF001  (the times sign is meant)
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable
+
+from _common import Report, available, main, on_loop, paired
+
+from aioelastic import Command, Logs, Std, supervise
+
+TRUE = "/bin/true"
+QUIET = Logs(tee=Std.NONE)
+
+
+def popen(n: int) -> float:
+    """All started, then each read to its end and reaped: the least that Python can do."""
+    began = time.perf_counter()
+    started = [
+        subprocess.Popen([TRUE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(n)
+    ]
+    for one in started:
+        one.communicate()
+    return time.perf_counter() - began
+
+
+async def ours(n: int) -> float:
+    began = time.perf_counter()
+    await supervise(Command(TRUE), n=n, logs=QUIET)
+    return time.perf_counter() - began
+
+
+async def create_subprocess(n: int) -> float:
+    """`asyncio.create_subprocess_exec`; on uvloop that is uvloop's own."""
+
+    async def one() -> None:
+        process = await asyncio.create_subprocess_exec(
+            TRUE, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        await process.communicate()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(n)))
+    return time.perf_counter() - began
+
+
+async def with_anyio(n: int) -> float:
+    import anyio
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(n):
+            tasks.start_soon(anyio.run_process, [TRUE])
+    return time.perf_counter() - began
+
+
+async def with_processkit(n: int) -> float:
+    import processkit
+
+    began = time.perf_counter()
+    await asyncio.gather(*(processkit.Command(TRUE).aoutput() for _ in range(n)))
+    return time.perf_counter() - began
+
+
+def measure(quick: bool) -> Report:
+    n, rounds = (20, 2) if quick else (200, 15)
+    report = Report("start_reap", rounds)
+    cases: dict[str, Callable[[], float]] = {
+        "subprocess.Popen loop": lambda: popen(n),
+        "ours (asyncio)": lambda: on_loop(lambda: ours(n)),
+        "ours (uvloop)": lambda: on_loop(lambda: ours(n), "uvloop"),
+        "asyncio": lambda: on_loop(lambda: create_subprocess(n)),
+        "uvloop": lambda: on_loop(lambda: create_subprocess(n), "uvloop"),
+    }
+    if available(report, "anyio"):
+        cases["anyio"] = lambda: on_loop(lambda: with_anyio(n))
+    if available(report, "processkit", "processkit-py"):
+        cases["processkit-py"] = lambda: on_loop(lambda: with_processkit(n))
+    for name, seconds in paired(cases, rounds).items():
+        report.add(name, "ms", [s * 1e3 for s in seconds])
+    work = f"start + reap {n} commands, both pipes captured"
+    report.ratio(
+        work, "≤ 1.25 × a bare subprocess.Popen loop", 1.25, "low", "ours (asyncio)", "subprocess.Popen loop",
+        ours="ours (asyncio)",
+    )  # fmt: skip
+    report.ratio(
+        f"{work}, on uvloop", "≤ 1.25 × a bare subprocess.Popen loop", 1.25, "low", "ours (uvloop)",
+        "subprocess.Popen loop", ours="ours (uvloop)",
+    )  # fmt: skip
+    report.ratio(work, "≥ 1.4 × faster than asyncio", 1.4, "high", "asyncio", "ours (asyncio)", ours="ours (asyncio)")
+    report.ratio(work, "≥ 3 × faster than uvloop's own", 3.0, "high", "uvloop", "ours (uvloop)", ours="ours (uvloop)")
+    return report
+
+
+if __name__ == "__main__":
+    main("start_reap", measure)

@@ -1,0 +1,174 @@
+"""81-byte lines of one worker (and of 64 at once) to a file and, prefixed, to the console.
+
+The same producer feeds all; it waits at a gate until everything is set up, so starting it is not measured. The
+console is /dev/null, files are in memory: what is measured is the copying, not a disk or a terminal.
+"""
+
+# ruff: noqa: RUF001  (the times sign is meant)
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from _common import Gate, Report, available, main, muted, on_loop, paired, scratch
+
+from aioelastic import Command, Group, Logs, Std
+
+LINE = b"x" * 80 + b"\n"
+BLOCK = LINE * 809  # just below 64 KiB, what a pipe holds
+# -S: it starts in half the time; argv: directory of the gate, number of blocks
+PRODUCER = f"import os, sys\n{Gate.WORKER}block = (b'x' * 80 + b'\\n') * 809\nfor _ in range(int(sys.argv[2])):\n"
+PRODUCER += "    rest = block\n    while rest:\n        rest = rest[os.write(1, rest):]\n"
+
+
+def producer(gate: Gate, blocks: int) -> list[str]:
+    return [sys.executable, "-S", "-c", PRODUCER, str(gate.home), str(blocks)]
+
+
+async def ours(home: Path, workers: int, blocks: int) -> float:
+    """`workers` that print `blocks` blocks each; seconds from the gate to the group's end."""
+    gate = Gate(home)
+    logs = Logs(dir=home / "runs", tee=Std.ALL)
+    with muted():
+        async with Group(Command(*producer(gate, blocks)), n=workers, logs=logs) as group:
+            await gate.wait_async(workers)
+            began = time.perf_counter()
+            gate.open()
+            result = await group.wait()
+            took = time.perf_counter() - began
+    for one in result:
+        assert one.stdout.total == blocks * len(BLOCK)
+        assert one.stdout.path is not None
+        assert one.stdout.path.stat().st_size == one.stdout.total
+        one.stdout.path.unlink()
+    return took
+
+
+def tee_sed(home: Path, blocks: int) -> float:
+    """`producer | tee FILE | sed s/^/prefix/ >/dev/null`, sed in the C locale, where it is fastest."""
+    gate = Gate(home)
+    env = {**os.environ, "LC_ALL": "C"}
+    path = home / "tee.log"
+    first = subprocess.Popen(producer(gate, blocks), stdout=subprocess.PIPE)
+    tee = subprocess.Popen(["tee", path], stdin=first.stdout, stdout=subprocess.PIPE, env=env)
+    sed = subprocess.Popen(["sed", "s/^/[worker0]: /"], stdin=tee.stdout, stdout=subprocess.DEVNULL, env=env)
+    for one in (first, tee):
+        assert one.stdout is not None
+        one.stdout.close()
+    gate.wait(1)
+    began = time.perf_counter()
+    gate.open()
+    for one in (first, tee, sed):
+        assert one.wait() == 0
+    took = time.perf_counter() - began
+    assert path.stat().st_size == blocks * len(BLOCK)
+    path.unlink()
+    return took
+
+
+def torch_tee(home: Path, blocks: int) -> float:
+    """torch elastic's redirect and tee. It looks each 10 ms for the end, far more often than it does by itself."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+    from torch.distributed.elastic.multiprocessing import Std as TorchStd
+
+    gate = Gate(home)
+    argv = producer(gate, blocks)
+    with tempfile.TemporaryDirectory(dir=home) as logs, muted():
+        context = start_processes(
+            name="worker",
+            entrypoint=argv[0],
+            args={0: tuple(argv[1:])},
+            envs={0: {}},
+            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=TorchStd.ALL, tee=TorchStd.ALL),
+        )
+        gate.wait(1)
+        began = time.perf_counter()
+        gate.open()
+        result = context.wait(period=0.01)
+        took = time.perf_counter() - began
+        assert result is not None
+        assert Path(result.stdouts[0]).stat().st_size == blocks * len(BLOCK)
+    return took
+
+
+async def processkit_tee(home: Path, blocks: int) -> float:
+    """processkit: lines to a file by `stdout_tee`, streamed lines prefixed in Python."""
+    import processkit
+
+    gate = Gate(home)
+    argv = producer(gate, blocks)
+    path = home / "processkit.log"
+    command = processkit.Command(argv[0], argv[1:]).stdout_tee(path)
+    running = await command.astart()
+    await gate.wait_async(1)
+    with open(os.devnull, "w") as out:
+        began = time.perf_counter()
+        gate.open()
+        async for line in running.stdout_lines():
+            out.write(f"[worker0]: {line}\n")
+        await running.afinish()
+        took = time.perf_counter() - began
+    assert path.stat().st_size == blocks * len(BLOCK)
+    path.unlink()
+    return took
+
+
+async def asyncio_lines(home: Path, blocks: int) -> float:
+    """What people write with asyncio: `readline`, to a file and to stdout."""
+    gate = Gate(home)
+    path = home / "asyncio.log"
+    process = await asyncio.create_subprocess_exec(*producer(gate, blocks), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    await gate.wait_async(1)
+    with open(path, "wb") as file, open(os.devnull, "wb") as out:
+        began = time.perf_counter()
+        gate.open()
+        while line := await process.stdout.readline():
+            file.write(line)
+            out.write(b"[worker0]: " + line)
+        await process.wait()
+        took = time.perf_counter() - began
+    path.unlink()
+    return took
+
+
+def measure(quick: bool) -> Report:
+    blocks, rounds, workers = (64, 2, 8) if quick else (16384, 7, 64)
+    slow = max(blocks // 256, 16)  # for peers that need a hundred times as long
+    report = Report("throughput", rounds)
+
+    def rate(run: Callable[[], float], count: int) -> Callable[[], float]:
+        return lambda: count * len(BLOCK) / run() / 1e6
+
+    many = f"ours, {workers} workers at once"
+    with scratch() as home:
+        cases = {
+            "ours (asyncio)": rate(lambda: on_loop(lambda: ours(home, 1, blocks)), blocks),
+            "ours (uvloop)": rate(lambda: on_loop(lambda: ours(home, 1, blocks), "uvloop"), blocks),
+            many: rate(lambda: on_loop(lambda: ours(home, workers, blocks // workers)), blocks),
+            "tee FILE | sed": rate(lambda: tee_sed(home, blocks), blocks),
+            "asyncio readline": rate(lambda: on_loop(lambda: asyncio_lines(home, slow)), slow),
+        }
+        if available(report, "torch.distributed.elastic.multiprocessing", "torch"):
+            cases["torch elastic"] = rate(lambda: torch_tee(home, blocks // 16), blocks // 16)
+        if available(report, "processkit", "processkit-py"):
+            cases["processkit-py"] = rate(lambda: on_loop(lambda: processkit_tee(home, slow)), slow)
+        for name, values in paired(cases, rounds).items():
+            report.add(name, "MB/s", values)
+    work = "one worker's 81-byte lines → file + prefixed tee"
+    mine = "ours (asyncio)"
+    report.ratio(work, "≥ 1.0 × `tee FILE | sed`", 1.0, "high", mine, "tee FILE | sed", ours=mine)
+    report.ratio(work, "≥ 6 × torch elastic", 6.0, "high", mine, "torch elastic", ours=mine)
+    report.ratio(f"{workers} workers at once, in all", "≥ 0.85 × of one worker's", 0.85, "high", many, mine, ours=many)
+    return report
+
+
+if __name__ == "__main__":
+    main("throughput", measure)
