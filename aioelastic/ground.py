@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .launch import TAG, LaunchPlan, Port, absolute, check_limits, plan, preflight
+from .launch import TAG, DirectLauncher, Launcher, LaunchPlan, Port, absolute, check_limits, plan, preflight
 from .outcome import ErrorReport
 from .report import read_report
 from .sinks import Sinks
@@ -57,6 +57,10 @@ class Ground:
             self._release_port()
             raise
         return planned
+
+    def launcher(self) -> Launcher:
+        """The default one; it works in our helper thread."""
+        return DirectLauncher(self.environ, self._proc)
 
     async def close(
         self, patience: Patience, bound: float, error_files: Mapping[int, Path]

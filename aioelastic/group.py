@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from types import TracebackType
@@ -21,13 +22,16 @@ from .errors import LaunchFailed, SpecError
 from .events import Event, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
-from .launch import DirectLauncher, Launcher, LaunchPlan, new_run_id, reap_abandoned
+from .launch import Launcher, LaunchPlan, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import ErrorReport, GroupResult, Process, Reason
 from .spec import Entry, GroupSpec, Logs, Std, Stop
 from .streams import FileSink, LineFeed, Tap
+from .thread import finished
 from .worker import Worker
 
+# Starts that are under way at a time.
+AHEAD = 16
 # After this long at starting workers the loop gets its turn.
 SLICE = 0.001
 # Events kept for subscribers that come late.
@@ -193,8 +197,8 @@ class Group:
         self._reason = reason
         if stop is not None:
             self.stop_policy = stop
-        for worker in reversed(self._workers):
-            worker.begin_stop()
+        for worker in [one for one in reversed(self._workers) if one.ask_to_stop()]:
+            worker.follow_up()
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait."""
@@ -283,16 +287,13 @@ class Group:
             self._entered = False
             raise
         if self._launcher is None:
-            self._launcher = DirectLauncher(self._ground.environ)
+            self._launcher = self._ground.launcher()
         self._workers = [Worker(one, self) for one in self.plan.workers]
         _alive.add(self)
         try:
             await self._launch(self._launcher)
         except BaseException as exc:
             self._starting = False
-            for worker in self._workers:
-                if worker.state is State.PLANNED:
-                    worker.never_start()
             self.begin_stop("stopped")
             self.begin_reading()
             self._maybe_close()
@@ -303,32 +304,44 @@ class Group:
         self._maybe_close()
 
     async def _launch(self, launcher: Launcher) -> None:
-        turn = self.loop.time()
+        """Start all, a few at a time, adopt them in order; whatever happens, adopt all that were begun."""
         self._first_start = time.monotonic_ns()
-        for worker in self._workers:
-            if self._is_stopping():
-                worker.never_start()
-                continue
-            self._unsettled += 1
+        turn = self.loop.time()
+        waiting = deque(self._workers)
+        begun: deque[Worker] = deque()
+        problem: BaseException | None = None
+        while begun or (waiting and not self._is_stopping()):
+            while waiting and len(begun) < AHEAD and not self._is_stopping():
+                begun.append(waiting.popleft())
+                begun[-1].launch(launcher)
+                self._unsettled += 1
+            worker = begun.popleft()
             try:
-                await worker.start(launcher)
+                try:
+                    if worker.starting is not None:
+                        await finished(worker.starting)
+                finally:
+                    worker.adopt()
+                if self._feeds:
+                    worker.split_lines(self._deliver)
+                if self._reading:
+                    worker.begin_reading()
+                if self.loop.time() - turn > SLICE:
+                    await asyncio.sleep(0)
+                    turn = self.loop.time()
             except LaunchFailed:
-                self._unsettled -= 1
                 self.begin_stop("failed")
-                continue
-            except BaseException:
-                if worker.state not in ALIVE:
-                    self._unsettled -= 1
-                raise
-            if self._is_stopping():  # somebody stopped us while it was started
+            except BaseException as exc:
+                problem = problem or exc
+                self.begin_stop("stopped")
+            if worker.state is State.UNSTARTED:
+                self._unsettled -= 1
+            elif self._is_stopping():  # somebody stopped us while it was started
                 worker.begin_stop()
-            if self._feeds:
-                worker.split_lines(self._deliver)
-            if self._reading:
-                worker.begin_reading()
-            if self.loop.time() - turn > SLICE:
-                await asyncio.sleep(0)
-                turn = self.loop.time()
+        for worker in waiting:
+            worker.never_start()
+        if problem is not None:
+            raise problem
 
     def _is_stopping(self) -> bool:
         return self._stopping

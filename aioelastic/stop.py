@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .lifecycle import State
 from .outcome import Process
 from .thread import insist
 from .watch import Stray
@@ -63,9 +64,9 @@ class Patience:
 
 
 async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
-    """End one worker that runs. Returns when it has exited, or has been given up as unkillable."""
+    """End one worker that was asked to stop. Returns when it has exited, or has been given up as unkillable."""
     patience = worker.patience
-    if worker.polite(stop.signum, stop.scope == "group") and stop.grace > 0:
+    if worker.state is State.STOPPING and stop.grace > 0:
         if await patience.until(worker.has_exited, stop.grace):
             return
         if stop.scope == "leader_then_group" and not patience.hurried:

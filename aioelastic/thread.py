@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+GATHER = 0.002  # seconds
 
 
 class HelperThread:
@@ -22,10 +24,12 @@ class HelperThread:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
-        self._loop = loop
+        self.loop = loop
         self._name = name
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._news: list[tuple[Callable[..., object], tuple[Any, ...]]] = []  # the thread's own
+        self._news_since = 0.0
 
     def put(self, job: Callable[[], None]) -> None:
         """Do `job`, which must not raise, after all earlier ones."""
@@ -36,7 +40,7 @@ class HelperThread:
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do `work` after all earlier jobs; await its result or exception."""
-        future: asyncio.Future[T] = self._loop.create_future()
+        future: asyncio.Future[T] = self.loop.create_future()
 
         def job() -> None:
             try:
@@ -50,31 +54,44 @@ class HelperThread:
         return future
 
     def tell(self, callback: Callable[..., object], *args: Any) -> None:
-        """From the thread: call on the loop."""
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:
-            pass  # the loop was closed: nobody is left to tell
+        """From a job: call on the loop. What several jobs tell within 2 ms wakes the loop once."""
+        if not self._news:
+            self._news_since = time.monotonic()
+        self._news.append((callback, args))
 
     def end(self) -> asyncio.Future[None]:
         """Let the thread end after its last job; the future is done when it has. It may hang in a system call for ever
         (it is daemonic): bound the wait."""
-        ended: asyncio.Future[None] = self._loop.create_future()
+        ended: asyncio.Future[None] = self.loop.create_future()
         thread, self._thread = self._thread, None
         if thread is None:
             ended.set_result(None)
         else:
-            self._jobs.put(lambda: self.tell(_ended, thread, ended))
+            self._jobs.put(lambda: self._last(thread, ended))
             self._jobs.put(None)
         return ended
+
+    def _last(self, thread: threading.Thread, ended: asyncio.Future[None]) -> None:
+        self.tell(_ended, thread, ended)
+        self._news_since = 0.0  # nothing comes after it
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            if self._news and (self._jobs.empty() or time.monotonic() - self._news_since > GATHER):
+                news, self._news = self._news, []
+                try:
+                    self.loop.call_soon_threadsafe(self._deliver, news)
+                except RuntimeError:
+                    pass  # the loop was closed: nobody is left to tell
+
+    def _deliver(self, news: list[tuple[Callable[..., object], tuple[Any, ...]]]) -> None:
+        for callback, args in news:
+            self.loop.call_soon(callback, *args)  # each by itself: one that raises costs the others nothing
 
 
-async def completed(future: asyncio.Future[T]) -> T:
-    """Wait for work in a thread, which cannot be taken back: a cancellation is raised when it is done, never lost."""
+async def finished(future: asyncio.Future[Any]) -> None:
+    """Wait for what cannot be taken back: a cancellation is raised when it is done, never lost."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -82,8 +99,16 @@ async def completed(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as exc:
             cancelled = exc
     if cancelled is not None:
-        future.exception()  # seen
         raise cancelled
+
+
+async def completed(future: asyncio.Future[T]) -> T:
+    """The result of what cannot be taken back; see `finished`."""
+    try:
+        await finished(future)
+    except asyncio.CancelledError:
+        future.exception()  # seen
+        raise
     return future.result()
 
 

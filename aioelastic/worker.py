@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -77,11 +78,13 @@ class Worker:
         self.patience = _stop.Patience()
         self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
         self._keeper = keeper
+        self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
         self._stopped_at = 0.0  # when the first signal to stop it was sent, on the wall clock
         self._to_stop = False
         self._ended_ticks = 0
+        self._left_group = False  # somebody of its process group outlived it
         self._reading = False
         self._pumps: dict[Std, Pump] = {}
         self._line_taps: dict[Std, LineTap] = {}
@@ -125,20 +128,24 @@ class Worker:
 
     # --- what its group calls ---
 
-    async def start(self, launcher: Launcher) -> None:
-        """Launch it. Raises `LaunchFailed`."""
+    def launch(self, launcher: Launcher) -> None:
+        """Begin to start it; `adopt` when `starting` is done."""
         self._to(Trigger.LAUNCH)
+        self.starting = launcher.start(self.plan)
+
+    def adopt(self) -> None:
+        """It was started: watch it, make its sinks. Raises `LaunchFailed` if it was refused."""
+        assert self.starting is not None
+        starting, self.starting = self.starting, None
         try:
-            process = await launcher.start(self.plan)
-        except OSError as exc:
-            self.refused = LaunchFailed(self.rank, self.plan.argv, exc)
+            process: LiveProcess = starting.result()
+        except BaseException as exc:
             self.ended_ns = time.monotonic_ns()
-            self._to(Trigger.REFUSED)
-            self._tell_waiters()
-            raise self.refused from exc
-        except BaseException:
-            self._to(Trigger.REFUSED)  # cancelled in the middle: the launcher has taken it back
-            self._tell_waiters()
+            if isinstance(exc, OSError):
+                self.refused = LaunchFailed(self.rank, self.plan.argv, exc)
+            self.never_start()
+            if self.refused is not None:
+                raise self.refused from exc
             raise
         self._process = process
         self.pid = process.pid
@@ -185,9 +192,37 @@ class Worker:
 
     def begin_stop(self) -> None:
         """Start the cascade, unless it is under way or there is nothing to stop."""
-        if self.state is State.RUNNING and not self._to_stop:
-            self._to_stop = True
-            self._keeper.background(_stop.cascade(self, self._keeper.stop_policy, self._keeper.census))
+        if self.ask_to_stop():
+            self.follow_up()
+
+    def ask_to_stop(self) -> bool:
+        """Send the stop signal, and no more: many workers get theirs before anything else is done. False: there is
+        nothing to stop, or it was asked before."""
+        if self.state is not State.RUNNING or self._to_stop:
+            return False
+        assert self._process is not None
+        self._to_stop = True
+        policy = self._keeper.stop_policy
+        try:
+            sent = self._process.send_signal(policy.signum)
+        except PermissionError:
+            sent = True  # it changed its user; SIGKILL to its group is all that may still work
+        if sent:  # else it had already ended by itself, which its exit event will tell
+            self._stopped_by, self._stopped_at = policy.signum, time.time()
+            self._to(Trigger.STOP)
+        return True
+
+    def follow_up(self) -> None:
+        """The rest of the cascade, after `ask_to_stop`."""
+        assert self._process is not None
+        policy = self._keeper.stop_policy
+        if self.state is State.STOPPING:
+            if policy.scope == "group":
+                self._process.signal_group(policy.signum)
+            with contextlib.suppress(PermissionError):
+                self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
+            self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, policy.signum))
+        self._keeper.background(_stop.cascade(self, policy, self._keeper.census))
 
     def has_exited(self) -> bool:
         """Whether its exit is known."""
@@ -216,25 +251,6 @@ class Worker:
         return self.ended_ns if self.failed else None
 
     # --- what the cascade in stop.py calls ---
-
-    def polite(self, signum: int, group: bool) -> bool:
-        """Send the stop signal. False: it had already ended by itself, which its exit event will tell."""
-        assert self._process is not None
-        if self.state is not State.RUNNING:
-            return False
-        try:
-            sent = self._process.send_signal(signum)
-        except PermissionError:
-            sent = True  # it changed its user; SIGKILL to its group is all that may still work
-        if not sent:
-            return False
-        if group:
-            self._process.signal_group(signum)
-        self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
-        self._stopped_by, self._stopped_at = signum, time.time()
-        self._to(Trigger.STOP)
-        self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, time.time(), signum))
-        return True
 
     def kill(self, leader_only: bool) -> None:
         """SIGKILL it and its process group."""
@@ -350,23 +366,23 @@ class Worker:
             raw.ended_at,
             self._stopped_by,
         )
+        self._to(Trigger.EXIT)
+        self._tell_waiters()  # first: somebody may be counting microseconds
         self.ended_ns = raw.ended_ns
         self._ended_ticks = ticks_now()
+        self._left_group = process.group_alive()
         self.usage = _usage(raw, process.rss_floor)
-        self._to(Trigger.EXIT)
         keeper = self._keeper
         keeper.emit(Exited(self.rank, self.pid, self.attempt, raw.ended_at, self.exit))
         self.patience.notice()
         keeper.exited(self)
-        self._tell_waiters()
         if self._reading:
-            self._after_exit()
+            keeper.loop.call_soon(self._after_exit)
 
     def _after_exit(self) -> None:
         for pump in self._pumps.values():
             pump.finish()
-        assert self._process is not None
-        if self._all_over() and (self._keeper.stop_policy.scope == "leader" or not self._process.group_alive()):
+        if self._all_over() and (self._keeper.stop_policy.scope == "leader" or not self._left_group):
             self._end()
         else:
             self._keeper.background(self.settle())

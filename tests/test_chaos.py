@@ -125,8 +125,8 @@ async def test_cancelled_while_starting() -> None:
 class Undying(DirectLauncher):
     """A launcher whose processes do not feel SIGKILL, as one in uninterruptible sleep does not."""
 
-    async def start(self, worker: Any) -> Any:
-        process = await super().start(worker)
+    def start(self, worker: Any) -> Any:
+        process = super().start(worker).result()
 
         class Deaf:
             def __getattr__(self, name: str) -> Any:
@@ -138,7 +138,9 @@ class Undying(DirectLauncher):
             def signal_group(self, signum: int) -> bool:
                 return True if signum == signal.SIGKILL else process.signal_group(signum)
 
-        return Deaf()
+        deaf = asyncio.get_running_loop().create_future()
+        deaf.set_result(Deaf())
+        return deaf
 
 
 async def test_unkillable_is_data() -> None:

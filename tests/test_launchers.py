@@ -21,6 +21,7 @@ from aioelastic.spec import GroupSpec, Logs, Std
 
 LAUNCHERS: dict[str, Callable[[], Launcher]] = {
     "direct": lambda: DirectLauncher(dict(os.environ)),
+    "direct-by-popen": lambda: DirectLauncher(dict(os.environ), spawn="popen"),
     "direct-without-pidfd": lambda: DirectLauncher(dict(os.environ), watch="thread"),
 }
 

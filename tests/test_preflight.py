@@ -460,7 +460,6 @@ except SpecError as exc:
 
 
 def test_the_room_of_a_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aioelastic import plan
     from aioelastic.spec import GroupSpec
 
     monkeypatch.setattr(_preflight, "_pids_room", lambda: 3)

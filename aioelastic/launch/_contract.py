@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ._plan import WorkerPlan
 
@@ -54,9 +55,11 @@ class Launcher(Protocol):
 
     name: str
 
-    async def start(self, worker: WorkerPlan) -> LiveProcess:
-        """Start one.
+    def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:
+        """Begin to start one, and return at once; several may be under way. Called on the loop's thread.
 
-        Raises:
-            OSError: the system refused, with errno and path as execve(2) or fork(2) gave them. Nothing is left.
+        Returns:
+            a future of a `LiveProcess`. It must not be cancelled: what is under way cannot be taken back. Its
+            exception is an `OSError` where the system refused, with errno and path as execve(2) or fork(2) gave
+            them; nothing is left of that process then.
         """

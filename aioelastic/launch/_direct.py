@@ -1,4 +1,4 @@
-"""The direct launcher: `subprocess.Popen` (vfork where it can) with a pidfd taken before anybody can reap."""
+"""The direct launcher: a process from this very process, with a pidfd taken before anybody can reap."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..spec import Std
+from ..thread import HelperThread
 from ..watch import PidfdWatch, ThreadWatch, Watch, pidfd_or_none
 from ._contract import RawExit
 from ._plan import WorkerPlan
+from ._spawn import Spawner
 
 # SIGKILLed children that did not die in time, still ours to reap one day
 _abandoned: set[int] = set()
@@ -26,58 +28,74 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 
 class DirectLauncher:
-    """Starts commands from this very process.
+    """Starts commands from this very process, by posix_spawn where the C library has all it takes, else by Popen.
 
     One belongs to one event loop; several groups on that loop may share it.
 
     Args:
         environ: the variables that every worker inherits.
+        thread: where processes are started, so that the loop goes on meanwhile; in the loop when not given.
         watch: `"auto"`, or `"thread"` to force the mechanism for kernels without pidfd.
+        spawn: `"auto"`, or `"popen"` to force the way for other C libraries.
     """
 
     name = "direct"
 
-    def __init__(self, environ: Mapping[str, str], watch: str = "auto") -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        thread: HelperThread | None = None,
+        watch: str = "auto",
+        spawn: str = "auto",
+    ) -> None:
         self._environ = environ
+        self._thread = thread
         self._pidfds = watch == "auto"
         self._watches: dict[bool, Watch] = {}  # by whether it is by pidfd
+        self._spawner: Spawner | None = None
+        if spawn == "auto":
+            try:
+                self._spawner = Spawner(environ)
+            except OSError:
+                pass  # not glibc 2.34: Popen it is
 
-    async def start(self, worker: WorkerPlan) -> DirectProcess:
-        """See `Launcher.start`. Costs about 1 ms, in which the loop waits; the caller yields between two."""
-        # close_fds, new session, C-level vfork: everything that needs no code between fork and exec
+    def start(self, worker: WorkerPlan) -> asyncio.Future[DirectProcess]:
+        """See `Launcher.start`."""
+        loop = asyncio.get_running_loop()
+        if self._thread is not None:
+            return self._thread.submit(lambda: self._start(worker, loop))
+        done: asyncio.Future[DirectProcess] = loop.create_future()
+        try:
+            done.set_result(self._start(worker, loop))
+        except OSError as exc:
+            done.set_exception(exc)
+        return done
+
+    def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> DirectProcess:
         ours: list[int] = []
         theirs: list[int] = []
         try:
             ends: dict[Std, int | None] = {Std.OUT: None, Std.ERR: None}
-            given: dict[Std, int] = {}
+            given: dict[Std, int | None] = {Std.OUT: None, Std.ERR: None}
             for std in (Std.OUT, Std.ERR):
                 if worker.pipes & std:
                     reader, writer = os.pipe2(os.O_CLOEXEC)
-                    ours.append(reader)
                     theirs.append(writer)
+                    ours.append(reader)
+                    if writer < 3:  # our own standard streams are closed: keep clear of the child's
+                        theirs[-1] = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 3)
+                        os.close(writer)
                     os.set_blocking(reader, False)
-                    ends[std], given[std] = reader, writer
+                    ends[std], given[std] = reader, theirs[-1]
             started_at, started_ns = time.time(), time.monotonic_ns()
-            popen = subprocess.Popen(  # noqa: ASYNC220  # vfork + exec: about 1 ms, see the docstring
-                worker.argv,
-                executable=worker.program,
-                env=worker.environ(self._environ),
-                cwd=worker.cwd,
-                stdin=None if worker.stdin == "inherit" else subprocess.DEVNULL,
-                stdout=given.get(Std.OUT, subprocess.DEVNULL),
-                stderr=given.get(Std.ERR, subprocess.DEVNULL),
-                start_new_session=True,
-            )
-            pid = popen.pid
-            # we reap it ourselves: a Popen that believes in a live child would reap it behind our back
-            popen.returncode = 0
+            pid = self._spawn(worker, given[Std.OUT], given[Std.ERR])
             try:
                 pidfd = pidfd_or_none(pid) if self._pidfds else None
             except ProcessLookupError:
                 pidfd = None  # ended, and reaped by somebody else within microseconds: the watch will find out
             except OSError:
                 os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)  # noqa: ASYNC222  # it was SIGKILLed this instant
+                os.waitpid(pid, 0)
                 raise
         except BaseException:
             for fd in ours:
@@ -86,13 +104,31 @@ class DirectLauncher:
         finally:
             for fd in theirs:
                 os.close(fd)
-        return DirectProcess(
-            pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at, self._watch_for(pidfd is not None)
-        )
+        watch = self._watch_for(pidfd is not None, loop)
+        return DirectProcess(pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at, watch)
 
-    def _watch_for(self, has_pidfd: bool) -> Watch:
+    def _spawn(self, worker: WorkerPlan, stdout: int | None, stderr: int | None) -> int:
+        assert worker.program is not None
+        inherit = worker.stdin == "inherit"
+        if self._spawner is not None:
+            stdio = (0 if inherit else None, stdout, stderr)
+            return self._spawner.spawn(worker.program, worker.argv, worker.overlay, worker.cwd, stdio)
+        popen = subprocess.Popen(
+            worker.argv,
+            executable=worker.program,
+            env=worker.environ(self._environ),
+            cwd=worker.cwd,
+            stdin=None if inherit else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            start_new_session=True,
+        )
+        # we reap it ourselves: a Popen that believes in a live child would reap it behind our back
+        popen.returncode = 0
+        return popen.pid
+
+    def _watch_for(self, has_pidfd: bool, loop: asyncio.AbstractEventLoop) -> Watch:
         if has_pidfd not in self._watches:
-            loop = asyncio.get_running_loop()
             self._watches[has_pidfd] = PidfdWatch(loop) if has_pidfd else ThreadWatch(loop)
         return self._watches[has_pidfd]
 
@@ -189,8 +225,11 @@ class DirectProcess:
                 return  # a spurious wake-up
         except ChildProcessError:
             status, rusage = self._status_of_reaped(), None
-        self._release()
-        self._on_exit(RawExit(status, rusage, ended_ns, ended_at))
+        self._reaped = True
+        try:
+            self._on_exit(RawExit(status, rusage, ended_ns, ended_at))
+        finally:
+            self._release()  # after the news: it is not waited for
 
     def _status_of_reaped(self) -> int | None:
         if self._pidfd is None:

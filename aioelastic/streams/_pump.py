@@ -10,7 +10,7 @@ from typing import Protocol
 
 PIPE = 65_536  # what a new pipe holds (pipe(7))
 BUSY_PIPE = 1_048_576  # what a busy one is grown to, where the system allows
-READ = 262_144  # one read: large enough to be cheap, small enough that the loop stays its owner's
+READ = 131_072  # one read: large enough to be cheap, small enough that the loop stays its owner's
 
 
 class Tap(Protocol):

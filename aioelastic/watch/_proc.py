@@ -273,9 +273,11 @@ def _see(pid: int, tag: bytes, since: int) -> Seen | None:
         if fields is None or int(fields[19]) < since or fields[0] in "ZX":
             return None
         lineage = _lineage(pid, tag)
-        # in the middle of execve(2) a process has no environment yet (env_end is 0): it is read as if it had none
-        in_exec = fields[48] == "0" and not int(fields[6]) & PF_KTHREAD and _readable(pid)
-        if lineage or not in_exec or attempt == EXEC_LOOKS:
+        # in the middle of execve(2) a process has no environment yet: it is read as if it had none; it is stable when
+        # env_start and env_end (proc(5)) are there, and are the same before and after
+        known = lineage or int(fields[6]) & PF_KTHREAD or not _readable(pid) or attempt == EXEC_LOOKS
+        again = fields if known else _stat(pid)
+        if again is not None and (known or (again[47:49] == fields[47:49] and again[48] != "0")):
             return Seen(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]), lineage)
         attempt += 1
         time.sleep(0.0001 * attempt)
