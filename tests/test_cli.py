@@ -546,6 +546,12 @@ def hook(name, args):
             os.kill(os.getpid(), signum)
 sys.addaudithook(hook)
 from aioelastic.cli import main
+from aioelastic.launch._spawn import Spawner
+real = Spawner.spawn
+def spawn(self, program, *args):
+    sys.audit("spawn", program)
+    return real(self, program, *args)
+Spawner.spawn = spawn
 sys.exit(main(["run", *sys.argv[5:]]))
 """
 
@@ -558,8 +564,8 @@ sys.exit(main(["run", *sys.argv[5:]]))
         ("socket.bind", "aioelastic-port", 1),
         ("os.mkdir", "attempt_0", 1),
         ("open", "stdout.log", 2),
-        ("subprocess.Popen", "sleep", 1),
-        ("subprocess.Popen", "sleep", 3),
+        ("spawn", "sleep", 1),
+        ("spawn", "sleep", 3),
     ],
 )
 def test_a_signal_during_start_up(event: str, text: str, count: int, signum: int, loop: str, tmp_path: Path) -> None:
