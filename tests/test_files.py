@@ -362,8 +362,10 @@ async def test_a_disk_that_has_room_again_is_used_again(tmp_path: Path) -> None:
         ballast = disk / "ballast"
         async with sink_on(disk / "log") as (sink, troubles):
             sink.write(b"one\n", None)
+            sink.flush()
             await sink._writer.submit(lambda: fill(ballast))
             sink.write(b"x" * 8192, None)
+            sink.flush()
             await sink._writer.submit(ballast.unlink)
             sink.write(b"two\n", None)
         data = (disk / "log").read_bytes()
@@ -389,6 +391,7 @@ async def test_dev_full_counts_every_byte() -> None:
         async with sink_on(None, fd=fd) as (sink, troubles):
             for _ in range(10):
                 sink.write(b"x" * 1000, None)
+                sink.flush()
     finally:
         os.close(fd)
     assert sink.lost == 10_000

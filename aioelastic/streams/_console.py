@@ -389,6 +389,7 @@ class _Spill:
         """Give the next piece to `take`, b"" when there is none left."""
         if self._closed:
             return
+        self.sink.flush()  # what waits for more must be in the file before we look
         queued = self.sink.queued
 
         def job() -> None:

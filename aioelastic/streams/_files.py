@@ -70,9 +70,9 @@ class FileSink:
         self._pending.append(data)
         self._pending_size += len(data)
         if self._pending_size >= BATCH:
-            self._flush()
+            self.flush()
         elif self._timer is None:
-            self._timer = self._writer.loop.call_later(DELAY, self._flush)
+            self._timer = self._writer.loop.call_later(DELAY, self.flush)
         if pump is not None and self.queued - self._done > HIGH:
             self._pumps.add(pump)
             pump.hold(self)
@@ -81,10 +81,11 @@ class FileSink:
 
     def close(self) -> None:
         """Close the file after its last byte."""
-        self._flush()
+        self.flush()
         self._writer.put(self._shut)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand what waits for more to the thread now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
