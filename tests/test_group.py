@@ -446,8 +446,8 @@ async def test_lines_asked_for_in_the_middle_of_a_line_come_whole(tmp_path: Path
     os.mkfifo(gate)
     async with Group(sh(f"printf first-; read x < {gate}; echo second"), logs=QUIET) as group:
         group.begin_reading()
-        while not str(group[0].output(Std.OUT)):
-            await asyncio.sleep(0)  # until the pump has read it
+        while not str(group[0].output(Std.OUT)):  # noqa: ASYNC110  # until the pump has read it
+            await asyncio.sleep(0)
         feed = group.lines()
         gate.write_text("")
         assert [line.data async for line in feed] == [b"first-second"]
