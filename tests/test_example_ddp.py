@@ -47,11 +47,14 @@ def test_a_crash_shows_its_traceback_last_and_stops_the_other_rank(tmp_path: Pat
     assert run.returncode == 1, run.stderr
     lines = run.stderr.rstrip().splitlines()
     assert lines[-1].strip() == "RuntimeError: rank 1 was told to crash at step 5"
-    report = "\n".join(lines[lines.index(next(one for one in lines if one.startswith("rank 1 (pid"))) :])
+    # rank 0 waits for rank 1 in a collective. Most often we stop it; now and then it has seen the connection close, and
+    # has raised by itself, before we came: then it is a second failure, and rank 1 is marked as the cause
+    heads = [index for index, one in enumerate(lines) if re.match(r"(root cause: )?rank 1 \(pid", one)]
+    report = "\n".join(lines[heads[-1] :])
     assert "failed: exit code 1" in report
     assert "Traceback (most recent call last)" in report
     assert "raise RuntimeError" in report
-    # rank 0 waits for rank 1 in a collective: it was asked to end, and did so within its grace
     rank_0 = next(one for one in lines if re.match(r"0 +\d+ ", one))
-    assert "stopped by us with SIGTERM" in rank_0, run.stderr
-    assert not [one for one in lines if one.startswith("rank 0 (pid")], run.stderr
+    by_itself = [one for one in lines if one.startswith("rank 0 (pid")]
+    assert by_itself or "stopped by us with SIGTERM" in rank_0, run.stderr
+    assert not by_itself or lines[heads[-1]].startswith("root cause: "), run.stderr
