@@ -43,7 +43,7 @@ def cells(*texts: str) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def markdown(reports: list[dict[str, Any]]) -> str:
+def markdown(reports: list[dict[str, Any]], note: str = "") -> str:
     first = reports[0]
     lines = [
         "# Results",
@@ -58,6 +58,7 @@ def markdown(reports: list[dict[str, Any]]) -> str:
         "percentile, with its range over the rounds. Times of a busy machine are worse than those of an idle one: "
         "the load before each benchmark stands with its details.",
         "",
+        *([note, ""] if note else []),
         "![How many times better than its goal each figure is](results.svg)",
         "",
         "| work | goal | seen | ours | compared with | |",
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="only these")
     parser.add_argument("--reports", type=Path, help="keep the reports (JSON) in this directory")
     parser.add_argument("--again", action="store_true", help="run nothing: write from the reports in --reports")
+    parser.add_argument("--note", default="", help="a sentence for the head of RESULTS.md")
     parser.add_argument("--out", type=Path, help="where RESULTS.md and results.svg go (default: beside this file)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,7 +137,7 @@ def main() -> None:
             reports = [run(name, args.quick, where) for name in args.only]
     out = args.out or (None if args.quick else HERE)
     if out is not None:
-        (out / "RESULTS.md").write_text(markdown(reports))
+        (out / "RESULTS.md").write_text(markdown(reports, args.note))
         plot(reports, out / "results.svg")
 
 
