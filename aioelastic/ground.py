@@ -17,7 +17,7 @@ from .sinks import Sinks
 from .spec import GroupSpec
 from .stop import Patience
 from .thread import HelperThread, completed, insist
-from .watch import Census
+from .watch import Census, Poller
 
 TAKE_BACK = 1.0  # seconds for a helper thread to end when nothing was started
 
@@ -34,6 +34,7 @@ class Ground:
         self._on_trouble = on_trouble
         self._files = HelperThread(loop, "aioelastic-files")
         self._proc = HelperThread(loop, "aioelastic-proc")
+        self.poller = Poller(loop)
         self.census = Census(self._proc, TAG)
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
         self._port: Port | None = None
@@ -60,7 +61,7 @@ class Ground:
 
     def launcher(self) -> Launcher:
         """The default one; it works in our helper thread."""
-        return DirectLauncher(self.environ, self._proc)
+        return DirectLauncher(self.environ, self._proc, self.poller)
 
     async def close(
         self, patience: Patience, bound: float, error_files: Mapping[int, Path]

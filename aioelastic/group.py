@@ -280,7 +280,7 @@ class Group:
         self._outcome = self.loop.create_future()
         reap_abandoned()
         self._ground = Ground(self.loop, self.spec, self.sink_trouble)
-        self.census = self._ground.census
+        self.census, self.poller = self._ground.census, self._ground.poller
         try:
             self.plan = await self._ground.open(self.run_id)
         except BaseException:

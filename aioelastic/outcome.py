@@ -7,6 +7,7 @@ import signal as _signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from resource import struct_rusage
 from typing import Any, Literal, overload
 
 from .errors import GroupFailed, GroupTimeout, WorkerFailed
@@ -97,6 +98,23 @@ class Usage:
     major_faults: int
     read_bytes: int
     written_bytes: int
+
+    @classmethod
+    def of(cls, rusage: struct_rusage, rss_floor: int) -> Usage:
+        """From what the kernel told, and the launcher's own peak resident size in bytes when it started the worker."""
+        max_rss = rusage.ru_maxrss * 1024
+        return cls(
+            user=rusage.ru_utime,
+            system=rusage.ru_stime,
+            max_rss=max_rss,
+            max_rss_exact=max_rss > rss_floor,
+            voluntary_switches=rusage.ru_nvcsw,
+            involuntary_switches=rusage.ru_nivcsw,
+            minor_faults=rusage.ru_minflt,
+            major_faults=rusage.ru_majflt,
+            read_bytes=rusage.ru_inblock * 512,
+            written_bytes=rusage.ru_oublock * 512,
+        )
 
 
 @dataclass(frozen=True, slots=True)

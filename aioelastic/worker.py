@@ -21,7 +21,7 @@ from .outcome import ErrorReport, Exit, Failure, Output, Process, Result, Unkill
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail, Tap
 from .thread import insist
-from .watch import Census, ticks_now
+from .watch import Census, Poller, ticks_now
 
 if TYPE_CHECKING:
     from .spec import Logs, Stop
@@ -35,6 +35,7 @@ class Keeper(Protocol):
     logs: Logs
     stop_policy: Stop
     census: Census
+    poller: Poller
 
     def emit(self, event: Event) -> None: ...
 
@@ -71,7 +72,8 @@ class Worker:
         self.state = State.PLANNED
         self.pid: int | None = None
         self.exit: Exit | None = None
-        self.usage: Usage | None = None
+        self._usage: Usage | None = None
+        self._reaped = False
         self.refused: LaunchFailed | None = None
         self.ended_ns = 0  # monotonic, of the exit or the refusal
         self.unkillable: Unkillable | None = None
@@ -155,7 +157,7 @@ class Worker:
         for std, fd in ((Std.OUT, process.stdout), (Std.ERR, process.stderr)):
             self._tails[std] = Tail()
             if fd is not None:
-                self._pumps[std] = Pump(keeper.loop, fd, [self._tails[std]], self._one_eof, keeper.tap_trouble)
+                self._pumps[std] = Pump(keeper.poller, fd, [self._tails[std]], self._one_eof, keeper.tap_trouble)
         for std, pump in self._pumps.items():
             self._sinks[std] = keeper.file_sink(self, std)
             pump.taps += keeper.taps(self, std)
@@ -169,9 +171,9 @@ class Worker:
     def begin_reading(self) -> None:
         """Read its output from now on; until then it waits in the pipes, even after the exit."""
         self._reading = True
-        if self.exit is not None:
+        if self.ended_ns:
             self._after_exit()
-        else:
+        elif self.exit is None:  # else its exit is just being told, and what follows finds us reading
             for pump in self._pumps.values():
                 pump.start()
 
@@ -338,6 +340,21 @@ class Worker:
 
     # --- its own ---
 
+    @property
+    def usage(self) -> Usage | None:
+        """What it used, once it has ended, as far as the kernel told."""
+        if self.exit is not None:
+            self._reap()
+        return self._usage
+
+    def _reap(self) -> None:
+        process = self._process
+        if process is not None and not self._reaped:
+            self._reaped = True
+            rusage = process.reap()
+            if rusage is not None:
+                self._usage = Usage.of(rusage, process.rss_floor)
+
     def output(self, std: Std) -> Output:
         """What has come of one stream so far."""
         tail, sink = self._tails.get(std), self._sinks.get(std)
@@ -368,16 +385,20 @@ class Worker:
         )
         self._to(Trigger.EXIT)
         self._tell_waiters()  # first: somebody may be counting microseconds
-        self.ended_ns = raw.ended_ns
+        self._keeper.loop.call_soon(self._follow_exit, self.exit)
+
+    def _follow_exit(self, exit: Exit) -> None:
+        assert self._process is not None
+        self.ended_ns = exit.ended_ns
+        self._reap()
         self._ended_ticks = ticks_now()
-        self._left_group = process.group_alive()
-        self.usage = _usage(raw, process.rss_floor)
+        self._left_group = self._process.group_alive()
         keeper = self._keeper
-        keeper.emit(Exited(self.rank, self.pid, self.attempt, raw.ended_at, self.exit))
+        keeper.emit(Exited(self.rank, self.pid, self.attempt, exit.ended_at, exit))
         self.patience.notice()
         keeper.exited(self)
         if self._reading:
-            keeper.loop.call_soon(self._after_exit)
+            self._after_exit()
 
     def _after_exit(self) -> None:
         for pump in self._pumps.values():
@@ -413,22 +434,3 @@ class Worker:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _usage(raw: RawExit, floor: int) -> Usage | None:
-    r = raw.rusage
-    if r is None:
-        return None
-    max_rss = r.ru_maxrss * 1024
-    return Usage(
-        user=r.ru_utime,
-        system=r.ru_stime,
-        max_rss=max_rss,
-        max_rss_exact=max_rss > floor,
-        voluntary_switches=r.ru_nvcsw,
-        involuntary_switches=r.ru_nivcsw,
-        minor_faults=r.ru_minflt,
-        major_faults=r.ru_majflt,
-        read_bytes=r.ru_inblock * 512,
-        written_bytes=r.ru_oublock * 512,
-    )

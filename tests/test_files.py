@@ -20,6 +20,7 @@ from aioelastic import Group, GroupResult, Logs, Match, Rotate, SpecError, Std, 
 from aioelastic.events import Drained, SinkTrouble
 from aioelastic.streams import FileSink, Pump
 from aioelastic.thread import HelperThread
+from aioelastic.watch import Poller
 
 __all__ = ["gate", "held"]  # fixtures
 
@@ -503,7 +504,7 @@ async def test_a_file_holds_and_releases_its_pump() -> None:
 
             def eof(self) -> None: ...
 
-        pump = Pump(loop, source_read, [Tap()], ended.set, lambda tap, exc: pytest.fail(str(exc)))
+        pump = Pump(Poller(loop), source_read, [Tap()], ended.set, lambda tap, exc: pytest.fail(str(exc)))
         pump.start()
         written = 0
         while True:  # until the pump is held and its pipe is full

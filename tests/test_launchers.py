@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from aioelastic import Command, Group, supervise
 from aioelastic.launch import DirectLauncher, Launcher, LiveProcess, RawExit, plan, preflight
 from aioelastic.spec import GroupSpec, Logs, Std
 
+Ended = tuple[RawExit, resource.struct_rusage | None]
 LAUNCHERS: dict[str, Callable[[], Launcher]] = {
     "direct": lambda: DirectLauncher(dict(os.environ)),
     "direct-by-popen": lambda: DirectLauncher(dict(os.environ), spawn="popen"),
@@ -31,13 +33,17 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
     return LAUNCHERS[request.param]()
 
 
-async def start(launcher: Launcher, command: Command) -> tuple[LiveProcess, asyncio.Future[RawExit]]:
+async def start(launcher: Launcher, command: Command) -> tuple[LiveProcess, asyncio.Future[Ended]]:
     environ = dict(os.environ)
     worker = preflight(plan(GroupSpec.of(command), environ=environ), environ).workers[0]
     process = await launcher.start(worker)
-    exited: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
-    process.watch(exited.set_result)
-    return process, exited
+    return process, ending(process)
+
+
+def ending(process: LiveProcess) -> asyncio.Future[Ended]:
+    exited: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+    process.watch(lambda raw: exited.set_result((raw, process.reap())))
+    return exited
 
 
 def slurp(process: LiveProcess) -> tuple[bytes, bytes]:
@@ -53,10 +59,10 @@ def slurp(process: LiveProcess) -> tuple[bytes, bytes]:
 
 async def test_streams_status_and_usage(launcher: Launcher) -> None:
     process, exited = await start(launcher, sh("echo out; echo err >&2; exit 7"))
-    raw = await exited
+    raw, rusage = await exited
     assert raw.status is not None
     assert os.waitstatus_to_exitcode(raw.status) == 7
-    assert raw.rusage is not None
+    assert rusage is not None
     assert raw.ended_ns > process.started_ns
     assert slurp(process) == (b"out\n", b"err\n")
     with pytest.raises(ChildProcessError):
@@ -66,7 +72,7 @@ async def test_streams_status_and_usage(launcher: Launcher) -> None:
 async def test_death_by_signal(launcher: Launcher) -> None:
     process, exited = await start(launcher, sh("exec sleep 1000"))
     assert process.send_signal(signal.SIGTERM)
-    raw = await exited
+    raw, _ = await exited
     assert raw.status is not None
     assert os.WTERMSIG(raw.status) == signal.SIGTERM
     slurp(process)
@@ -172,9 +178,7 @@ async def test_out_of_descriptors_leaves_nothing(launcher: Launcher) -> None:
             continue
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        exited: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
-        process.watch(exited.set_result)
-        await exited
+        await ending(process)
         slurp(process)
     assert refusals
     assert set(refusals) == {errno.EMFILE}
@@ -195,8 +199,8 @@ async def test_a_host_that_reaps_everything(launcher: Launcher) -> None:
     process, exited = await start(launcher, sh("exec sleep 1000"))
     os.kill(process.pid, signal.SIGKILL)
     os.waitpid(process.pid, 0)
-    raw = await exited
-    assert raw.rusage is None
+    raw, rusage = await exited
+    assert rusage is None
     assert raw.status in (None, signal.SIGKILL)
     slurp(process)
 

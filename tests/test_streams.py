@@ -19,6 +19,7 @@ from aioelastic.events import Drained, Exited
 from aioelastic.streams import Pump, Tail
 from aioelastic.streams._pump import READ
 from aioelastic.streams._tail import KEEP
+from aioelastic.watch import Poller
 
 __all__ = ["gate", "held"]  # fixtures
 
@@ -36,7 +37,11 @@ class Piped:
         self.ended = asyncio.Event()
         self.troubles: list[tuple[Any, Exception]] = []
         self.pump = Pump(
-            asyncio.get_running_loop(), read, list(taps), self._eof, lambda tap, exc: self.troubles.append((tap, exc))
+            Poller(asyncio.get_running_loop()),
+            read,
+            list(taps),
+            self._eof,
+            lambda tap, exc: self.troubles.append((tap, exc)),
         )
 
     def _eof(self) -> None:
@@ -70,10 +75,7 @@ def piped() -> Iterator[list[Piped]]:
     made: list[Piped] = []
     yield made
     for one in made:
-        if one.fd >= 0:
-            os.close(one.fd)
-        if one.pump.fd >= 0:
-            os.close(one.pump.fd)
+        one.close()
 
 
 # --- the pump ---

@@ -11,10 +11,9 @@ from ._plan import WorkerPlan
 
 
 class RawExit(NamedTuple):
-    """What the kernel told: a wait status (wait(2)) and rusage, None where somebody else took them; and when."""
+    """What the kernel told: a wait status (wait(2)), None where somebody else took it; and when."""
 
     status: int | None
-    rusage: resource.struct_rusage | None
     ended_ns: int
     ended_at: float
 
@@ -35,7 +34,7 @@ class LiveProcess(Protocol):
     rss_floor: int
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
-        """Call `on_exit` once, on the loop's thread, after the process has ended and was reaped."""
+        """Call `on_exit` once, on the loop's thread, when the process has ended. It is to be reaped then, soon."""
 
     def send_signal(self, signum: int) -> bool:
         """Signal this process alone. False: it had already ended by itself, and was not signalled."""
@@ -45,6 +44,9 @@ class LiveProcess(Protocol):
 
     def group_alive(self) -> bool:
         """Whether anybody is left in its process group, asked right after it was reaped."""
+
+    def reap(self) -> resource.struct_rusage | None:
+        """Let go of it after `on_exit`, before the loop looks for events again. Returns what it used, if known."""
 
     def abandon(self) -> None:
         """Let go of a process that does not die: close what we hold; it is reaped at some later launch."""

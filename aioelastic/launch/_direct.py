@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from ..spec import Std
 from ..thread import HelperThread
-from ..watch import PidfdWatch, ThreadWatch, Watch, pidfd_or_none
+from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
 from ._contract import RawExit
 from ._plan import WorkerPlan
 from ._spawn import Spawner
@@ -35,6 +35,7 @@ class DirectLauncher:
     Args:
         environ: the variables that every worker inherits.
         thread: where processes are started, so that the loop goes on meanwhile; in the loop when not given.
+        poller: where their exits are watched, shared with others on that loop; one of its own when not given.
         watch: `"auto"`, or `"thread"` to force the mechanism for kernels without pidfd.
         spawn: `"auto"`, or `"popen"` to force the way for other C libraries.
     """
@@ -45,13 +46,15 @@ class DirectLauncher:
         self,
         environ: Mapping[str, str],
         thread: HelperThread | None = None,
+        poller: Poller | None = None,
         watch: str = "auto",
         spawn: str = "auto",
     ) -> None:
         self._environ = environ
         self._thread = thread
         self._pidfds = watch == "auto"
-        self._watches: dict[bool, Watch] = {}  # by whether it is by pidfd
+        self._poller = poller
+        self._threads: ThreadWatch | None = None  # where there are no pidfds
         self._spawner: Spawner | None = None
         if spawn == "auto":
             try:
@@ -104,7 +107,7 @@ class DirectLauncher:
         finally:
             for fd in theirs:
                 os.close(fd)
-        watch = self._watch_for(pidfd is not None, loop)
+        watch = self._threads_on(loop) if pidfd is None else self._poller_on(loop)
         return DirectProcess(pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at, watch)
 
     def _spawn(self, worker: WorkerPlan, stdout: int | None, stderr: int | None) -> int:
@@ -127,16 +130,20 @@ class DirectLauncher:
         popen.returncode = 0
         return popen.pid
 
-    def _watch_for(self, has_pidfd: bool, loop: asyncio.AbstractEventLoop) -> Watch:
-        if has_pidfd not in self._watches:
-            self._watches[has_pidfd] = PidfdWatch(loop) if has_pidfd else ThreadWatch(loop)
-        return self._watches[has_pidfd]
+    def _poller_on(self, loop: asyncio.AbstractEventLoop) -> Poller:
+        self._poller = self._poller or Poller(loop)
+        return self._poller
+
+    def _threads_on(self, loop: asyncio.AbstractEventLoop) -> ThreadWatch:
+        self._threads = self._threads or ThreadWatch(loop)
+        return self._threads
 
 
 class DirectProcess:
     """A child of this process. See `LiveProcess`."""
 
     __slots__ = (
+        "_child",
         "_on_exit",
         "_pidfd",
         "_reaped",
@@ -166,12 +173,13 @@ class DirectProcess:
         self.started_at = started_at
         self.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._pidfd = pidfd
+        self._child = pid if pidfd is None else pidfd  # as its watch knows it
         self._reaped = False
         self._watch = watch
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
         self._on_exit = on_exit
-        self._watch.add(self.pid, self._pidfd, self._ended)
+        self._watch.add_exit(self._child, self._ended)
 
     def send_signal(self, signum: int) -> bool:
         if self._has_ended():
@@ -204,32 +212,34 @@ class DirectProcess:
     def abandon(self) -> None:
         if not self._reaped:
             _abandoned.add(self.pid)
-            self._release()
+            self._let_go()
 
     def _has_ended(self) -> bool:
         if self._reaped:
             return True
-        how = (os.P_PID, self.pid) if self._pidfd is None else (os.P_PIDFD, self._pidfd)
         try:
-            return os.waitid(*how, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            return self._peek() is not None
         except ChildProcessError:
             return True
+
+    def _peek(self) -> os.waitid_result | None:
+        """How it ended, without reaping it: half as long as wait4(2)."""
+        how, child = (os.P_PID, self.pid) if self._pidfd is None else (os.P_PIDFD, self._pidfd)
+        return os.waitid(how, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def _ended(self) -> None:
         ended_ns, ended_at = time.monotonic_ns(), time.time()
         status: int | None
-        rusage: resource.struct_rusage | None
         try:
-            pid, status, rusage = os.wait4(self.pid, os.WNOHANG)
-            if pid == 0:
+            info = self._peek()
+            if info is None:
                 return  # a spurious wake-up
+            status = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
+            if info.si_code == os.CLD_DUMPED:
+                status |= 0x80
         except ChildProcessError:
-            status, rusage = self._status_of_reaped(), None
-        self._reaped = True
-        try:
-            self._on_exit(RawExit(status, rusage, ended_ns, ended_at))
-        finally:
-            self._release()  # after the news: it is not waited for
+            status = self._status_of_reaped()
+        self._on_exit(RawExit(status, ended_ns, ended_at))
 
     def _status_of_reaped(self) -> int | None:
         if self._pidfd is None:
@@ -243,9 +253,18 @@ class DirectProcess:
         exit_code: int = struct.unpack_from("=i", info, 60)[0]
         return exit_code if mask & _PIDFD_INFO_EXIT else None
 
-    def _release(self) -> None:
+    def reap(self) -> resource.struct_rusage | None:
+        rusage = None
+        try:
+            _, _, rusage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            pass  # somebody else was quicker
+        self._let_go()
+        return rusage
+
+    def _let_go(self) -> None:
         self._reaped = True
-        self._watch.discard(self.pid, self._pidfd)
+        self._watch.remove(self._child)
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

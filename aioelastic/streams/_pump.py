@@ -1,12 +1,13 @@
-"""One pipe, read when the loop says that there is something in it, handed on chunk by chunk."""
+"""One pipe, read when the poller says that there is something in it, handed on chunk by chunk."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 from collections.abc import Callable
 from typing import Protocol
+
+from ..watch import Poller
 
 PIPE = 65_536  # what a new pipe holds (pipe(7))
 BUSY_PIPE = 1_048_576  # what a busy one is grown to, where the system allows
@@ -29,17 +30,17 @@ class Pump:
         on_trouble: called with a tap that raised (it is taken off; the others go on).
     """
 
-    __slots__ = ("_fd", "_grown", "_held", "_loop", "_on_eof", "_on_trouble", "_reading", "_unheld", "taps")
+    __slots__ = ("_fd", "_grown", "_held", "_on_eof", "_on_trouble", "_poller", "_reading", "_unheld", "taps")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         fd: int,
         taps: list[Tap],
         on_eof: Callable[[], None],
         on_trouble: Callable[[Tap, Exception], None],
     ) -> None:
-        self._loop = loop
+        self._poller = poller
         self._fd = fd
         self.taps = taps
         self._on_eof = on_eof
@@ -63,7 +64,7 @@ class Pump:
         """Read from now on."""
         if self._fd >= 0 and not self._held and not self._reading:
             self._reading = True
-            self._loop.add_reader(self._fd, self._readable)
+            self._poller.add_reader(self._fd, self._readable)
 
     def hold(self, who: object) -> None:
         """Do not read until `who` releases; what the worker writes stays in its pipe, and in the end it waits."""
@@ -108,7 +109,7 @@ class Pump:
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._poller.remove(self._fd)
 
     def _readable(self) -> int:
         """One read. Its size; -1 when there was nothing, or the end."""

@@ -1,4 +1,4 @@
-"""Exits and signals, as events. In: a pid that is ours. Out: one call on the loop when it has ended.
+"""Exits, data in pipes, and signals, as events. In: a child or a pipe. Out: one call on the loop.
 
 Never here: polling, SIGCHLD, `waitpid(-1)`. Each mechanism is one small file behind one contract (`Watch`).
 """
@@ -10,14 +10,14 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from ._pidfd import PidfdWatch
+from ._poller import Poller
 from ._proc import Census, Snapshot, Stray, caught_signals, describe, pipe_holders, ticks_now, wchan
 from ._signals import Signals
 from ._thread import ThreadWatch
 
 __all__ = [
     "Census",
-    "PidfdWatch",
+    "Poller",
     "Signals",
     "Snapshot",
     "Stray",
@@ -35,13 +35,14 @@ __all__ = [
 class Watch(Protocol):
     """Children's exits, each told once, in the order in which they ended.
 
-    `add`: call `on_exit` on the loop's thread when the kernel says that the child has ended; it is not reaped yet, so
-    its pid is still ours. `discard`: it was told, or shall not be; before the pidfd is closed.
+    A child is named by its pidfd to a `Poller`, by its pid to a `ThreadWatch`. `add_exit`: call on the loop's thread
+    when the kernel says that the child has ended; it is not reaped yet, so its pid is still ours. `remove`: it was
+    told, or shall not be; before the pidfd is closed.
     """
 
-    def add(self, pid: int, pidfd: int | None, on_exit: Callable[[], None]) -> None: ...
+    def add_exit(self, child: int, callback: Callable[[], None]) -> None: ...
 
-    def discard(self, pid: int, pidfd: int | None) -> None: ...
+    def remove(self, child: int) -> None: ...
 
 
 def pidfd_or_none(pid: int) -> int | None:

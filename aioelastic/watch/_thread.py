@@ -15,11 +15,11 @@ class ThreadWatch:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
 
-    def add(self, pid: int, pidfd: int | None, on_exit: Callable[[], None]) -> None:
-        self._callbacks[pid] = on_exit
+    def add_exit(self, pid: int, callback: Callable[[], None]) -> None:
+        self._callbacks[pid] = callback
         threading.Thread(target=self._wait, args=(pid,), name=f"aioelastic-wait-{pid}", daemon=True).start()
 
-    def discard(self, pid: int, pidfd: int | None) -> None:
+    def remove(self, pid: int) -> None:
         self._callbacks.pop(pid, None)
 
     def _wait(self, pid: int) -> None:
