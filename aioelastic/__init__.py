@@ -24,7 +24,8 @@ _HOMES = {
     "supervise": "run",
     "Group": "group",
     "Worker": "worker",
-    "Command": "spec",
+    "Command": "entry",
+    "Function": "entry",
     "Logs": "spec",
     "Match": "spec",
     "Rotate": "spec",
@@ -39,12 +40,19 @@ _HOMES = {
     "Usage": "outcome",
     "GroupFailed": "errors",
     "GroupTimeout": "errors",
+    "RemoteError": "errors",
     "SpecError": "errors",
     "WorkerFailed": "errors",
     "Line": "streams",
     "LaunchPlan": "launch",
     "plan": "launch",
     "record": "child",
+    "rank": "child",
+    "world_size": "child",
+    "local_rank": "child",
+    "attempt": "child",
+    "ready": "child",
+    "stopping": "child",
 }
 _MODULES = {"errors", "events"}
 
@@ -53,6 +61,7 @@ __all__ = [
     "Group",
     "Worker",
     "Command",
+    "Function",
     "Logs",
     "Match",
     "Rotate",
@@ -67,12 +76,19 @@ __all__ = [
     "Usage",
     "GroupFailed",
     "GroupTimeout",
+    "RemoteError",
     "SpecError",
     "WorkerFailed",
     "Line",
     "LaunchPlan",
     "plan",
     "record",
+    "rank",
+    "world_size",
+    "local_rank",
+    "attempt",
+    "ready",
+    "stopping",
     "errors",
     "events",
 ]
@@ -80,9 +96,18 @@ __all__ = [
 if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
+    from .child import attempt as attempt
+    from .child import local_rank as local_rank
+    from .child import rank as rank
+    from .child import ready as ready
     from .child import record as record
+    from .child import stopping as stopping
+    from .child import world_size as world_size
+    from .entry import Command as Command
+    from .entry import Function as Function
     from .errors import GroupFailed as GroupFailed
     from .errors import GroupTimeout as GroupTimeout
+    from .errors import RemoteError as RemoteError
     from .errors import SpecError as SpecError
     from .errors import WorkerFailed as WorkerFailed
     from .group import Group as Group
@@ -96,7 +121,6 @@ if TYPE_CHECKING:
     from .outcome import Unkillable as Unkillable
     from .outcome import Usage as Usage
     from .run import supervise as supervise
-    from .spec import Command as Command
     from .spec import Logs as Logs
     from .spec import Match as Match
     from .spec import Rotate as Rotate

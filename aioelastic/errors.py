@@ -52,16 +52,69 @@ class LaunchFailed(Exception):
         return f"rank {self.rank} could not start {list(self.argv)!r}: {self.cause}"
 
 
+class RemoteError(Exception):
+    """What a function worker raised, on this side.
+
+    Attributes:
+        phase: `"call"`, or what else was going on there: `"import"`, `"unpickle"`, `"result"`.
+        type_name: the qualified name of its class.
+        message: its `str()`.
+        traceback: its traceback as text, as it was printed there.
+        exception: the exception itself, with its arguments, notes, cause and context, and the parts of a group; None
+            where it cannot be rebuilt here.
+        not_rebuilt: why not.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        type_name: str,
+        message: str,
+        traceback: str,
+        exception: BaseException | None = None,
+        not_rebuilt: str = "",
+    ) -> None:
+        super().__init__(phase, type_name, message, traceback, exception, not_rebuilt)
+        self.phase = phase
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.exception = exception
+        self.not_rebuilt = not_rebuilt
+
+    @property
+    def headline(self) -> str:
+        """Type and message, in one line."""
+        first = self.message.partition("\n")[0]
+        return f"{self.type_name}: {first}" if first else self.type_name
+
+    def __str__(self) -> str:
+        return self.headline
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the exception if it cannot be pickled and made again."""
+        import pickle
+
+        exception, why = self.exception, self.not_rebuilt
+        try:
+            pickle.loads(pickle.dumps(exception))
+        except Exception as exc:
+            exception, why = None, f"{type(exc).__name__}: {exc}"
+        return (RemoteError, (self.phase, self.type_name, self.message, self.traceback, exception, why))
+
+
 class WorkerFailed(Exception):
     """One worker failed by itself. `str()` tells its command, exit, duration, logs and last lines.
 
     Attributes:
         failure: the `Failure` with all of it as data.
+        __cause__: for a function that raised, the `RemoteError`.
     """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+        self.__cause__ = failure.exception
 
     def __str__(self) -> str:
         return self.failure.describe()

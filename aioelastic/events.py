@@ -27,6 +27,11 @@ class Spawned(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Ready(Event):
+    """A function worker has called `aioelastic.ready()`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exited(Event):
     """A worker ended. Its output may still be on its way; see `Drained`."""
 

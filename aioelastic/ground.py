@@ -8,9 +8,22 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from .launch import TAG, DirectLauncher, Launcher, LaunchPlan, Port, absolute, check_limits, plan, preflight
+from .launch import (
+    TAG,
+    Calls,
+    Launcher,
+    Launchers,
+    LaunchPlan,
+    Port,
+    absolute,
+    check_limits,
+    merged,
+    plan,
+    preflight,
+)
 from .outcome import ErrorReport
 from .report import read_report
 from .sinks import Sinks
@@ -37,6 +50,8 @@ class Ground:
         self.poller = Poller(loop)
         self.census = Census(self._proc, TAG)
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
+        self._launchers = Launchers(self.environ, self._proc, self.poller)
+        self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
 
@@ -48,6 +63,7 @@ class Ground:
         """
         try:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
+            await self._warm_up(planned)
             await self.sinks.open(planned)
         except BaseException:
             patience = Patience()
@@ -55,13 +71,13 @@ class Ground:
             await insist(self._proc.submit(self._remove_error_dir))
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
-            self._release_port()
+            self._release()
             raise
         return planned
 
     def launcher(self) -> Launcher:
-        """The default one; it works in our helper thread."""
-        return DirectLauncher(self.environ, self._proc, self.poller)
+        """The default one."""
+        return self._launchers
 
     async def close(
         self, patience: Patience, bound: float, error_files: Mapping[int, Path]
@@ -74,7 +90,7 @@ class Ground:
         else:  # then do not touch that disk any more
             self._on_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
         await _ended(self._proc, patience, bound)
-        self._release_port()
+        self._release()
         return reports
 
     def _prepare(self, run_id: str) -> LaunchPlan:
@@ -94,7 +110,7 @@ class Ground:
             environ=self.environ,
             error_dir=self._error_dir,
         )
-        return preflight(planned, self.environ)
+        return self._pack(preflight(planned, self.environ))
 
     def _read_reports(self, error_files: Mapping[int, Path]) -> dict[int, ErrorReport | None]:
         try:
@@ -106,7 +122,27 @@ class Ground:
         if self._error_dir is not None:
             shutil.rmtree(self._error_dir, ignore_errors=True)
 
-    def _release_port(self) -> None:
+    async def _warm_up(self, planned: LaunchPlan) -> None:
+        zygotes = [one for one in planned.workers if one.start == "zygote"]
+        if zygotes:
+            mains = [one.call.main for one in zygotes if one.call is not None and one.call.main is not None]
+            # what is imported before the fork must find the group's own variables
+            environ = merged(self.environ, self._spec.env)
+            await self._launchers.zygote.open(environ, self._spec.preload, mains[0] if mains else None)
+
+    def _pack(self, planned: LaunchPlan) -> LaunchPlan:
+        """With each function pickled; a forked copy has its own already."""
+        workers = tuple(
+            one
+            if one.function is None or one.start == "fork"
+            else replace(one, call=self._calls.of(one.function, one.rank))
+            for one in planned.workers
+        )
+        return replace(planned, workers=workers)
+
+    def _release(self) -> None:
+        self._launchers.zygote.close()
+        self._calls.close()
         if self._port is not None:
             self._port.close()
 

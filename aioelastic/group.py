@@ -10,7 +10,7 @@ import signal
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,14 +18,16 @@ from typing import Any, Literal, Self
 import anyio
 
 from . import stop as _stop
+from .child import _context
+from .entry import Entry
 from .errors import LaunchFailed, SpecError
-from .events import Event, GroupDone, Leaked, SinkTrouble
+from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
 from .launch import Launcher, LaunchPlan, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import ErrorReport, GroupResult, Process, Reason
-from .spec import Entry, GroupSpec, Logs, Std, Stop
+from .spec import GroupSpec, Logs, Std, Stop
 from .streams import FileSink, LineFeed, Tap
 from .thread import finished
 from .worker import Worker
@@ -62,6 +64,8 @@ class Group:
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
         stop: Stop | None = None,
+        start: Literal["zygote", "spawn", "fork"] = "zygote",
+        preload: Sequence[str] = (),
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
         launcher: Launcher | None = None,
@@ -69,7 +73,7 @@ class Group:
         if isinstance(entry, GroupSpec):
             spec = entry
         else:
-            spec = GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop)
+            spec = GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload)
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
@@ -104,6 +108,9 @@ class Group:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise RuntimeError("a Group is entered once; make a new one to start again")
+        if _context.importing_main:
+            words = "a worker imports your main script: put what starts workers below"
+            raise RuntimeError(f'{words} if __name__ == "__main__":')
         self._entered = True
         await self._start()
         return self
@@ -160,6 +167,19 @@ class Group:
             for worker in self._workers:
                 worker.split_lines(self._deliver)
         return feed
+
+    async def as_completed(self) -> AsyncIterator[tuple[int, Any]]:
+        """(rank, value) of each worker the moment it has ended well; a command's value is None.
+
+        Raises:
+            GroupFailed: as `wait` does, after the last.
+        """
+        async for event in self.events():
+            if isinstance(event, Exited) and event.rank is not None:
+                worker = self._workers[event.rank]
+                if worker.exit is not None and worker.cause == "":
+                    yield event.rank, worker.value
+        await self.wait()
 
     async def wait(self) -> GroupResult:
         """Wait for the group's end; cancelling the wait changes nothing for the group.

@@ -10,7 +10,7 @@ from pathlib import Path
 from resource import struct_rusage
 from typing import Any, Literal, overload
 
-from .errors import GroupFailed, GroupTimeout, WorkerFailed
+from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
@@ -168,7 +168,8 @@ class Failure:
     Attributes:
         first: whether it was the first of its group to fail: the root cause.
         exit: how it ended; None when it never started.
-        error: what it wrote itself, if it did (`aioelastic.record`).
+        error: what it wrote itself, if it did (`aioelastic.record`; function workers always do).
+        exception: what a function worker raised.
         cause: why it could not start, when it never did; else the exit in words. A worker that had raised an error
             of its own before we came to stop it has failed by itself, however it ended then.
     """
@@ -186,6 +187,7 @@ class Failure:
     stdout: Output
     stderr: Output
     first: bool = False
+    exception: RemoteError | None = None
 
     @property
     def status(self) -> int:
@@ -197,7 +199,8 @@ class Failure:
         """One line: who, how, why."""
         where = "" if self.pid is None else f" (pid {self.pid} on {self.host})"
         after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
-        why = f": {self.error.message.splitlines()[0]}" if self.error and self.error.message else ""
+        told = self.error.message if self.error and self.exception is None else ""
+        why = f": {told.splitlines()[0]}" if told else ""
         return f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}"
 
     def describe(self) -> str:
@@ -212,7 +215,8 @@ class Failure:
         tail, which = self.stderr.last_lines(), "stderr"
         if not tail:
             tail, which = self.stdout.last_lines(), "stdout"
-        trace = self.error.traceback.strip() if self.error else ""
+        teller = self.exception or self.error
+        trace = teller.traceback.strip() if teller else ""
         if tail and not (trace and trace.splitlines()[-1] in "\n".join(tail)):
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
             tail = []
@@ -272,8 +276,8 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Ran and ended with exit code 0."""
-        return self.exit is not None and self.exit.ok
+        """Ran and ended with exit code 0, and a function returned."""
+        return self.exit is not None and self.exit.ok and self.failure is None
 
     @property
     def stopped(self) -> bool:

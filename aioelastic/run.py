@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
+from .entry import Entry
 from .events import Event
 from .group import Group
 from .launch import Launcher
 from .outcome import GroupResult
-from .spec import Entry, Logs, Stop, check_timeout
+from .spec import Logs, Stop, check_timeout
 
 
 async def supervise(
@@ -19,6 +21,8 @@ async def supervise(
     env: Mapping[str, str | None] | None = None,
     logs: Logs | None = None,
     stop: Stop | None = None,
+    start: Literal["zygote", "spawn", "fork"] = "zygote",
+    preload: Sequence[str] = (),
     timeout: float | None = None,
     check: bool = True,
     on_event: Callable[[Event], object] | None = None,
@@ -30,12 +34,16 @@ async def supervise(
     the calling task is cancelled; whichever it is, nothing of the group is left when this returns or raises.
 
     Args:
-        entry: a `Command` for all `n` ranks, a builder `rank -> Command`, or a list with one per rank.
+        entry: a `Command` or `Function` for all `n` ranks, a builder `rank -> entry`, or a list with one per rank.
         n: how many workers; 1 when not given, the length of a list.
         name: of the group, for prefixes and directories.
         env: variables for all workers, over the caller's own environ; None unsets one.
         logs: where output goes; to the console with a prefix per line when not given.
         stop: how workers are stopped; SIGTERM and 30 s of grace when not given.
+        start: how a `Function` gets its process: `"zygote"` (forked by a warm helper that has `preload` imported, which
+            stays for the next group), `"spawn"` (a fresh interpreter), or `"fork"` (a copy of this process and all its
+            memory; its dangers are in the documentation).
+        preload: modules that the zygote imports once.
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
         on_event: called on the loop with each event (`aioelastic.events`); must be quick.
@@ -55,7 +63,19 @@ async def supervise(
         print(result[2].exit.code, result[2].usage.max_rss)
     """
     check_timeout(timeout)
-    group = Group(entry, n, name=name, env=env, logs=logs, stop=stop, check=False, on_event=on_event, launcher=launcher)
+    group = Group(
+        entry,
+        n,
+        name=name,
+        env=env,
+        logs=logs,
+        stop=stop,
+        start=start,
+        preload=preload,
+        check=False,
+        on_event=on_event,
+        launcher=launcher,
+    )
     async with group:
         group.begin_reading()
         await group.finish(timeout)

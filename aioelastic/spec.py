@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .checks import (
-    PID_MAX,
     FrozenDict,
-    check_argv,
     check_env,
     check_path,
     check_prefix,
@@ -26,6 +24,7 @@ from .checks import (
     check_whole,
     parse_signal,
 )
+from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
 
 if TYPE_CHECKING:
@@ -42,47 +41,6 @@ class Std(enum.IntFlag):
 
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
-
-
-@dataclass(frozen=True, init=False)
-class Command:
-    """A program and its arguments: what one worker runs. No shell is involved.
-
-    Args:
-        argv: the program (looked up in the worker's PATH) and its arguments, each `str` or path-like.
-        env: variables for this worker, over the group's and the caller's own; `None` unsets one.
-        cwd: the directory it starts in; the caller's own when not given.
-        stdin: `"null"` (an empty input, the default) or `"inherit"` (the caller's own standard input).
-
-    Raises:
-        SpecError: an argument is empty, not a string, or holds a NUL byte.
-
-    Example::
-
-        Command("python", "train.py", "--lr", "0.1", env={"OMP_NUM_THREADS": "1"}, cwd="experiments")
-    """
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str | None]
-    cwd: str | None
-    stdin: Literal["null", "inherit"]
-
-    def __init__(
-        self,
-        *argv: str | os.PathLike[str],
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: Literal["null", "inherit"] = "null",
-    ) -> None:
-        put = object.__setattr__
-        put(self, "argv", check_argv(argv))
-        put(self, "env", check_env("env", env))
-        put(self, "cwd", None if cwd is None else check_path("cwd", cwd))
-        if self.cwd == "":
-            raise SpecError("cwd", cwd, "is empty", "name a directory, or leave it out")
-        if stdin not in ("null", "inherit"):
-            raise SpecError("stdin", stdin, "is not known", 'use "null" or "inherit"')
-        put(self, "stdin", stdin)
 
 
 @dataclass(frozen=True)
@@ -271,18 +229,17 @@ class Stop:
         return parse_signal("Stop.signal", self.signal)
 
 
-Entry: TypeAlias = "Command | Callable[[int], Command] | Sequence[Command]"
-
-
 @dataclass(frozen=True)
 class GroupSpec:
     """A whole group: one entry per rank, and how to run them. Made by `GroupSpec.of`, which checks everything."""
 
-    entries: tuple[Command, ...]
+    entries: tuple[Command | Function, ...]
     name: str = "worker"
     env: Mapping[str, str | None] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
     stop: Stop = field(default_factory=Stop)
+    start: Literal["zygote", "spawn", "fork"] = "zygote"
+    preload: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -294,8 +251,10 @@ class GroupSpec:
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
         stop: Stop | None = None,
+        start: Literal["zygote", "spawn", "fork"] = "zygote",
+        preload: Sequence[str] = (),
     ) -> GroupSpec:
-        """Resolve the three forms of `entry` to one command per rank, and check the rest.
+        """Resolve the three forms of `entry` to one per rank, and check the rest.
 
         Raises:
             SpecError: names the first field that is wrong, its value and the remedy.
@@ -307,7 +266,7 @@ class GroupSpec:
         for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):
             if not isinstance(given, kind):
                 raise SpecError(what, given, f"is not a {kind.__name__}", f"give {kind.__name__}(...)")
-        entries = _entries(entry, n)
+        entries = resolve(entry, n)
         named: dict[str, Iterable[int]] = {"Logs.ranks": logs.ranks or ()}
         for what, stds in (("Logs.tee", logs.tee), ("Logs.save", logs.save)):
             if isinstance(stds, Mapping):
@@ -321,53 +280,13 @@ class GroupSpec:
                 raise SpecError(
                     "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
                 )
-        return cls(entries, name, check_env("env", env), logs, stop)
-
-
-def _entries(entry: Entry, n: int | None) -> tuple[Command, ...]:
-    if n is not None:
-        check_whole("n", n, 1, PID_MAX)
-    if isinstance(entry, Command):
-        return (entry,) * (1 if n is None else n)
-    if isinstance(entry, str | bytes) or entry is None:
-        raise SpecError(
-            "entry", entry, "is not a Command", 'give Command("python", "train.py"); no shell splits a string'
-        )
-    if isinstance(entry, Sequence):
-        commands = tuple(entry)
-        if not commands:
-            raise SpecError("entry", entry, "is empty", "give one Command per rank")
-        if n is not None and n != len(commands):
-            raise SpecError(
-                "n", n, f"is not the length of the list, {len(commands)}", "leave n out, or give n commands"
-            )
-        for rank, one in enumerate(commands):
-            _is_command(f"entry[{rank}]", one)
-        return commands
-    if callable(entry):
-        if n is None:
-            raise SpecError("n", n, "is needed with a builder", "say how many ranks it is to build")
-        return tuple(_built(entry, rank) for rank in range(n))
-    raise SpecError("entry", entry, "is not a Command", "give a Command, a list of them, or rank -> Command")
-
-
-def _built(builder: Callable[[int], Command], rank: int) -> Command:
-    try:
-        made = builder(rank)
-    except Exception as exc:
-        raise SpecError(
-            f"entry(rank={rank})",
-            builder,
-            f"raised {type(exc).__name__}: {exc}",
-            "mend the builder: it is called once per rank before anything starts",
-        ) from exc
-    return _is_command(f"entry(rank={rank})", made)
-
-
-def _is_command(field: str, value: object) -> Command:
-    if not isinstance(value, Command):
-        raise SpecError(field, value, f"is {type(value).__name__}, not a Command", 'give Command("program", ...)')
-    return value
+        if start not in ("zygote", "spawn", "fork"):
+            raise SpecError("start", start, "is not known", 'use "zygote", "spawn" or "fork"')
+        if isinstance(preload, str) or not all(isinstance(one, str) and one for one in preload):
+            raise SpecError("preload", preload, "is not a list of module names", 'give preload=["torch"]')
+        if preload and start != "zygote":
+            raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
+        return cls(entries, name, check_env("env", env), logs, stop, start, tuple(preload))
 
 
 def _std(field: str, value: Any) -> Std | FrozenDict[int, Std]:

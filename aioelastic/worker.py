@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import stop as _stop
 from .errors import LaunchFailed
-from .events import Drained, Event, Exited, Killed, Spawned, Stopping
+from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
 from .launch import Launcher, LaunchPlan, LiveProcess, RawExit, WorkerPlan, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Failure, Output, Process, Result, Unkillable, Usage
+from .replies import Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail, Tap
 from .thread import insist
@@ -77,6 +78,7 @@ class Worker:
         self.refused: LaunchFailed | None = None
         self.ended_ns = 0  # monotonic, of the exit or the refusal
         self.unkillable: Unkillable | None = None
+        self._reason = ""  # of its end, where the exit does not say it
         self.patience = _stop.Patience()
         self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
         self._keeper = keeper
@@ -88,6 +90,7 @@ class Worker:
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
         self._reading = False
+        self._replies: Replies | None = None  # of a function worker
         self._pumps: dict[Std, Pump] = {}
         self._line_taps: dict[Std, LineTap] = {}
         self._tails: dict[Std, Tail] = {}
@@ -162,6 +165,8 @@ class Worker:
             self._sinks[std] = keeper.file_sink(self, std)
             pump.taps += keeper.taps(self, std)
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
+        if process.channel is not None:
+            self._replies = Replies(keeper.poller, process.channel, self._is_ready)
 
     def never_start(self) -> None:
         """Its group ended before its turn came."""
@@ -235,7 +240,21 @@ class Worker:
         """Whether it failed by itself, or could not start, as far as its exit tells."""
         if self.exit is None:
             return self.refused is not None
-        return not self.exit.ok and self.exit.stopped_by is None
+        return self.exit.stopped_by is None and self.cause != ""
+
+    @property
+    def cause(self) -> str:
+        """Why it did not do what it was to do, in words; empty when it did, or still runs."""
+        if self.exit is None:
+            return f"could not start: {self.refused.cause}" if self.refused else ""
+        own = "" if self.exit.ok else str(self.exit)
+        words = self._replies.cause(self.exit) if self._replies else own
+        return f"{words}: {self._reason}" if words and self._reason else words
+
+    @property
+    def value(self) -> Any:
+        """What its function returned, as soon as that is here; None before, and for a command."""
+        return None if self._replies is None else self._replies.value
 
     def failed_at(self, report: ErrorReport | None) -> int | None:
         """When it failed by itself (monotonic, ns), or None if it did not.
@@ -278,6 +297,8 @@ class Worker:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()
+        if self._replies is not None:
+            self._replies.finish()
         self._to(Trigger.GIVE_UP)
         for pump in self._pumps.values():
             pump.close()
@@ -309,7 +330,6 @@ class Worker:
         stdout, stderr = self.output(Std.OUT), self.output(Std.ERR)
         failure = None
         if failed:
-            refused = f"could not start: {self.refused.cause}" if self.refused else ""
             failure = Failure(
                 rank=self.rank,
                 name=plan.name,
@@ -319,11 +339,12 @@ class Worker:
                 argv=self.plan.argv,
                 cwd=self.plan.cwd,
                 exit=self.exit,
-                cause=str(self.exit) if self.exit else refused,
+                cause=self.cause or str(self.exit),
                 error=report,
                 stdout=stdout,
                 stderr=stderr,
                 first=first,
+                exception=self._replies.error if self._replies else None,
             )
         return Result(
             rank=self.rank,
@@ -336,6 +357,7 @@ class Worker:
             stdout=stdout,
             stderr=stderr,
             failure=failure,
+            value=self.value,
         )
 
     # --- its own ---
@@ -383,6 +405,7 @@ class Worker:
             raw.ended_at,
             self._stopped_by,
         )
+        self._reason = raw.reason
         self._to(Trigger.EXIT)
         self._tell_waiters()  # first: somebody may be counting microseconds
         self._keeper.loop.call_soon(self._follow_exit, self.exit)
@@ -391,6 +414,8 @@ class Worker:
         assert self._process is not None
         self.ended_ns = exit.ended_ns
         self._reap()
+        if self._replies is not None:
+            self._replies.finish()
         self._ended_ticks = ticks_now()
         self._left_group = self._process.group_alive()
         keeper = self._keeper
@@ -407,6 +432,9 @@ class Worker:
             self._end()
         else:
             self._keeper.background(self.settle())
+
+    def _is_ready(self) -> None:
+        self._keeper.emit(Ready(self.rank, self.pid, self.attempt, time.time()))
 
     def _one_eof(self) -> None:
         if self._all_over():

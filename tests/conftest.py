@@ -13,7 +13,7 @@ import psutil
 import pytest
 import uvloop
 
-from aioelastic.launch import TAG
+from aioelastic.launch import TAG, end_zygotes
 
 # whatever this test run starts descends from it, and can be told from what others run on this machine
 os.environ[TAG] = ROOT = f"tests-{os.getpid()}"
@@ -43,6 +43,7 @@ def no_leaks(warm: None) -> Iterator[None]:
     gc.collect()
     before = _holdings()
     yield
+    end_zygotes()  # they would stay warm for the next group
     gc.collect()
     after = _holdings()
     assert {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]} == {}

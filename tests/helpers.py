@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,10 +61,14 @@ def alive(pid: int) -> bool:
 
 
 def kill_and_see_it_dead(pid: int | None, signum: int) -> None:
-    """Signal a child and wait, with the loop standing still, until the kernel has ended it. It stays unreaped."""
+    """Signal a process and wait, with the loop standing still, until the kernel has ended it. Nobody reaps it here."""
     assert pid is not None
+    pidfd = os.pidfd_open(pid)
     os.kill(pid, signum)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    os.close(pidfd)
 
 
 async def stopped_itself(pid: int | None) -> None:

@@ -19,6 +19,7 @@ HOUSE = Path(aioelastic.__file__).parent
 ORDER = [
     "errors",
     "checks",
+    "entry",
     "spec",
     "outcome",
     "events",
@@ -29,6 +30,7 @@ ORDER = [
     "watch",
     "launch",
     "streams",
+    "replies",
     "stop",
     "sinks",
     "ground",
@@ -103,7 +105,8 @@ def test_a_worker_imports_little() -> None:
         "assert not foreign, foreign; assert 'asyncio' not in sys.modules; print(sorted(m for m in new if 'aioe' in m))"
     )
     out = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
-    assert out.stdout.strip() == str(["aioelastic", "aioelastic.child", "aioelastic.child._record"])
+    mine = ["aioelastic", "aioelastic.child", "aioelastic.child._context", "aioelastic.child._record"]
+    assert out.stdout.strip() == str(mine)
 
 
 def test_typed() -> None:

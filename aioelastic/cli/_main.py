@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..checks import PID_MAX
+from ..entry import Command
 from ..errors import SpecError
 from ..launch import absolute, check_limits, plan, preflight
-from ..spec import Command, GroupSpec, Logs, Std, Stop, check_timeout
+from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from ._run import run_group
 
 USAGE = 2

@@ -5,23 +5,34 @@ In: a `GroupSpec`. Out: processes with a pid, a pidfd and pipe ends. Never here:
 
 from __future__ import annotations
 
+from ._call import Call, Calls
 from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, reap_abandoned
-from ._plan import TAG, LaunchPlan, WorkerPlan, new_run_id, owner, plan
+from ._fork import ForkLauncher
+from ._launchers import Launchers
+from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
+from ._zygote import ZygoteLauncher, end_zygotes
 
 __all__ = [
     "TAG",
+    "Call",
+    "Calls",
     "DirectLauncher",
+    "ForkLauncher",
     "LaunchPlan",
     "Launcher",
+    "Launchers",
     "LiveProcess",
     "Port",
     "RawExit",
     "WorkerPlan",
+    "ZygoteLauncher",
     "absolute",
     "check_limits",
+    "end_zygotes",
+    "merged",
     "new_run_id",
     "owner",
     "plan",

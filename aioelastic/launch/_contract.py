@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ class RawExit(NamedTuple):
     status: int | None
     ended_ns: int
     ended_at: float
+    reason: str = ""  # what ended it, where the status alone does not say it
 
 
 class LiveProcess(Protocol):
@@ -23,10 +25,12 @@ class LiveProcess(Protocol):
 
     `stdout` and `stderr` are the non-blocking read ends of its pipes; the receiver owns and closes them.
     `started_ns` and `started_at` were taken just before it was started. `rss_floor` is the launcher's own peak
-    resident size in bytes at that time (see `Usage.max_rss_exact`).
+    resident size in bytes at that time (see `Usage.max_rss_exact`). `channel` is our end of a function worker's own
+    socket (non-blocking, the receiver's too), None for a command.
     """
 
     pid: int
+    channel: socket.socket | None
     stdout: int | None
     stderr: int | None
     started_ns: int

@@ -9,13 +9,15 @@ import resource
 import signal
 import struct
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from ..spec import Std
 from ..thread import HelperThread
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
+from ._call import interpreter
 from ._contract import RawExit
+from ._ends import Ends
 from ._plan import WorkerPlan
 from ._spawn import Spawner
 
@@ -75,23 +77,10 @@ class DirectLauncher:
         return done
 
     def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> DirectProcess:
-        ours: list[int] = []
-        theirs: list[int] = []
+        ends = Ends(worker)
         try:
-            ends: dict[Std, int | None] = {Std.OUT: None, Std.ERR: None}
-            given: dict[Std, int | None] = {Std.OUT: None, Std.ERR: None}
-            for std in (Std.OUT, Std.ERR):
-                if worker.pipes & std:
-                    reader, writer = os.pipe2(os.O_CLOEXEC)
-                    theirs.append(writer)
-                    ours.append(reader)
-                    if writer < 3:  # our own standard streams are closed: keep clear of the child's
-                        theirs[-1] = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 3)
-                        os.close(writer)
-                    os.set_blocking(reader, False)
-                    ends[std], given[std] = reader, theirs[-1]
             started_at, started_ns = time.time(), time.monotonic_ns()
-            pid = self._spawn(worker, given[Std.OUT], given[Std.ERR])
+            pid = self._spawn(worker, ends)
             try:
                 pidfd = pidfd_or_none(pid) if self._pidfds else None
             except ProcessLookupError:
@@ -101,27 +90,29 @@ class DirectLauncher:
                 os.waitpid(pid, 0)
                 raise
         except BaseException:
-            for fd in ours:
-                os.close(fd)
+            ends.close_ours()
             raise
         finally:
-            for fd in theirs:
-                os.close(fd)
+            ends.close_theirs()
         watch = self._threads_on(loop) if pidfd is None else self._poller_on(loop)
-        return DirectProcess(pid, pidfd, ends[Std.OUT], ends[Std.ERR], started_ns, started_at, watch)
+        return DirectProcess(pid, pidfd, ends, started_ns, started_at, watch)
 
-    def _spawn(self, worker: WorkerPlan, stdout: int | None, stderr: int | None) -> int:
-        assert worker.program is not None
-        inherit = worker.stdin == "inherit"
+    def _spawn(self, worker: WorkerPlan, ends: Ends) -> int:
+        argv: Sequence[str] = worker.argv
+        program = worker.program
+        stdin = 0 if worker.stdin == "inherit" else None
+        if worker.function is not None:
+            argv, program, stdin = interpreter("aioelastic.child._work:fresh"), sys.executable, ends.their_channel
+        assert program is not None
+        stdout, stderr = ends.their_stdout, ends.their_stderr
         if self._spawner is not None:
-            stdio = (0 if inherit else None, stdout, stderr)
-            return self._spawner.spawn(worker.program, worker.argv, worker.overlay, worker.cwd, stdio)
+            return self._spawner.spawn(program, argv, worker.overlay, worker.cwd, (stdin, stdout, stderr))
         popen = subprocess.Popen(
-            worker.argv,
-            executable=worker.program,
+            argv,
+            executable=program,
             env=worker.environ(self._environ),
             cwd=worker.cwd,
-            stdin=None if inherit else subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.DEVNULL if stderr is None else stderr,
             start_new_session=True,
@@ -148,6 +139,7 @@ class DirectProcess:
         "_pidfd",
         "_reaped",
         "_watch",
+        "channel",
         "pid",
         "rss_floor",
         "started_at",
@@ -160,15 +152,15 @@ class DirectProcess:
         self,
         pid: int,
         pidfd: int | None,
-        stdout: int | None,
-        stderr: int | None,
+        ends: Ends,
         started_ns: int,
         started_at: float,
         watch: Watch,
     ) -> None:
         self.pid = pid
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdout = ends.stdout
+        self.stderr = ends.stderr
+        self.channel = ends.channel
         self.started_ns = started_ns
         self.started_at = started_at
         self.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -238,20 +230,8 @@ class DirectProcess:
             if info.si_code == os.CLD_DUMPED:
                 status |= 0x80
         except ChildProcessError:
-            status = self._status_of_reaped()
+            status = None if self._pidfd is None else status_of_reaped(self._pidfd)
         self._on_exit(RawExit(status, ended_ns, ended_at))
-
-    def _status_of_reaped(self) -> int | None:
-        if self._pidfd is None:
-            return None
-        info = bytearray(struct.pack("=Q", _PIDFD_INFO_EXIT).ljust(64, b"\0"))
-        try:
-            fcntl.ioctl(self._pidfd, _PIDFD_GET_INFO, info)
-        except OSError:
-            return None
-        mask: int = struct.unpack_from("=Q", info, 0)[0]
-        exit_code: int = struct.unpack_from("=i", info, 60)[0]
-        return exit_code if mask & _PIDFD_INFO_EXIT else None
 
     def reap(self) -> resource.struct_rusage | None:
         rusage = None
@@ -268,6 +248,18 @@ class DirectProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def status_of_reaped(pidfd: int) -> int | None:
+    """The wait status of a process that somebody else has reaped, where the kernel still tells it."""
+    info = bytearray(struct.pack("=Q", _PIDFD_INFO_EXIT).ljust(64, b"\0"))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask: int = struct.unpack_from("=Q", info, 0)[0]
+    exit_code: int = struct.unpack_from("=i", info, 60)[0]
+    return exit_code if mask & _PIDFD_INFO_EXIT else None
 
 
 def reap_abandoned() -> None:

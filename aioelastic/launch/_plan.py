@@ -11,10 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..entry import Command, Function
 from ..spec import GroupSpec, Std
+from ._call import Call
 
 # the lineage of supervisors a process descends from; how strays are told from strangers
 TAG = "AIOELASTIC_LINEAGE"
+
+
+# what each way to begin a function worker means, as the plan tells it
+START_WORDS = {
+    "zygote": "forked by a zygote",
+    "spawn": "in a fresh interpreter",
+    "fork": "in a forked copy of the caller, where only one of its threads lives on: locks that others hold stay shut",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +32,9 @@ class WorkerPlan:
     """One process to start.
 
     Attributes:
-        program: the file to execute; None until `preflight` has looked it up.
+        program: the file to execute; None until `preflight` has looked it up, and for a function.
+        function, start: the function it runs, and how its process begins; None for a command.
+        call: the function and its arguments, pickled; None until they are, for a command, and for a forked copy.
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file: where they go, or None.
@@ -41,6 +53,9 @@ class WorkerPlan:
     stdout_log: Path | None
     stderr_log: Path | None
     error_file: Path | None
+    function: Function | None = None
+    start: str | None = None
+    call: Call | None = None
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The worker's whole environment; `base` is not changed."""
@@ -71,7 +86,10 @@ class LaunchPlan:
             f"stop: {self.stop_words}",
         ]
         for one in self.workers:
-            lines += ["", f"rank {one.rank}: {shlex.join(one.argv)}"]
+            if one.function is None:
+                lines += ["", f"rank {one.rank}: {shlex.join(one.argv)}"]
+            else:
+                lines += ["", f"rank {one.rank}: function {one.function.name}, {START_WORDS[one.start or '']}"]
             if one.cwd is not None:
                 lines.append(f"  cwd: {one.cwd}")
             lines.append(f"  stdin: {one.stdin}")
@@ -122,9 +140,10 @@ def plan(
         "AIOELASTIC_RUN_ID": run_id,
         "AIOELASTIC_NAME": spec.name,
         "AIOELASTIC_ATTEMPT": str(attempt),
+        "AIOELASTIC_STOP_SIGNAL": str(int(spec.stop.signum)),
     }
     workers = []
-    for rank, command in enumerate(spec.entries):
+    for rank, entry in enumerate(spec.entries):
         home = run_dir / f"attempt_{attempt}" / str(rank) if run_dir else None
         saved = logs.saves(rank)
         error_file = home / "error.json" if home else error_dir / f"{rank}.json" if error_dir else None
@@ -133,7 +152,7 @@ def plan(
             overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
             overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
         overlay.update(spec.env)
-        overlay.update(command.env)
+        overlay.update(entry.env)
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             overlay.setdefault(f"AIOELASTIC_{key}", overlay[key])
         overlay[TAG] = (
@@ -144,16 +163,18 @@ def plan(
                 rank=rank,
                 world_size=size,
                 attempt=attempt,
-                argv=command.argv,
+                argv=entry.argv,
                 program=None,
-                cwd=command.cwd,
-                stdin=command.stdin,
+                cwd=entry.cwd,
+                stdin=entry.stdin if isinstance(entry, Command) else "null",
                 overlay=overlay,
                 pipes=Std.ALL,  # both are always read: a failure shows their last lines
                 tee=logs.tees(rank),
                 stdout_log=home / "stdout.log" if home and saved & Std.OUT else None,
                 stderr_log=home / "stderr.log" if home and saved & Std.ERR else None,
                 error_file=error_file,
+                function=entry if isinstance(entry, Function) else None,
+                start=spec.start if isinstance(entry, Function) else None,
             )
         )
     stop = spec.stop

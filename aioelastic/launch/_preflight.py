@@ -35,6 +35,10 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
     seen: dict[tuple[str, str | None, str | None], str] = {}
     workers = []
     for worker in plan.workers:
+        if worker.function is not None:
+            _check_cwd(worker)
+            workers.append(worker)
+            continue
         path = merged(environ, {"PATH": worker.overlay.get("PATH", environ.get("PATH"))}).get("PATH")
         key = (worker.argv[0], path, worker.cwd)
         if key not in seen:

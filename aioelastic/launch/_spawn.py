@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 
 # spawn.h
@@ -101,6 +102,24 @@ class Spawner:
             else:
                 out[key] = os.fsencode(f"{key}={value}")
         return list(out.values())
+
+
+def start_helper(argv: Sequence[str], environ: Mapping[str, str], stdin: int) -> int:
+    """Start a process of our own for the program's sake: with that standard input, no output, and our own stderr.
+
+    Raises:
+        OSError: the system refused it.
+    """
+    try:
+        return Spawner(environ).spawn(argv[0], argv, {}, "/", (stdin, None, 2))
+    except OSError as exc:
+        if exc.errno is not None:
+            raise
+    popen = subprocess.Popen(
+        list(argv), env=dict(environ), cwd="/", stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    popen.returncode = 0  # we reap it ourselves
+    return popen.pid
 
 
 def _strings(items: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:

@@ -59,19 +59,16 @@ class Poller:
     def _ready(self) -> None:
         assert self._epoll is not None
         events = self._epoll.poll(0, BATCH)
-        exits = [fd for fd, _ in events if fd not in self._pipes]
-        if not exits and events and events[-1][1] == select.EPOLLHUP:
+        if events and events[-1][1] == select.EPOLLHUP and all(fd in self._pipes for fd, _ in events):
             # an output has just ended: most likely its process is dying, and our waking up took the CPU from it
             os.sched_yield()
             events = self._epoll.poll(0, BATCH)
-            exits = [fd for fd, _ in events if fd not in self._pipes]
-        if exits:  # data can wait for the next turn, and whoever awaits these comes before it
-            self._call(exits)
-            return
         until = time.monotonic() + SLICE
         while events:
-            self._call([fd for fd, _ in events])
-            if self._epoll is None or time.monotonic() > until:
+            exits = [fd for fd, _ in events if fd not in self._pipes]
+            self._call(exits or [fd for fd, _ in events])
+            # after an exit, data can wait: whoever awaits it comes first
+            if exits or self._epoll is None or time.monotonic() > until:
                 return
             events = self._epoll.poll(0, BATCH)
 

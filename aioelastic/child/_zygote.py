@@ -1,0 +1,198 @@
+"""The zygote: one small process with a single thread that has imported what workers need, and forks them on request.
+
+It speaks over one socket, which is its lifeline too: when that closes, the supervisor is gone, and so are its workers.
+It leaves by itself after a time without any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import importlib
+import os
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+from . import _socket, _wire, _work
+
+_PR_SET_PDEATHSIG = 1
+_P_PIDFD = 3
+# waitid(2) by number: the system call tells rusage without reaping, which the C library's wrapper leaves out
+_WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "loongarch64": 95, "ppc64le": 272, "s390x": 281}
+
+
+def main() -> NoReturn:
+    """Serve until the supervisor is gone or there was nothing to do for long enough."""
+    control = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        packet, fds = _socket.receive(control)
+        path, argv, where, preload, idle = _wire.decode(packet, fds)
+        _socket.close(fds)
+        _work.adopt(path, argv)
+        problem = _warm_up(preload, where)
+        if problem is None:
+            _socket.send(control, *_wire.encode(_wire.READY, ()))
+            Zygote(control).serve(idle)
+        else:
+            _socket.send(control, *_wire.encode(_wire.BROKEN, problem))
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    os._exit(0)
+
+
+class Zygote:
+    """Serves one supervisor."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._waitid = _WAITID.get(platform.machine(), 0)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd → (id, pid), until they are reaped
+        self._zombies: dict[int, int] = {}  # id → pidfd
+        self._epoll = select.epoll()
+
+    def serve(self, idle: float) -> None:
+        """Until the other end closes, or nobody wanted anything for `idle` seconds."""
+        self._epoll.register(self._control, select.EPOLLIN)
+        try:
+            while events := self._epoll.poll(None if self._children else idle):
+                for fd, _ in events:
+                    if fd == self._control.fileno():
+                        packet, fds = _socket.receive(self._control)
+                        if not packet:
+                            return
+                        self._take(packet, fds)
+                    elif fd in self._children:
+                        self._tell_exit(fd)
+        finally:
+            for pidfd, (_, pid) in self._children.items():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)  # not reaped, so the group is its own
+
+    def _take(self, packet: bytes, fds: list[int]) -> None:
+        try:
+            body = _wire.decode(packet, fds)
+            if packet[:1] == _wire.FORK:
+                self._fork(body, fds[1:] if _wire.in_memfd(packet) else fds)
+            elif packet[:1] == _wire.REAP:
+                self._reap(*body)
+        finally:
+            _socket.close(fds)
+
+    def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
+        number, environ, cwd, cpus, outputs = body
+        ends = iter(fds)
+        channel = next(ends)
+        stdout = next(ends) if outputs & 1 else None
+        stderr = next(ends) if outputs & 2 else None
+        words = unsafe()
+        if words:
+            self._say(_wire.REFUSED, (number, 0, words))
+            return
+        me = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            self._say(_wire.REFUSED, (number, exc.errno, str(exc)))
+            return
+        if pid == 0:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != me:  # it died before we could ask to be told
+                os._exit(1)
+            _work.copied(channel, stdout, stderr, environ, cwd, cpus)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as exc:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._say(_wire.REFUSED, (number, exc.errno, str(exc)))
+            return
+        self._children[pidfd] = (number, pid)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._say(_wire.STARTED, (number, pid), [pidfd])
+
+    def _tell_exit(self, pidfd: int) -> None:
+        at, wall = time.monotonic_ns(), time.time()
+        status, rusage = self._peek(pidfd)
+        number, _ = self._children[pidfd]
+        self._epoll.unregister(pidfd)
+        self._zombies[number] = pidfd
+        self._say(_wire.EXITED, (number, status, rusage, at, wall))
+
+    def _peek(self, pidfd: int) -> tuple[int, tuple[Any, ...] | None]:
+        """Wait status and rusage of what has ended, unreaped: until the supervisor lets go its pid stays its own."""
+        info, usage = ctypes.create_string_buffer(128), ctypes.create_string_buffer(144)
+        how = os.WEXITED | os.WNOWAIT
+        if self._waitid and self._libc.syscall(self._waitid, _P_PIDFD, pidfd, info, how, usage) == 0:
+            code, status = struct.unpack_from("=8xi12xi", info.raw)
+            numbers = struct.unpack("=18q", usage.raw)
+            times = (numbers[0] + numbers[1] / 1e6, numbers[2] + numbers[3] / 1e6)
+            rusage: tuple[Any, ...] | None = (*times, *numbers[4:])
+        else:
+            told = os.waitid(os.P_PIDFD, pidfd, how)
+            assert told is not None
+            code, status, rusage = told.si_code, told.si_status, None
+        if code == os.CLD_EXITED:
+            return status << 8, rusage
+        return status | (0x80 if code == os.CLD_DUMPED else 0), rusage
+
+    def _reap(self, number: int) -> None:
+        pidfd = self._zombies.pop(number)
+        _, pid = self._children.pop(pidfd)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+
+    def _say(self, kind: bytes, body: tuple[Any, ...], fds: list[int] | None = None) -> None:
+        packet, _ = _wire.encode(kind, body)
+        _socket.send(self._control, packet, fds or [])
+
+
+def unsafe() -> str:
+    """Why this process must not be forked, in words; empty when it may."""
+    others = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
+    if others:
+        return f"threads run in it ({', '.join(others)}), and a forked copy would have their locks but not them"
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if target.startswith("/dev/nvidia"):
+            return "CUDA is initialised in it, and a forked copy cannot use the GPU"
+    return ""
+
+
+def _warm_up(preload: list[str], where: tuple[str, str] | None) -> tuple[str, str] | None:
+    """Import all; returns what went wrong, in words, and its traceback."""
+    for name in preload:
+        try:
+            importlib.import_module(name)
+        except BaseException as exc:
+            return f"preload {name!r} could not be imported: {type(exc).__name__}: {exc}", traceback.format_exc()
+    try:
+        _work.import_main(where)
+    except BaseException as exc:
+        return f"the main module could not be imported: {type(exc).__name__}: {exc}", traceback.format_exc()
+    words = unsafe()
+    if words:
+        return f"it cannot be forked after its imports: {words}", ""
+    sys.stdout.flush()
+    gc.collect()
+    gc.freeze()  # collecting would write to, and so copy, every page that workers share
+    return None

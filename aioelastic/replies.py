@@ -1,0 +1,114 @@
+"""What a function worker says on its channel: that it is ready, its value, or its error."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .child import _failure, _socket, _wire
+from .errors import RemoteError
+from .outcome import Exit
+from .watch import Poller
+
+# what was going on when an error was raised there
+_PHASES = {
+    "import": "its main module could not be imported",
+    "unpickle": "its function or arguments could not be unpickled there",
+    "call": "",
+    "result": "its result could not be pickled",
+}
+
+
+class Replies:
+    """Reads `channel` (closed by us at the end) from the moment of the start.
+
+    Attributes:
+        value: what the function returned, once `has_value`.
+        error: its exception, if it raised one.
+    """
+
+    def __init__(self, poller: Poller, channel: socket.socket, on_ready: Callable[[], None]) -> None:
+        self.value: Any = None
+        self.has_value = False
+        self.error: RemoteError | None = None
+        self._nonsense = ""
+        self._poller = poller
+        self._channel: socket.socket | None = channel
+        self._on_ready = on_ready
+        poller.add_reader(channel.fileno(), self._read)
+
+    def finish(self) -> None:
+        """It has exited: read what is left, and close."""
+        while self._channel is not None and self._read():
+            pass
+        self._close()
+
+    def cause(self, exit: Exit) -> str:
+        """Why it failed, in words; empty when it did not."""
+        if self.error is not None:
+            words = _PHASES.get(self.error.phase, self.error.phase)
+            return f"{words}: {self.error.headline}" if words else f"raised {self.error.headline}"
+        if self._nonsense:
+            return f"{self._nonsense} ({exit})"
+        if not exit.ok:
+            return str(exit)
+        return "" if self.has_value else "ended without returning (os._exit, or an execve), with exit code 0"
+
+    def _read(self) -> bool:
+        """One message. False: there was none, or it was the last."""
+        assert self._channel is not None
+        try:
+            packet, fds = _socket.receive(self._channel)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError) as exc:
+            self._nonsense = f"it sent something that is not ours: {exc}"
+            self._close()
+            return False
+        if not packet:
+            self._close()
+            return False
+        try:
+            self._take(packet, fds)
+        except Exception as exc:  # unpickling runs the code of others: anything may come
+            self._nonsense = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+        finally:
+            _socket.close(fds)
+        return True
+
+    def _take(self, packet: bytes, fds: list[int]) -> None:
+        kind = packet[:1]
+        if kind == _wire.VALUE:
+            with _main_has_both_names():
+                (self.value,) = _wire.decode(packet, fds)
+            self.has_value = True
+        elif kind == _wire.ERROR:
+            phase, told = _wire.decode(packet, fds)
+            with _main_has_both_names():
+                exc, why = _failure.rebuild(told["packed"])
+            self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
+        elif kind == _wire.RUNS:
+            self._on_ready()
+        else:
+            raise ValueError(f"a message of kind {kind!r}")
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._poller.remove(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+
+
+class _main_has_both_names:
+    """A worker knows our main module by another name, as in multiprocessing: so do we while we unpickle."""
+
+    def __enter__(self) -> None:
+        self._added = "__mp_main__" not in sys.modules and "__main__" in sys.modules
+        if self._added:
+            sys.modules["__mp_main__"] = sys.modules["__main__"]
+
+    def __exit__(self, *_: object) -> None:
+        if self._added:
+            del sys.modules["__mp_main__"]

@@ -1,0 +1,193 @@
+"""Functions that workers run in tests: they must be found by name in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import aioelastic
+
+
+class Odd(Exception):
+    """It cannot be made again from its pickle."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class Refuses:
+    """It can be pickled, but not unpickled in another process than ours."""
+
+    def __reduce__(self) -> Any:
+        return (only_in, (os.getpid(),))
+
+
+def only_in(pid: int) -> int:
+    if os.getpid() != pid:
+        raise RuntimeError("not in this process")
+    return pid
+
+
+def product(x: int, y: int = 1) -> int:
+    return x * y + aioelastic.rank()
+
+
+async def loop_module() -> str:
+    await asyncio.sleep(0)
+    return type(asyncio.get_running_loop()).__module__
+
+
+def who() -> tuple[int, int, int, int]:
+    return aioelastic.rank(), aioelastic.world_size(), aioelastic.local_rank(), aioelastic.attempt()
+
+
+def fails() -> None:
+    try:
+        raise KeyError("the reason")
+    except KeyError as exc:
+        error = ValueError("bad", aioelastic.rank())
+        error.add_note("a note")
+        raise error from exc
+
+
+def fails_in_a_group() -> None:
+    first = OSError(2, "lost")
+    first.__cause__ = KeyError("inner")
+    raise ExceptionGroup("several", [first, TypeError("second")])
+
+
+def shows(secret: int) -> None:
+    local_value = secret + 1
+    raise RuntimeError(f"look at {local_value}")
+
+
+def odd() -> None:
+    raise Odd(1, 2)
+
+
+def unpicklable() -> Any:
+    return lambda: None
+
+
+def unpicklable_without_cloudpickle() -> Any:
+    sys.modules["cloudpickle"] = None  # type: ignore[assignment]
+    return lambda: None
+
+
+def refuses() -> Refuses:
+    return Refuses()
+
+
+def leaves(code: Any) -> None:
+    sys.exit(code)
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def vanishes(code: int) -> None:
+    os._exit(code)
+
+
+def dies(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def crashes() -> None:
+    ctypes.string_at(0)
+
+
+def writes() -> None:
+    print("by print")
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"by write\n")
+    libc = ctypes.CDLL(None)
+    libc.printf(b"by printf\n")
+    subprocess.run(["/bin/echo", "by a child"], check=True)
+
+
+def draws() -> tuple[float, bytes]:
+    return random.random(), os.urandom(8)
+
+
+def parent() -> int:
+    return os.getppid()
+
+
+def inside() -> dict[str, Any]:
+    """What the process is like."""
+    return {
+        "fds": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],  # without that of listdir
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "leader": os.getsid(0) == os.getpid() == os.getpgid(0),
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "int": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "term": signal.getsignal(signal.SIGTERM),
+        "cwd": os.getcwd(),
+        "mine": os.environ.get("MINE"),
+        "argv": sys.argv,
+        "path": sys.path,
+    }
+
+
+def sleeps() -> None:
+    print("asleep")
+    signal.pause()
+
+
+def stops_when_asked() -> str:
+    stop = aioelastic.stopping()
+    assert not stop
+    print("waiting")
+    assert stop.wait()
+    assert stop
+    return "saved"
+
+
+async def stops_when_asked_async() -> str:
+    stop = aioelastic.stopping()
+    print("waiting")
+    await stop
+    return "saved"
+
+
+def tells() -> int:
+    aioelastic.ready()
+    return 1
+
+
+def waits_for(path: str) -> int:
+    """Until somebody opens that named pipe."""
+    with open(path) as file:
+        file.read()
+    return aioelastic.rank()
+
+
+def zeros(size: int) -> Any:
+    import numpy
+
+    return numpy.zeros(size, dtype=numpy.uint8)
+
+
+def total(array: Any) -> int:
+    array[0] = aioelastic.rank()  # a copy of its own
+    return int(array.sum())
+
+
+def nested() -> list[Any]:
+    async def run() -> list[Any]:
+        result = await aioelastic.supervise(aioelastic.Function(product, 2), 2)
+        return [one.value for one in result]
+
+    return asyncio.run(run())
+
+
+def loaded(name: str) -> bool:
+    return name in sys.modules
