@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -167,14 +168,24 @@ def on_loop(work: Callable[[], Coroutine[Any, Any, float]], loop: Literal["async
         return runner.run(work())
 
 
-def available(report: Report, module: str, package: str | None = None) -> bool:
-    """Whether a peer can be imported; when not, it is skipped by name, with the reason."""
-    try:
-        importlib.import_module(module)
-    except Exception as exc:  # a peer may be broken in any way: that is its reason
-        report.skipped[package or module] = f"{type(exc).__name__}: {exc}".splitlines()[0]
-        return False
-    return True
+def available(report: Report, module: str, package: str | None = None, apart: bool = False) -> bool:
+    """Whether a peer can be imported; when not, it is skipped by name, with the reason.
+
+    `apart`: try it in another process, for a peer that changes the process that imports it.
+    """
+    reason = ""
+    if apart:
+        tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+        if tried.returncode:
+            reason = (tried.stderr.strip() or f"exit code {tried.returncode}").splitlines()[-1]
+    else:
+        try:
+            importlib.import_module(module)
+        except Exception as exc:  # a peer may be broken in any way: that is its reason
+            reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
+    if reason:
+        report.skipped[package or module] = reason
+    return not reason
 
 
 def machine() -> dict[str, str]:
@@ -281,7 +292,9 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
     text = {
         **asdict(report),
         "machine": machine(),
-        "versions": versions("aioelastic", "uvloop", "anyio", "processkit-py", "torch", "honcho"),
+        "versions": versions(
+            "aioelastic", "uvloop", "anyio", "processkit-py", "torch", "honcho", "circus", "supervisor"
+        ),
         "load before": round(load, 2),
         "quick": args.quick,
         "left behind": left,

@@ -8,15 +8,21 @@ import asyncio
 import logging
 import os
 import queue
+import re
+import select
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO
 
-from _common import Report, available, main, on_loop, paired
+from _common import Report, available, main, on_loop, paired, scratch
+from _peers import children, circusd, supervisord
 
 from aioelastic import Command, Group, Logs, Std, Stop
 
@@ -26,7 +32,24 @@ HOLDER = ["/bin/sh", "-c", "sleep 600 & echo $!; exec sleep 601"]
 QUIET = Logs(tee=Std.NONE)
 CUT_OFF = 1.0  # seconds after which "never" is said
 NEVER = float("inf")
+PATIENCE = 20.0  # seconds for a daemon to tell of an exit; after that it is an error
 SETTLE = 0.005  # seconds until the new process and its waiter sleep, as in real life
+# a supervisord event listener that says at which moment it is told; argv[1] is a FIFO
+LISTENER = """
+import sys, time
+told = open(sys.argv[1], "w", buffering=1)
+while True:
+    sys.stdout.write("READY\\n")
+    sys.stdout.flush()
+    head = sys.stdin.readline()
+    now = time.perf_counter_ns()
+    if not head:
+        break
+    sys.stdin.read(int(head.rpartition("len:")[2]))
+    print(now, file=told)
+    sys.stdout.write("RESULT 2\\nOK")
+    sys.stdout.flush()
+"""
 
 
 class Killer:
@@ -181,13 +204,81 @@ def honcho_held() -> float:
     return took
 
 
+def until(said: IO[str], pattern: str) -> str:
+    """What the group of `pattern` stands for in the first line where it is found."""
+    for line in said:
+        if found := re.search(pattern, line):
+            return found[1]
+    raise RuntimeError(f"it ended before it said {pattern!r}")
+
+
+def supervisord_log(home: Path, argv: list[str], delay: float) -> float:
+    """The line "exited" on supervisord's own stdout: the first that anyone outside of it can know."""
+    with supervisord(home, argv, told=True) as running:
+        assert running.stdout is not None
+        pid = int(until(running.stdout, "spawned: 'worker0' with pid ([0-9]+)"))
+        killer = Killer(pid, delay)
+        until(running.stdout, "(exited): worker0")
+        known = time.perf_counter_ns()
+        took = (known - killer.join()) / 1e6
+        if argv is HOLDER:
+            os.killpg(pid, signal.SIGKILL)
+    return took
+
+
+def supervisord_listener(home: Path, delay: float) -> float:
+    """An event listener, supervisord's own way to tell a program; it takes the time itself, on the same clock."""
+    fifo, script = home / "told", home / "listener.py"
+    script.write_text(LISTENER)
+    os.mkfifo(fifo)
+    told = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        listener = [sys.executable, "-S", str(script), str(fifo)]
+        with supervisord(home, [SLEEP, "600"], listener=listener, told=True) as running:
+            assert running.stdout is not None
+            pid = int(until(running.stdout, "spawned: 'worker0' with pid ([0-9]+)"))
+            killer = Killer(pid, delay)
+            if not select.select([told], [], [], PATIENCE)[0]:
+                raise RuntimeError("supervisord told its listener nothing")
+            known = int(os.read(told, 100))
+            return (known - killer.join()) / 1e6
+    finally:
+        os.close(told)
+        fifo.unlink()
+
+
+def circusd_subscriber(home: Path, delay: float) -> float:
+    """A subscriber of what circusd publishes."""
+    import zmq
+
+    with circusd(home, [SLEEP, "600"]) as running, zmq.Context() as context, context.socket(zmq.SUB) as events:
+        events.connect(running.events)
+        events.subscribe("watcher.worker.reap")
+        (pid,) = children(running.pid)
+        killer = Killer(pid, delay)
+        if not events.poll(PATIENCE * 1000):
+            raise RuntimeError("circusd published nothing")
+        known = time.perf_counter_ns()
+        return (known - killer.join()) / 1e6
+
+
 def measure(quick: bool) -> Report:
+    with scratch() as home:
+        return in_directory(home, quick)
+
+
+def in_directory(home: Path, quick: bool) -> Report:
     each, rounds = (3, 2) if quick else (30, 7)
     report = Report("exit_latency", rounds)
     quiet = [SLEEP, "600"]
 
     def median_of(one: Callable[[], float]) -> Callable[[], float]:
         return lambda: statistics.median(one() for _ in range(each))
+
+    def spread(one: Callable[[float], float], period: float) -> Callable[[], float]:
+        """One kill a time, at moments spread evenly over the period in which a peer looks."""
+        turns = iter(range(10**6))
+        return lambda: one(0.1 + (next(turns) * 0.3 * period) % period)
 
     cases: dict[str, Callable[[], float]] = {
         "blocking waitpid": median_of(waitpid),
@@ -202,15 +293,27 @@ def measure(quick: bool) -> Report:
     if available(report, "processkit", "processkit-py"):
         cases["processkit-py"] = median_of(lambda: on_loop(lambda: with_processkit(quiet)))
     if available(report, "torch.distributed.elastic.multiprocessing", "torch"):
-        turns = iter(range(10**6))
         # it looks once a second: kill it at moments spread evenly over its second
-        cases["torch elastic"] = lambda: torch_elastic(0.1 + (next(turns) * 0.3) % 1.0)
+        cases["torch elastic"] = spread(torch_elastic, 1.0)
     held = "grandchild holds stdout: "
+    if available(report, "circus.circusd", "circus", apart=True):
+        cases["circusd, a subscriber"] = spread(lambda delay: circusd_subscriber(home, delay), 5.0)
+        report.notes.append("circusd looks each 5 s, as it does unless its `check_delay` is set")
+    with_supervisord = available(report, "supervisor.supervisord", "supervisor", apart=True)
+    if with_supervisord:
+        cases["supervisord, its log"] = spread(lambda delay: supervisord_log(home, quiet, delay), 1.0)
+        cases["supervisord, an event listener"] = spread(lambda delay: supervisord_listener(home, delay), 1.0)
+        report.notes.append(
+            "supervisord hears of an exit by the end of the pipes, or once a second; it tells its listeners in the "
+            "next turn of its loop, which is a second later when nothing else happens"
+        )
     cases[held + "ours (asyncio)"] = median_of(lambda: on_loop(lambda: ours(HOLDER)))
     cases[held + "ours (uvloop)"] = median_of(lambda: on_loop(lambda: ours(HOLDER), "uvloop"))
     cases[held + "asyncio"] = lambda: on_loop(lambda: with_asyncio(HOLDER))
     if available(report, "honcho.process", "honcho"):
         cases[held + "honcho"] = honcho_held
+    if with_supervisord:
+        cases[held + "supervisord, its log"] = spread(lambda delay: supervisord_log(home, HOLDER, delay), 1.0)
     for name, values in paired(cases, rounds).items():
         report.add(name, "ms", values)
     work, mine = "kill → known by the awaiting task", "ours (asyncio)"

@@ -1,7 +1,8 @@
 """1,000 idle workers: how often is the supervising process woken, and how much memory does it use per worker?
 
 Each supervisor is a fresh process that is looked at from outside, through /proc: its threads' context switches (a
-thread that never runs has none) and its proportional set size.
+thread that never runs has none) and its proportional set size. What a supervisor uses without workers is not counted:
+ours and the libraries are looked at before they start them, the daemons a first time with one worker only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _common import Report, available, main, paired
+from _common import Report, available, main, paired, scratch
+from _peers import Daemon, children, circusd, supervisord
 
 SLEEP = "/bin/sleep"
 
@@ -149,11 +151,6 @@ def memory(pid: int) -> int:
     raise RuntimeError("smaps_rollup has no Pss")
 
 
-def children(pid: int) -> int:
-    """How many children the threads of a process have."""
-    return sum(len((task / "children").read_text().split()) for task in Path(f"/proc/{pid}/task").iterdir())
-
-
 def look(which: str, n: int, seconds: float, found: dict[str, list[float]]) -> float:
     """Wake-ups in `seconds` of idleness; memory per worker goes to `found`."""
     argv = [sys.executable, __file__, "--supervise", which, str(n)]
@@ -165,13 +162,29 @@ def look(which: str, n: int, seconds: float, found: dict[str, list[float]]) -> f
         process.stdin.write(".")
         assert process.stdout.readline() == "up\n"
         time.sleep(1.0)  # what was put off by the start may still run now
-        assert children(process.pid) == n
+        assert len(children(process.pid)) == n
         found.setdefault(which, []).append((memory(process.pid) - before) / n / 1024)
         woken = switches(process.pid)
         time.sleep(seconds)
         woken = switches(process.pid) - woken
         process.stdin.close()
         assert process.wait() == 0
+    return float(woken)
+
+
+def look_at_daemon(start: Daemon, home: Path, n: int, seconds: float, memories: list[float]) -> float:
+    """The same of a daemon, whose workers are in its configuration."""
+    used = {}
+    for count in (1, n):
+        with start(home, [SLEEP, "6000"], count) as running:
+            time.sleep(1.0)
+            assert len(children(running.pid)) == count
+            used[count] = memory(running.pid)
+            if count == n:
+                before = switches(running.pid)
+                time.sleep(seconds)
+                woken = switches(running.pid) - before
+    memories.append((used[n] - used[1]) / (n - 1) / 1024)
     return float(woken)
 
 
@@ -190,9 +203,23 @@ def measure(quick: bool) -> Report:
     cases: dict[str, Callable[[], float]] = {
         name: lambda which=which: look(which, n, seconds, found) for name, which in names.items()
     }
-    for name, values in paired(cases, rounds, warm=0).items():
-        report.add(f"{name}: wake-ups", "wake-ups", values)
-        report.add(f"{name}: memory per worker", "KiB", found[names[name]])
+    daemons: dict[str, Daemon] = {}
+    if available(report, "supervisor.supervisord", "supervisor", apart=True):
+        daemons["supervisord"] = supervisord
+    if available(report, "circus.circusd", "circus", apart=True):
+        daemons["circusd"] = circusd
+    with scratch() as home:
+        for name, start in daemons.items():
+            names[name], found[name] = name, []
+            cases[name] = lambda start=start, used=found[name]: look_at_daemon(start, home, n, seconds, used)
+        for name, values in paired(cases, rounds, warm=0).items():
+            report.add(f"{name}: wake-ups", "wake-ups", values)
+            report.add(f"{name}: memory per worker", "KiB", found[names[name]])
+    if daemons:
+        report.notes.append(
+            "memory per worker of a daemon: what it uses beyond what it uses with one worker; both read, and keep "
+            "nothing of, the workers' output"
+        )
     for loop in ("asyncio", "uvloop"):
         work = f"{n:,} idle workers, {seconds:g} s, on {loop}"
         report.plain(work, "0 wake-ups of the supervisor", 0, f"ours ({loop}): wake-ups", "torch elastic: wake-ups")

@@ -2,6 +2,8 @@
 
 python benchmarks/run_all.py            all of it: half an hour
 python benchmarks/run_all.py --quick    does everything work? (writes nothing unless --out is given)
+
+Peers are anyio, processkit-py, torch, honcho, circus and supervisor; one that is not installed is skipped by name.
 """
 
 from __future__ import annotations

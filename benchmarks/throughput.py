@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _common import Gate, Report, available, main, muted, on_loop, paired, scratch
+from _peers import Daemon, circusd, supervisord
 
 from aioelastic import Command, Group, Logs, Std
 
@@ -26,6 +27,8 @@ BLOCK = LINE * 809  # just below 64 KiB, what a pipe holds
 # -S: it starts in half the time; argv: directory of the gate, number of blocks
 PRODUCER = f"import os, sys\n{Gate.WORKER}block = (b'x' * 80 + b'\\n') * 809\nfor _ in range(int(sys.argv[2])):\n"
 PRODUCER += "    rest = block\n    while rest:\n        rest = rest[os.write(1, rest):]\n"
+FILE_ONLY = " (file only)"
+LOOK = 0.001  # seconds between two looks at the file of a daemon that does not tell of an end
 
 
 def producer(gate: Gate, blocks: int) -> list[str]:
@@ -139,6 +142,23 @@ async def asyncio_lines(home: Path, blocks: int) -> float:
     return took
 
 
+def to_file(start: Daemon, home: Path, blocks: int) -> float:
+    """A daemon that copies to a file and does no more; seconds until the file is complete, not until the exit."""
+    gate = Gate(home)
+    path, script = gate.home / "daemon.log", gate.home / "producer.py"
+    script.write_text(PRODUCER)
+    with start(home, [sys.executable, "-S", str(script), str(gate.home), str(blocks)], 1, str(path)):
+        gate.wait(1)
+        began = time.perf_counter()
+        gate.open()
+        while path.stat().st_size < blocks * len(BLOCK):
+            time.sleep(LOOK)
+        took = time.perf_counter() - began
+    assert path.stat().st_size == blocks * len(BLOCK)
+    path.unlink()
+    return took
+
+
 def measure(quick: bool) -> Report:
     blocks, rounds, workers = (64, 2, 8) if quick else (16384, 7, 64)
     slow = max(blocks // 256, 16)  # for peers that need a hundred times as long
@@ -160,6 +180,10 @@ def measure(quick: bool) -> Report:
             cases["torch elastic"] = rate(lambda: torch_tee(home, blocks // 16), blocks // 16)
         if available(report, "processkit", "processkit-py"):
             cases["processkit-py"] = rate(lambda: on_loop(lambda: processkit_tee(home, slow)), slow)
+        if available(report, "supervisor.supervisord", "supervisor", apart=True):
+            cases[f"supervisord{FILE_ONLY}"] = rate(lambda: to_file(supervisord, home, blocks), blocks)
+        if available(report, "circus.circusd", "circus", apart=True):
+            cases[f"circusd{FILE_ONLY}"] = rate(lambda: to_file(circusd, home, slow), slow)
         for name, values in paired(cases, rounds).items():
             report.add(name, "MB/s", values)
     work = "one worker's 81-byte lines → file + prefixed tee"
@@ -167,6 +191,8 @@ def measure(quick: bool) -> Report:
     report.ratio(work, "≥ 1.0 × `tee FILE | sed`", 1.0, "high", mine, "tee FILE | sed", ours=mine)
     report.ratio(work, "≥ 6 × torch elastic", 6.0, "high", mine, "torch elastic", ours=mine)
     report.ratio(f"{workers} workers at once, in all", "≥ 0.85 × of one worker's", 0.85, "high", many, mine, ours=many)
+    if any(name.endswith(FILE_ONLY) for name in report.series):
+        report.notes.append("file only: supervisord and circusd have no prefixed tee, and do half of the work")
     return report
 
 

@@ -40,7 +40,7 @@ def test_a_benchmark_runs_and_leaves_nothing(name: str, tmp_path: Path) -> None:
 
 def test_every_benchmark_is_in_run_all() -> None:
     files = {path.stem for path in HOME.glob("*.py")}
-    assert files == {*run_all.ALL, "_common", "run_all"}
+    assert files == {*run_all.ALL, "_common", "_peers", "run_all"}
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:

@@ -24,13 +24,8 @@ from ._record import write_error
 # the phases that an error may come from, as the supervisor tells them
 IMPORT, UNPICKLE, RUN, RESULT = "import", "unpickle", "call", "result"
 
-# what is called, and whether local variables are wanted in a traceback
+# what is called, and whether local variables are wanted in its traceback
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], bool]
-    Callable[..., Any], tuple[Any, ...], dict[str, Any], bool
-]  # the last: whether locals are wanted
-
-    Callable[..., Any], tuple[Any, ...], dict[str, Any], bool
-]  # the last: whether locals are wanted
 
 
 def fresh() -> NoReturn:
