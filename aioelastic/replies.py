@@ -29,7 +29,13 @@ class Replies:
         error: its exception, if it raised one.
     """
 
-    def __init__(self, poller: Poller, channel: socket.socket, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        poller: Poller,
+        channel: socket.socket,
+        on_ready: Callable[[], None],
+        on_task: Callable[[bytes, list[int]], None] | None = None,
+    ) -> None:
         self.value: Any = None
         self.has_value = False
         self.error: RemoteError | None = None
@@ -37,6 +43,7 @@ class Replies:
         self._poller = poller
         self._channel: socket.socket | None = channel
         self._on_ready = on_ready
+        self._on_task = on_task
         poller.add_reader(channel.fileno(), self._read)
 
     def finish(self) -> None:
@@ -80,15 +87,14 @@ class Replies:
 
     def _take(self, packet: bytes, fds: list[int]) -> None:
         kind = packet[:1]
-        if kind == _wire.VALUE:
-            with _main_has_both_names():
+        if self._on_task is not None and kind in (_wire.DONE, _wire.FAILED):
+            self._on_task(packet, fds)
+        elif kind == _wire.VALUE:
+            with main_has_both_names():
                 (self.value,) = _wire.decode(packet, fds)
             self.has_value = True
         elif kind == _wire.ERROR:
-            phase, told = _wire.decode(packet, fds)
-            with _main_has_both_names():
-                exc, why = _failure.rebuild(told["packed"])
-            self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
+            self.error = remote_error(packet, fds)
         elif kind == _wire.RUNS:
             self._on_ready()
         else:
@@ -101,7 +107,15 @@ class Replies:
             self._channel = None
 
 
-class _main_has_both_names:
+def remote_error(packet: bytes, fds: list[int]) -> RemoteError:
+    """From an `ERROR` or `FAILED` message."""
+    phase, told = _wire.decode(packet, fds)
+    with main_has_both_names():
+        exc, why = _failure.rebuild(told["packed"])
+    return RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
+
+
+class main_has_both_names:
     """A worker knows our main module by another name, as in multiprocessing: so do we while we unpickle."""
 
     def __enter__(self) -> None:

@@ -28,12 +28,17 @@ SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted); to a zygo
 CALL = b"C"  # (function, args, kwargs)
 # worker → supervisor
 RUNS = b"N"  # ready(): ()
+# supervisor → a worker of an executor, and back; the id (8 bytes) stands before the body, in the reply with the
+# worker's resident size in bytes (8 bytes)
+TASK = b"K"  # (function, args, kwargs)
+DONE = b"D"  # (value,)
+FAILED = b"L"  # as ERROR
 VALUE = b"V"  # (value,)
 ERROR = b"E"  # (phase, what `_failure.describe` says)
 
 INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
 APART = 16_384  # bytes from which a buffer is worth a place of its own
-PACKET = INLINE + 2  # the largest datagram
+PACKET = INLINE + 18  # the largest datagram
 FDS = 4  # descriptors one datagram may carry
 _HERE, _MEMFD = b"\0", b"\1"
 _ALIGN = 64  # of buffers, for vector instructions

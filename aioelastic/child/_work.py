@@ -150,7 +150,7 @@ def _work(channel: socket.socket, call: Call | None) -> int:
         phase = RUN
         value = fn(*args, **kwargs)
         if isinstance(value, types.CoroutineType):
-            value = _run(value)
+            value = run(value)
         phase = RESULT
         _send(channel, _wire.VALUE, (value,))
     except SystemExit as exc:
@@ -172,7 +172,8 @@ def _work(channel: socket.socket, call: Call | None) -> int:
     return 0
 
 
-def _run(coroutine: Any) -> Any:
+def run(coroutine: Any) -> Any:
+    """In an event loop of its own, uvloop's where that is installed."""
     try:
         import uvloop
     except ImportError:
@@ -182,16 +183,21 @@ def _run(coroutine: Any) -> Any:
     return uvloop.run(coroutine)
 
 
-def _send(channel: socket.socket, kind: bytes, body: tuple[Any, ...]) -> None:
+def pack(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
+    """As `_wire.encode`, and by value what cannot be found by name, if cloudpickle is here."""
     try:
-        packet, fds = _wire.encode(kind, body)
+        return _wire.encode(kind, body)
     except OSError:
         raise
     except Exception:
         dumps = _wire.by_value()
         if dumps is None:
             raise
-        packet, fds = _wire.encode(kind, body, dumps)
+        return _wire.encode(kind, body, dumps)
+
+
+def _send(channel: socket.socket, kind: bytes, body: tuple[Any, ...]) -> None:
+    packet, fds = pack(kind, body)
     try:
         _socket.send(channel, packet, fds)
     finally:

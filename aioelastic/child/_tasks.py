@@ -1,0 +1,61 @@
+"""What a worker of an executor does: one task after another, until there are no more."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import _context, _socket, _wire, _work
+from ._failure import describe
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], weigh: bool) -> None:
+    """Run tasks from our channel until its other end stops sending.
+
+    Args:
+        weigh: tell our resident size in bytes with each reply.
+    """
+    channel = _context.channel
+    assert channel is not None
+    if initializer is not None:
+        initializer(*initargs)
+    _context.ready()
+    receive, send, encode, decode = _socket.receive, _socket.send, _wire.encode, _wire.decode
+    while True:
+        packet, fds = receive(channel)
+        if not packet:
+            return
+        number, phase = 0, _work.UNPICKLE
+        try:
+            number = int.from_bytes(packet[2:10], "little")
+            fn, args, kwargs = decode(packet[:2] + packet[10:], fds)
+            if fds:
+                _socket.close(fds)
+            phase = _work.RUN
+            value = fn(*args, **kwargs)
+            if type(value) is types.CoroutineType:
+                value = _work.run(value)
+            phase = _work.RESULT
+            out, fds = _work.pack(_wire.DONE, (value,))
+            del value, fn, args, kwargs  # nothing of a task stays until the next
+        except BaseException as exc:
+            out, fds = encode(_wire.FAILED, (phase, describe(exc, 1)))
+            exc.__traceback__ = None
+        size = _resident() if weigh else 0
+        send(channel, out[:2] + number.to_bytes(8, "little") + size.to_bytes(8, "little") + out[2:], fds)
+        if fds:
+            _socket.close(fds)
+
+
+def chunk(fn: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Several tasks as one."""
+    return [fn(*one) for one in items]
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
