@@ -27,6 +27,7 @@ _HOMES = {
     "Command": "spec",
     "Logs": "spec",
     "Match": "spec",
+    "Restart": "restart",
     "Rotate": "spec",
     "Std": "spec",
     "Stop": "spec",
@@ -55,6 +56,7 @@ __all__ = [
     "Command",
     "Logs",
     "Match",
+    "Restart",
     "Rotate",
     "Std",
     "Stop",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from .outcome import Result as Result
     from .outcome import Unkillable as Unkillable
     from .outcome import Usage as Usage
+    from .restart import Restart as Restart
     from .run import supervise as supervise
     from .spec import Command as Command
     from .spec import Logs as Logs

@@ -8,6 +8,7 @@ from .events import Event
 from .group import Group
 from .launch import Launcher
 from .outcome import GroupResult
+from .restart import Restart
 from .spec import Entry, Logs, Stop, check_timeout
 
 
@@ -19,6 +20,7 @@ async def supervise(
     env: Mapping[str, str | None] | None = None,
     logs: Logs | None = None,
     stop: Stop | None = None,
+    restart: Restart | None = None,
     timeout: float | None = None,
     check: bool = True,
     on_event: Callable[[Event], object] | None = None,
@@ -26,8 +28,9 @@ async def supervise(
 ) -> GroupResult:
     """Run a group of workers to its end.
 
-    It ends when all workers have ended, or one has failed (the others are then stopped), or the time is over, or
-    the calling task is cancelled; whichever it is, nothing of the group is left when this returns or raises.
+    It ends when all workers have ended, or one has failed and is not to begin again (the others are then stopped), or
+    the time is over, or the calling task is cancelled; whichever it is, nothing of the group is left when this
+    returns or raises.
 
     Args:
         entry: a `Command` for all `n` ranks, a builder `rank -> Command`, or a list with one per rank.
@@ -36,6 +39,7 @@ async def supervise(
         env: variables for all workers, over the caller's own environ; None unsets one.
         logs: where output goes; to the console with a prefix per line when not given.
         stop: how workers are stopped; SIGTERM and 30 s of grace when not given.
+        restart: which failures are answered by a new attempt; none when not given.
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
         on_event: called on the loop with each event (`aioelastic.events`); must be quick.
@@ -55,7 +59,18 @@ async def supervise(
         print(result[2].exit.code, result[2].usage.max_rss)
     """
     check_timeout(timeout)
-    group = Group(entry, n, name=name, env=env, logs=logs, stop=stop, check=False, on_event=on_event, launcher=launcher)
+    group = Group(
+        entry,
+        n,
+        name=name,
+        env=env,
+        logs=logs,
+        stop=stop,
+        restart=restart,
+        check=False,
+        on_event=on_event,
+        launcher=launcher,
+    )
     async with group:
         group.begin_reading()
         await group.finish(timeout)

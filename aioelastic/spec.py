@@ -27,6 +27,7 @@ from .checks import (
     parse_signal,
 )
 from .errors import SpecError
+from .restart import Restart
 
 if TYPE_CHECKING:
     from .streams import Line
@@ -283,6 +284,7 @@ class GroupSpec:
     env: Mapping[str, str | None] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
     stop: Stop = field(default_factory=Stop)
+    restart: Restart = field(default_factory=Restart.never)
 
     @classmethod
     def of(
@@ -294,6 +296,7 @@ class GroupSpec:
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
         stop: Stop | None = None,
+        restart: Restart | None = None,
     ) -> GroupSpec:
         """Resolve the three forms of `entry` to one command per rank, and check the rest.
 
@@ -307,6 +310,8 @@ class GroupSpec:
         for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):
             if not isinstance(given, kind):
                 raise SpecError(what, given, f"is not a {kind.__name__}", f"give {kind.__name__}(...)")
+        if restart is not None and not isinstance(restart, Restart):
+            raise SpecError("restart", restart, "is not a Restart", "give Restart.on_failure(max=3)")
         entries = _entries(entry, n)
         named: dict[str, Iterable[int]] = {"Logs.ranks": logs.ranks or ()}
         for what, stds in (("Logs.tee", logs.tee), ("Logs.save", logs.save)):
@@ -321,7 +326,7 @@ class GroupSpec:
                 raise SpecError(
                     "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
                 )
-        return cls(entries, name, check_env("env", env), logs, stop)
+        return cls(entries, name, check_env("env", env), logs, stop, restart or Restart.never())
 
 
 def _entries(entry: Entry, n: int | None) -> tuple[Command, ...]:

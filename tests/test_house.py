@@ -19,6 +19,7 @@ HOUSE = Path(aioelastic.__file__).parent
 ORDER = [
     "errors",
     "checks",
+    "restart",
     "spec",
     "outcome",
     "events",
@@ -34,6 +35,8 @@ ORDER = [
     "ground",
     "hub",
     "worker",
+    "account",
+    "passes",
     "group",
     "run",
     "cli",
