@@ -28,6 +28,7 @@ _HOMES = {
     "Function": "entry",
     "Logs": "spec",
     "Match": "spec",
+    "Restart": "restart",
     "Rotate": "spec",
     "Std": "spec",
     "Stop": "spec",
@@ -64,6 +65,7 @@ __all__ = [
     "Function",
     "Logs",
     "Match",
+    "Restart",
     "Rotate",
     "Std",
     "Stop",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     from .outcome import Result as Result
     from .outcome import Unkillable as Unkillable
     from .outcome import Usage as Usage
+    from .restart import Restart as Restart
     from .run import supervise as supervise
     from .spec import Logs as Logs
     from .spec import Match as Match

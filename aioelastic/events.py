@@ -61,6 +61,31 @@ class Killed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Restarting(Event):
+    """A worker's attempt is over, nothing of it is left, and its rank begins again; `Spawned` follows.
+
+    It is about the attempt that ended. With `Restart` scope `"all"` each rank has one.
+
+    Attributes:
+        next_attempt: the one that begins.
+        reason: the failure that is answered so: `"rank 1: exit code 3"`.
+    """
+
+    next_attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp(Event):
+    """A worker failed once more than `Restart` allows: the group fails, and the others are stopped.
+
+    `attempts` is how many there were, the first one too.
+    """
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class SinkTrouble(Event):
     """A sink failed or lost bytes. Other sinks and the workers go on.
 

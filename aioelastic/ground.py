@@ -7,10 +7,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+from .errors import SpecError
 from .launch import (
     TAG,
     Calls,
@@ -31,6 +33,8 @@ from .spec import GroupSpec
 from .stop import Patience
 from .thread import HelperThread, completed, insist
 from .watch import Census, Poller
+
+K = TypeVar("K")
 
 TAKE_BACK = 1.0  # seconds for a helper thread to end when nothing was started
 
@@ -54,6 +58,7 @@ class Ground:
         self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
+        self._first: LaunchPlan | None = None
 
     async def open(self, run_id: str) -> LaunchPlan:
         """Check the machine, make the log files, and say exactly what will run.
@@ -75,15 +80,22 @@ class Ground:
             raise
         return planned
 
+    async def again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
+        """The plan of a later attempt: of these ranks, or of all of them, on a port of its own.
+
+        Programs are those that the first attempt has found. Should one be gone, the system will say so.
+        """
+        return await completed(self._proc.submit(lambda: self._prepare_again(attempt, ranks)))
+
     def launcher(self) -> Launcher:
         """The default one."""
         return self._launchers
 
     async def close(
-        self, patience: Patience, bound: float, error_files: Mapping[int, Path]
-    ) -> dict[int, ErrorReport | None]:
-        """Flush what is queued, each within `bound` seconds; returns what workers wrote about themselves, by rank."""
-        reports: dict[int, ErrorReport | None] = {}
+        self, patience: Patience, bound: float, error_files: Mapping[K, Path]
+    ) -> dict[K, ErrorReport | None]:
+        """Flush what is queued, each within `bound` seconds; returns what workers wrote about themselves."""
+        reports: dict[K, ErrorReport | None] = {}
         await self.sinks.close(patience, bound)
         if await _ended(self._files, patience, bound):
             reports = await insist(self._proc.submit(lambda: self._read_reports(error_files)))
@@ -102,19 +114,48 @@ class Ground:
                 self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
             except OSError:
                 pass  # no place for error.json: failures will lack it, nothing else
+        self._spec = absolute(self._spec)  # it means the same later, wherever we stand then
         planned = plan(
-            absolute(self._spec),
+            self._spec,
             run_id=run_id,
             host=socket.gethostname(),
             master_port=self._port.number,
             environ=self.environ,
             error_dir=self._error_dir,
         )
-        return self._pack(preflight(planned, self.environ))
+        self._first = self._pack(preflight(planned, self.environ))
+        return self._first
 
-    def _read_reports(self, error_files: Mapping[int, Path]) -> dict[int, ErrorReport | None]:
+    def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
+        assert self._first is not None
+        assert self._port is not None
+        if ranks is None:
+            try:
+                fresh = Port()  # taken before the old one is given back, so it is another
+            except (OSError, SpecError):
+                fresh = self._port  # none is to be had: the old one is better than none
+            if fresh is not self._port:
+                self._port.close()
+                self._port = fresh
+        later = plan(
+            self._spec,
+            run_id=self._first.run_id,
+            host=self._first.host,
+            master_port=self._port.number,
+            environ=self.environ,
+            error_dir=self._error_dir,
+            attempt=attempt,
+            ranks=ranks,
+        )
+        first = self._first.workers
+        workers = tuple(
+            replace(one, program=first[one.rank].program, call=first[one.rank].call) for one in later.workers
+        )
+        return replace(later, workers=workers)
+
+    def _read_reports(self, error_files: Mapping[K, Path]) -> dict[K, ErrorReport | None]:
         try:
-            return {rank: read_report(path) for rank, path in error_files.items()}
+            return {who: read_report(path) for who, path in error_files.items()}
         finally:
             self._remove_error_dir()
 

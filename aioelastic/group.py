@@ -1,4 +1,4 @@
-"""n lives: a `Group`. The first failure decides; all that was started is ended; then a result."""
+"""n lives: a `Group`. What users hold; all that was started is ended; then a result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import signal
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,27 +17,26 @@ from typing import Any, Literal, Self
 import anyio
 
 from . import stop as _stop
+from .account import account
 from .child import _context
 from .entry import Entry
-from .errors import LaunchFailed, SpecError
+from .errors import SpecError
 from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
 from .launch import Launcher, LaunchPlan, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
-from .outcome import ErrorReport, GroupResult, Process, Reason
+from .outcome import GroupResult, Process, Reason
+from .passes import Passes
+from .restart import Restart
 from .spec import GroupSpec, Logs, Std, Stop
 from .streams import FileSink, LineFeed, Tap
-from .thread import finished
 from .worker import Worker
 
-# Starts that are under way at a time.
-AHEAD = 16
-# After this long at starting workers the loop gets its turn.
-SLICE = 0.001
-# Events kept for subscribers that come late.
-HISTORY_PER_WORKER = 8
+# Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
+HISTORY_PER_START = 8
 HISTORY = 1_000
+HISTORY_MOST = 100_000
 
 
 class Group:
@@ -66,6 +64,7 @@ class Group:
         stop: Stop | None = None,
         start: Literal["zygote", "spawn", "fork"] = "zygote",
         preload: Sequence[str] = (),
+        restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
         launcher: Launcher | None = None,
@@ -73,7 +72,9 @@ class Group:
         if isinstance(entry, GroupSpec):
             spec = entry
         else:
-            spec = GroupSpec.of(entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload)
+            spec = GroupSpec.of(
+                entry, n, name=name, env=env, logs=logs, stop=stop, restart=restart, start=start, preload=preload
+            )
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
@@ -85,21 +86,18 @@ class Group:
         self._check = check
         self._told = False  # the caller has seen the failures
         self._launcher = launcher
-        self._workers: list[Worker] = []
+        self._passes = Passes(self, spec.restart)
         self._entered = False
         self._owner_pid = os.getpid()
-        self._starting = True
         self._reading = False
         self._stopping = False
         self._reason: Reason = "done"
-        self._unsettled = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._patience = _stop.Patience()
-        self._hub = Hub(on_event, max(HISTORY, HISTORY_PER_WORKER * len(spec.entries)))
+        starts = len(spec.entries) * (1 + spec.restart.max)
+        self._hub = Hub(on_event, min(max(HISTORY, HISTORY_PER_START * starts), HISTORY_MOST))
         self._feeds: list[LineFeed] = []
         self._leaked: list[Process] = []
-        self._first_start = 0
         self._timeout: float | None = None
         self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
 
@@ -135,6 +133,7 @@ class Group:
         return len(self._workers)
 
     def __getitem__(self, rank: int) -> Worker:
+        """The worker of this rank; a new one after a restart."""
         return self._workers[rank]
 
     def __iter__(self) -> Iterator[Worker]:
@@ -177,7 +176,7 @@ class Group:
         async for event in self.events():
             if isinstance(event, Exited) and event.rank is not None:
                 worker = self._workers[event.rank]
-                if worker.exit is not None and worker.cause == "":
+                if worker.attempt == event.attempt and worker.cause == "":
                     yield event.rank, worker.value
         await self.wait()
 
@@ -205,7 +204,7 @@ class Group:
 
     def hurry(self) -> None:
         """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
-        self._patience.hurry()
+        self._passes.patience.hurry()
         for worker in self._workers:
             worker.patience.hurry()
 
@@ -217,8 +216,7 @@ class Group:
         self._reason = reason
         if stop is not None:
             self.stop_policy = stop
-        for worker in [one for one in reversed(self._workers) if one.ask_to_stop()]:
-            worker.follow_up()
+        self._passes.stop_all()
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait."""
@@ -268,14 +266,12 @@ class Group:
         task.add_done_callback(self._background_done)
 
     def exited(self, worker: Worker) -> None:
-        """The moment of the exit: a failure of its own decides the group's fate."""
-        if worker.failed:
-            self.begin_stop("failed")
+        """The moment of the exit."""
+        self._passes.exited(worker)
 
     def settled(self, worker: Worker) -> None:
         """Nothing of the worker is left (or it was given up)."""
-        self._unsettled -= 1
-        self._maybe_close()
+        self._passes.settled(worker)
 
     def leaked(self, process: Process, worker: Worker | None = None) -> None:
         """A process that a worker left running was found."""
@@ -283,7 +279,30 @@ class Group:
         rank, attempt = (None, None) if worker is None else (worker.rank, worker.attempt)
         self.emit(Leaked(rank, process.pid, attempt, time.time(), process))
 
+    # --- what its passes call ---
+
+    def is_stopping(self) -> bool:
+        """Whether no worker is to be started any more."""
+        return self._stopping
+
+    def started(self, worker: Worker) -> None:
+        """A worker runs: let it be read as the others are."""
+        if self._feeds:
+            worker.split_lines(self._deliver)
+        if self._reading:
+            worker.begin_reading()
+
+    def all_over(self) -> None:
+        """Nothing of any worker is left, and none begins again."""
+        if not self._closing:
+            self._closing = True
+            self.background(self._close())
+
     # --- its own ---
+
+    @property
+    def _workers(self) -> list[Worker]:
+        return self._passes.workers
 
     @property
     def _finished(self) -> bool:
@@ -308,63 +327,14 @@ class Group:
             raise
         if self._launcher is None:
             self._launcher = self._ground.launcher()
-        self._workers = [Worker(one, self) for one in self.plan.workers]
         _alive.add(self)
         try:
-            await self._launch(self._launcher)
+            await self._passes.begin(self.plan, self._ground, self._launcher)
         except BaseException as exc:
-            self._starting = False
-            self.begin_stop("stopped")
             self.begin_reading()
-            self._maybe_close()
             await self._until_done(int(isinstance(exc, asyncio.CancelledError)))
             raise
-        self._starting = False
         self.loop.call_soon(self.begin_reading)
-        self._maybe_close()
-
-    async def _launch(self, launcher: Launcher) -> None:
-        """Start all, a few at a time, adopt them in order; whatever happens, adopt all that were begun."""
-        self._first_start = time.monotonic_ns()
-        turn = self.loop.time()
-        waiting = deque(self._workers)
-        begun: deque[Worker] = deque()
-        problem: BaseException | None = None
-        while begun or (waiting and not self._is_stopping()):
-            while waiting and len(begun) < AHEAD and not self._is_stopping():
-                begun.append(waiting.popleft())
-                begun[-1].launch(launcher)
-                self._unsettled += 1
-            worker = begun.popleft()
-            try:
-                try:
-                    if worker.starting is not None:
-                        await finished(worker.starting)
-                finally:
-                    worker.adopt()
-                if self._feeds:
-                    worker.split_lines(self._deliver)
-                if self._reading:
-                    worker.begin_reading()
-                if self.loop.time() - turn > SLICE:
-                    await asyncio.sleep(0)
-                    turn = self.loop.time()
-            except LaunchFailed:
-                self.begin_stop("failed")
-            except BaseException as exc:
-                problem = problem or exc
-                self.begin_stop("stopped")
-            if worker.state is State.UNSTARTED:
-                self._unsettled -= 1
-            elif self._is_stopping():  # somebody stopped us while it was started
-                worker.begin_stop()
-        for worker in waiting:
-            worker.never_start()
-        if problem is not None:
-            raise problem
-
-    def _is_stopping(self) -> bool:
-        return self._stopping
 
     def _background_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -372,11 +342,6 @@ class Group:
         if problem is not None and self._outcome is not None and not self._outcome.done():
             self.kill_at_exit()
             self._end.set_exception(problem)
-
-    def _maybe_close(self) -> None:
-        if self._unsettled == 0 and not self._starting and not self._closing:
-            self._closing = True
-            self.background(self._close())
 
     async def _until_done(self, cancels: int) -> None:
         """Wait for the end through cancellations. The first is one more reason to stop; a second skips the grace."""
@@ -402,16 +367,33 @@ class Group:
                 self.leaked(one.process)
                 one.close(self.loop)
         else:
-            await _stop.sweep(find, self._patience, self.stop_policy, self.leaked)
-        ended_badly = (w for w in self._workers if w.failed or (w.exit is not None and not w.exit.ok))
-        written = {w.rank: w.plan.error_file for w in ended_badly if w.plan.error_file is not None}
-        reports = await self._ground.close(self._patience, self.stop_policy.bound, written)
+            await _stop.sweep(find, self._passes.patience, self.stop_policy, self.leaked)
+        passes = self._passes
+        ended_badly = (
+            w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
+        )
+        written = {w: w.plan.error_file for w in ended_badly if w.plan.error_file is not None}
+        reports = await self._ground.close(passes.patience, self.stop_policy.bound, written)
         _alive.discard(self)
-        result = self._make_result(reports)
+        assert self.plan is not None
+        result = account(
+            self.plan,
+            passes.workers,
+            passes.ended,
+            passes.answered,
+            reports,
+            reason=self._reason,
+            leaked=self._leaked,
+            timeout=self._timeout,
+            duration=(time.monotonic_ns() - passes.started_ns) / 1e9,
+        )
         self.emit(GroupDone(None, None, None, time.time(), result))
         for feed in self._feeds:
             feed.end()
-        self._end.set_result(result)
+        if passes.problem is not None:
+            self._end.set_exception(passes.problem)
+        else:
+            self._end.set_result(result)
 
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:
@@ -422,28 +404,6 @@ class Group:
         if not self._feeds:
             for worker in self._workers:
                 worker.stop_splitting()
-
-    def _make_result(self, reports: Mapping[int, ErrorReport | None]) -> GroupResult:
-        assert self.plan is not None
-        failed = {w.rank: at for w in self._workers if (at := w.failed_at(reports.get(w.rank))) is not None}
-        order = sorted(failed, key=failed.__getitem__)
-        results = tuple(
-            w.result(self.plan, reports.get(w.rank), failed=w.rank in failed, first=w.rank in order[:1])
-            for w in self._workers
-        )
-        failures = (results[rank].failure for rank in order)
-        return GroupResult(
-            name=self.spec.name,
-            run_id=self.run_id,
-            reason=self._reason,
-            results=results,
-            failures=tuple(one for one in failures if one is not None),
-            unkillable=tuple(w.unkillable for w in self._workers if w.unkillable is not None),
-            leaked=tuple(self._leaked),
-            log_dir=self.plan.run_dir,
-            timeout=self._timeout,
-            duration=(time.monotonic_ns() - self._first_start) / 1e9,
-        )
 
 
 # Groups that hold processes: an interpreter that ends without closing its loop must not leave them.

@@ -15,6 +15,7 @@ from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
 TAIL_LINES = 20  # how many last lines of stderr a failure shows
+ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
 LINE_SHOWN = 500  # how much of one of them
 
 
@@ -166,7 +167,8 @@ class Failure:
     """One worker that failed by itself.
 
     Attributes:
-        first: whether it was the first of its group to fail: the root cause.
+        attempt: 0 for the first.
+        first: whether it was the first of its group to fail (in that attempt): the root cause.
         exit: how it ended; None when it never started.
         error: what it wrote itself, if it did (`aioelastic.record`; function workers always do).
         exception: what a function worker raised.
@@ -260,6 +262,9 @@ class Result:
         usage: what it used; None as above.
         value: what a function worker returned; always None for a command.
         failure: set when it failed by itself.
+        attempt: which attempt this is about, the last one; 0 when it was never restarted.
+        earlier: its failures that `Restart` answered by a new attempt, oldest first. The last of them may be of this
+            very attempt, if the group was stopped before the new one began.
     """
 
     rank: int
@@ -273,6 +278,7 @@ class Result:
     stderr: Output
     failure: Failure | None = None
     value: Any = None
+    earlier: tuple[Failure, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -332,6 +338,20 @@ class GroupResult(Sequence[Result]):
         """The root cause, or None."""
         return self.failures[0] if self.failures else None
 
+    @property
+    def earlier(self) -> tuple[Failure, ...]:
+        """All failures that `Restart` answered by a new attempt, by attempt, the first of each attempt first."""
+        found = [one for result in self.results for one in result.earlier]
+        return tuple(sorted(found, key=lambda one: (one.attempt, not one.first, one.rank)))
+
+    def history(self) -> list[str]:
+        """One line for each of the `earlier` failures (some are left out when there are very many)."""
+        lines = [f"attempt {one.attempt}: {one.headline}" for one in self.earlier]
+        if len(lines) > ATTEMPTS_SHOWN:
+            half = ATTEMPTS_SHOWN // 2
+            lines[half:-half] = [f"… {len(lines) - 2 * half} more, see `earlier` of the result"]
+        return lines
+
     def raise_for_failures(self) -> None:
         """Raise `GroupFailed` if any worker failed by itself, `GroupTimeout` if time was over; else return."""
         if self.failures:
@@ -347,7 +367,11 @@ class GroupResult(Sequence[Result]):
         if len(errors) > 1:
             # a traceback prints the group top-down: end it with the root cause
             errors[min(len(errors), PRINTED) - 1].add_note(f"\nroot cause, the first to fail:\n{first.describe()}")
-        return GroupFailed(f"group {self.name!r}: {first.headline}{others}", errors, self)
+        text = first.headline
+        if history := self.history():
+            count = "1 attempt" if first.attempt == 0 else f"{first.attempt + 1} attempts"
+            text = "\n  ".join([f"failed after {count}:", *history, f"attempt {first.attempt}: {text}"])
+        return GroupFailed(f"group {self.name!r}: {text}{others}", errors, self)
 
     @overload
     def __getitem__(self, rank: int) -> Result: ...

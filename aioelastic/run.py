@@ -10,6 +10,7 @@ from .events import Event
 from .group import Group
 from .launch import Launcher
 from .outcome import GroupResult
+from .restart import Restart
 from .spec import Logs, Stop, check_timeout
 
 
@@ -23,6 +24,7 @@ async def supervise(
     stop: Stop | None = None,
     start: Literal["zygote", "spawn", "fork"] = "zygote",
     preload: Sequence[str] = (),
+    restart: Restart | None = None,
     timeout: float | None = None,
     check: bool = True,
     on_event: Callable[[Event], object] | None = None,
@@ -30,8 +32,9 @@ async def supervise(
 ) -> GroupResult:
     """Run a group of workers to its end.
 
-    It ends when all workers have ended, or one has failed (the others are then stopped), or the time is over, or
-    the calling task is cancelled; whichever it is, nothing of the group is left when this returns or raises.
+    It ends when all workers have ended, or one has failed and is not to begin again (the others are then stopped), or
+    the time is over, or the calling task is cancelled; whichever it is, nothing of the group is left when this
+    returns or raises.
 
     Args:
         entry: a `Command` or `Function` for all `n` ranks, a builder `rank -> entry`, or a list with one per rank.
@@ -44,6 +47,7 @@ async def supervise(
             stays for the next group), `"spawn"` (a fresh interpreter), or `"fork"` (a copy of this process and all its
             memory; its dangers are in the documentation).
         preload: modules that the zygote imports once.
+        restart: which failures are answered by a new attempt; none when not given.
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
         on_event: called on the loop with each event (`aioelastic.events`); must be quick.
@@ -72,6 +76,7 @@ async def supervise(
         stop=stop,
         start=start,
         preload=preload,
+        restart=restart,
         check=False,
         on_event=on_event,
         launcher=launcher,

@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,9 @@ class Sinks:
         self._thread = files
         self._on_trouble = on_trouble
         self._files: dict[tuple[int, Std], FileSink] = {}
-        self._matched: list[FileSink] = []
+        # merged files by attempt, and how many ranks are at it: one rank may be several attempts ahead of another
+        self._matched: dict[int, list[FileSink]] = {}
+        self._at: Counter[int] = Counter()
         self._consoles: dict[Std, Console] = {}
         self._name = ""
         self._host = ""
@@ -77,6 +80,45 @@ class Sinks:
                     self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble
                 )
 
+    def again(self, plan: LaunchPlan) -> asyncio.Future[None] | None:
+        """Begin to make the files of a later attempt, for whose ranks the one before is over: its files are closed.
+
+        Trouble is told and costs log files, never the attempt. None: there are no files to make.
+        """
+        if plan.run_dir is None:
+            return None
+        attempt, home = plan.attempt, plan.run_dir / f"attempt_{plan.attempt}"
+        fresh: list[FileSink] = []
+        for worker in plan.workers:
+            for std, path in ((Std.OUT, worker.stdout_log), (Std.ERR, worker.stderr_log)):
+                old = self._files.pop((worker.rank, std), None)
+                if old is not None:
+                    old.close()
+                if path is not None:
+                    fresh.append(FileSink(self._thread, path, self._logs.rotate, self._on_trouble))
+                    self._files[worker.rank, std] = fresh[-1]
+        self._at[attempt] += len(plan.workers)
+        self._at[attempt - 1] -= len(plan.workers)
+        if not self._at[attempt - 1]:
+            for sink in self._matched.pop(attempt - 1, ()):
+                sink.close()
+        merged: list[FileSink] = []
+        if attempt not in self._matched:
+            paths = (home / match.file for match in self._logs.matches)
+            merged = [FileSink(self._thread, path, None, self._on_trouble) for path in paths]
+            self._matched[attempt] = merged
+
+        def make() -> None:
+            for worker in plan.workers:
+                with contextlib.suppress(OSError):  # opening what belongs there will tell
+                    (home / str(worker.rank)).mkdir(parents=True, exist_ok=True)
+            for sink in merged:
+                sink.try_open(append=True)  # a rank that came here earlier has written to it
+            for sink in fresh:
+                sink.try_open()
+
+        return self._thread.submit(make)
+
     def taps(self, worker: Worker, std: Std) -> list[Tap]:
         """What one stream feeds, besides its tail."""
         logs, plan = self._logs, worker.plan
@@ -90,7 +132,7 @@ class Sinks:
                 taps.append(JsonTap(console, self._name, worker.rank, STREAM[std]))
             else:
                 taps.append(ConsoleTap(self._loop, console, self._prefix(worker, std, console.tty), self._constant))
-        for match, merged in zip(logs.matches, self._matched, strict=False):
+        for match, merged in zip(logs.matches, self._matched.get(worker.attempt, ()), strict=False):
             if match.std & std:
                 taps.append(MatchTap(match, self._prefix(worker, std, False), merged))
         if logs.callback is not None:
@@ -106,8 +148,11 @@ class Sinks:
         while self._consoles:
             _, console = self._consoles.popitem()
             await console.leave(self._on_trouble, patience, bound)
-        for sink in (*self._files.values(), *self._matched):
+        for sink in self._files.values():
             sink.close()
+        for merged in self._matched.values():
+            for sink in merged:
+                sink.close()
 
     def _prefix(self, worker: Worker, std: Std, colour: bool) -> Callable[[float], bytes]:
         fields: dict[str, Any] = {
@@ -141,8 +186,10 @@ class Sinks:
             self._probe(plan.run_dir)
             home = plan.run_dir / f"attempt_{plan.attempt}"
             home.mkdir()
+            self._at[plan.attempt] = len(plan.workers)
+            merged = self._matched[plan.attempt] = []
             for match in self._logs.matches:
-                self._matched.append(self._new(home / match.file, rotate=False))
+                merged.append(self._new(home / match.file, rotate=False))
             for worker in plan.workers:
                 (home / str(worker.rank)).mkdir()
                 for std, path in ((Std.OUT, worker.stdout_log), (Std.ERR, worker.stderr_log)):

@@ -26,6 +26,7 @@ from .checks import (
 )
 from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
+from .restart import Restart
 
 if TYPE_CHECKING:
     from .streams import Line
@@ -238,6 +239,7 @@ class GroupSpec:
     env: Mapping[str, str | None] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
     stop: Stop = field(default_factory=Stop)
+    restart: Restart = field(default_factory=Restart.never)
     start: Literal["zygote", "spawn", "fork"] = "zygote"
     preload: tuple[str, ...] = ()
 
@@ -251,6 +253,7 @@ class GroupSpec:
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
         stop: Stop | None = None,
+        restart: Restart | None = None,
         start: Literal["zygote", "spawn", "fork"] = "zygote",
         preload: Sequence[str] = (),
     ) -> GroupSpec:
@@ -266,6 +269,8 @@ class GroupSpec:
         for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):
             if not isinstance(given, kind):
                 raise SpecError(what, given, f"is not a {kind.__name__}", f"give {kind.__name__}(...)")
+        if restart is not None and not isinstance(restart, Restart):
+            raise SpecError("restart", restart, "is not a Restart", "give Restart.on_failure(max=3)")
         entries = resolve(entry, n)
         named: dict[str, Iterable[int]] = {"Logs.ranks": logs.ranks or ()}
         for what, stds in (("Logs.tee", logs.tee), ("Logs.save", logs.save)):
@@ -286,7 +291,8 @@ class GroupSpec:
             raise SpecError("preload", preload, "is not a list of module names", 'give preload=["torch"]')
         if preload and start != "zygote":
             raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
-        return cls(entries, name, check_env("env", env), logs, stop, start, tuple(preload))
+        restart = restart or Restart.never()
+        return cls(entries, name, check_env("env", env), logs, stop, restart, start, tuple(preload))
 
 
 def _std(field: str, value: Any) -> Std | FrozenDict[int, Std]:

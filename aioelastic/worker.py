@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import stop as _stop
-from .errors import LaunchFailed
+from .errors import LaunchFailed, RemoteError
 from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
-from .launch import Launcher, LaunchPlan, LiveProcess, RawExit, WorkerPlan, owner
+from .launch import Launcher, LiveProcess, RawExit, WorkerPlan, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
-from .outcome import ErrorReport, Exit, Failure, Output, Process, Result, Unkillable, Usage
+from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
 from .replies import Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail, Tap
@@ -252,6 +252,11 @@ class Worker:
         return f"{words}: {self._reason}" if words and self._reason else words
 
     @property
+    def error(self) -> RemoteError | None:
+        """What its function raised."""
+        return None if self._replies is None else self._replies.error
+
+    @property
     def value(self) -> Any:
         """What its function returned, as soon as that is here; None before, and for a command."""
         return None if self._replies is None else self._replies.value
@@ -322,43 +327,6 @@ class Worker:
                     self._holders[std] = held.get(pump.fd, ())
                     pump.close()
         self._end()
-
-    # --- what came of it ---
-
-    def result(self, plan: LaunchPlan, report: ErrorReport | None, failed: bool, first: bool) -> Result:
-        """Its result, with its failure if it `failed` by itself."""
-        stdout, stderr = self.output(Std.OUT), self.output(Std.ERR)
-        failure = None
-        if failed:
-            failure = Failure(
-                rank=self.rank,
-                name=plan.name,
-                pid=self.pid,
-                host=plan.host,
-                attempt=self.attempt,
-                argv=self.plan.argv,
-                cwd=self.plan.cwd,
-                exit=self.exit,
-                cause=self.cause or str(self.exit),
-                error=report,
-                stdout=stdout,
-                stderr=stderr,
-                first=first,
-                exception=self._replies.error if self._replies else None,
-            )
-        return Result(
-            rank=self.rank,
-            name=plan.name,
-            argv=self.plan.argv,
-            pid=self.pid,
-            attempt=self.attempt,
-            exit=self.exit,
-            usage=self.usage,
-            stdout=stdout,
-            stderr=stderr,
-            failure=failure,
-            value=self.value,
-        )
 
     # --- its own ---
 

@@ -28,10 +28,10 @@ def py(script: str, env: Mapping[str, str | None] | None = None) -> Command:
     return Command(sys.executable, "-S", "-c", script, env=env)
 
 
-async def event_of(group: Group, kind: type[E], rank: int | None = None) -> E:
-    """The first event of this kind (and rank), past or to come."""
+async def event_of(group: Group, kind: type[E], rank: int | None = None, attempt: int | None = None) -> E:
+    """The first event of this kind (and rank, and attempt), past or to come."""
     async for event in group.events():
-        if isinstance(event, kind) and (rank is None or event.rank == rank):
+        if isinstance(event, kind) and rank in (None, event.rank) and attempt in (None, event.attempt):
             return event
     raise AssertionError(f"the group ended without {kind.__name__}")
 

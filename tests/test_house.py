@@ -19,6 +19,7 @@ HOUSE = Path(aioelastic.__file__).parent
 ORDER = [
     "errors",
     "checks",
+    "restart",
     "entry",
     "spec",
     "outcome",
@@ -36,6 +37,8 @@ ORDER = [
     "ground",
     "hub",
     "worker",
+    "account",
+    "passes",
     "group",
     "run",
     "cli",

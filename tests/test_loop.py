@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
-from helpers import sh
+from helpers import kill_and_see_it_dead, sh
 
 from aioelastic import Logs, Match, Rotate, Std, Stop, supervise
 from aioelastic.events import Spawned
+from aioelastic.watch import Poller
 
 
 @pytest.fixture
@@ -75,3 +78,37 @@ async def test_others_run_meanwhile() -> None:
     )
     task.cancel()
     assert len(set(turns_at_spawn)) >= 10
+
+
+async def test_an_exit_is_told_once_however_busy_the_pipes_are() -> None:
+    """Its end comes between two reads of the same slice; it is reaped only when that slice is over."""
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop)
+    child = os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+    pidfd = os.pidfd_open(child)
+    reader, writer = os.pipe()
+    os.write(writer, b"abc")
+    told: list[int] = []
+    over = loop.create_future()
+
+    def read() -> None:
+        if os.read(reader, 1) == b"a":
+            kill_and_see_it_dead(child, signal.SIGKILL)
+
+    def exited() -> None:
+        told.append(child)
+        loop.call_soon(reap)
+
+    def reap() -> None:
+        if not over.done():
+            poller.remove(pidfd)
+            over.set_result(None)
+
+    poller.add_exit(pidfd, exited)
+    poller.add_reader(reader, read)
+    await over
+    poller.remove(reader)
+    for fd in (pidfd, reader, writer):
+        os.close(fd)
+    os.waitpid(child, 0)
+    assert told == [child]

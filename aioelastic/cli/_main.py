@@ -8,12 +8,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import __version__
 from ..checks import PID_MAX
 from ..entry import Command
 from ..errors import SpecError
 from ..launch import absolute, check_limits, plan, preflight
+from ..restart import Restart
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from ._run import run_group
 
@@ -27,6 +29,8 @@ examples:
       every byte of every rank in files below runs/, only rank 0 on the terminal
   aioelastic run -n 2 --stop-signal INT --grace 120 -- python3 serve.py
       when one fails, the others get SIGINT and two minutes each before SIGKILL
+  aioelastic run -n 4 --max-restarts 3 --restart-scope all -- python3 train.py
+      when one fails, stop the others and begin again with all; three times, then fail
   aioelastic run -n 2 --dry-run --env OMP_NUM_THREADS=1 -- python3 train.py
       say what would run, and run nothing
 
@@ -115,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--cwd", metavar="DIR", help="directory in which the workers start")
     group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop the group after this long")
     output = run.add_argument_group("output")
-    output.add_argument("--log-dir", metavar="DIR", help="save output below DIR/<run id>/attempt_0/<rank>/")
+    output.add_argument("--log-dir", metavar="DIR", help="save output below DIR/<run id>/attempt_<n>/<rank>/")
     output.add_argument(
         "--tee", type=_std, default=Std.ALL, metavar="WHAT", help="on the terminal: all, out, err or none"
     )
@@ -142,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
         default=Stop.grace,
         metavar="SECONDS",
         help="time each worker has to obey before SIGKILL (default: %(default)g)",
+    )
+    again = run.add_argument_group("beginning again")
+    again.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="answer N failures by a new attempt (default: 0)"
+    )
+    again.add_argument(
+        "--restart-scope",
+        metavar="SCOPE",
+        help="one: only the rank that failed, each rank N times (default); all: stop the others, then all ranks",
     )
     other = run.add_argument_group("other")
     other.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
@@ -172,7 +185,16 @@ def _spec(args: argparse.Namespace) -> GroupSpec:
             json=args.json,
         ),
         stop=Stop(signal=Stop.signal if args.stop_signal is None else args.stop_signal, grace=args.grace),
+        restart=_restart(args.max_restarts, args.restart_scope),
     )
+
+
+def _restart(most: int, scope: Any) -> Restart:
+    if most == 0:
+        if scope is not None:
+            raise SpecError("--restart-scope", scope, "needs a number of restarts", "give --max-restarts too")
+        return Restart.never()
+    return Restart.on_failure(most, "one" if scope is None else scope)
 
 
 def _dry_run(spec: GroupSpec) -> str:

@@ -85,6 +85,7 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
     lines += [
         f"would not die: rank {one.rank}, pid {one.pid}, state {one.state} {one.wchan}" for one in result.unkillable
     ]
+    lines += result.history()
     for one in troubles:
         lost = f" ({one.lost} bytes lost)" if one.lost else ""
         lines.append(f"trouble with {one.sink}: {one.problem}{lost}")
@@ -96,9 +97,12 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
 
 
 def _table(result: GroupResult) -> list[str]:
-    head = ("rank", "pid", "outcome", "duration", "max RSS", "CPU time")
+    head: tuple[str, ...] = ("rank", "pid", "outcome", "duration", "max RSS", "CPU time")
     rows = [head, *(_row(one) for one in result)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    if any(one.attempt or one.earlier for one in result):
+        attempts = ["attempts", *(str(one.attempt + 1) for one in result)]
+        rows = [(*row[:2], count, *row[2:]) for row, count in zip(rows, attempts, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

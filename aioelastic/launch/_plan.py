@@ -6,12 +6,13 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..entry import Command, Function
+from ..restart import Restart
 from ..spec import GroupSpec, Std
 from ._call import Call
 
@@ -74,6 +75,7 @@ class LaunchPlan:
     master_addr: str
     master_port: int
     stop_words: str
+    restart: Restart
     workers: tuple[WorkerPlan, ...]
 
     def __str__(self) -> str:
@@ -84,6 +86,7 @@ class LaunchPlan:
             f"rendezvous: MASTER_ADDR={self.master_addr} "
             f"MASTER_PORT={self.master_port or '(a free port, chosen at the start)'}",
             f"stop: {self.stop_words}",
+            f"restart: {self.restart}",
         ]
         for one in self.workers:
             if one.function is None:
@@ -112,6 +115,7 @@ def plan(
     environ: Mapping[str, str] | None = None,
     error_dir: Path | None = None,
     attempt: int = 0,
+    ranks: Container[int] | None = None,
 ) -> LaunchPlan:
     """What a group would run. Pure: same arguments, same plan; nothing is started, opened or looked up.
 
@@ -122,6 +126,7 @@ def plan(
         environ: what workers inherit; only its lineage tag matters here.
         error_dir: where workers may write `error.json` when no logs are saved.
         attempt: 0 for the first.
+        ranks: only these; the others are not a part of this attempt.
 
     Returns:
         A `LaunchPlan` with one `WorkerPlan` per rank; `str()` of it is readable.
@@ -141,12 +146,16 @@ def plan(
         "AIOELASTIC_NAME": spec.name,
         "AIOELASTIC_ATTEMPT": str(attempt),
         "AIOELASTIC_STOP_SIGNAL": str(int(spec.stop.signum)),
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),  # what scripts for torchrun ask
+        "TORCHELASTIC_MAX_RESTARTS": str(spec.restart.max),
     }
     workers = []
     for rank, entry in enumerate(spec.entries):
+        if ranks is not None and rank not in ranks:
+            continue
         home = run_dir / f"attempt_{attempt}" / str(rank) if run_dir else None
         saved = logs.saves(rank)
-        error_file = home / "error.json" if home else error_dir / f"{rank}.json" if error_dir else None
+        error_file = home / "error.json" if home else error_dir / f"{rank}-{attempt}.json" if error_dir else None
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         if error_file is not None:
             overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
@@ -188,6 +197,7 @@ def plan(
         master_addr="127.0.0.1",
         master_port=master_port,
         stop_words=words,
+        restart=spec.restart,
         workers=tuple(workers),
     )
 

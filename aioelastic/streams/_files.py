@@ -50,6 +50,7 @@ class FileSink:
         self._pending: list[bytes] = []  # not handed to the thread yet
         self._pending_size = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._missing = False  # could not be opened, which was told
         self.queued = 0  # bytes taken so far; written by the loop only
         self._done = 0  # written by the thread only
         self._pumps: set[Pump] = set()
@@ -59,10 +60,19 @@ class FileSink:
         """Bytes not written yet."""
         return self.queued - self._done
 
-    def open(self) -> None:
-        """Make the file (it must not exist). Runs in the writer's thread. Raises `OSError`."""
+    def open(self, append: bool = False) -> None:
+        """Make the file (it must not exist, unless to `append`). Runs in the writer's thread. Raises `OSError`."""
         if self.path is not None:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            how = os.O_APPEND if append else os.O_EXCL
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | how | os.O_CLOEXEC, 0o666)
+
+    def try_open(self, append: bool = False) -> None:
+        """The same, but what prevents it is told, and all bytes are counted as lost."""
+        try:
+            self.open(append)
+        except OSError as exc:
+            self._missing = True
+            self._writer.tell(self._on_trouble, self.name, exc.strerror or str(exc), 0)
 
     def write(self, data: bytes, pump: Pump | None) -> None:
         """Queue `data`; hold `pump` while too much is queued."""
@@ -95,7 +105,9 @@ class FileSink:
             self._writer.put(lambda: self._store(batch, size))
 
     def _store(self, batch: list[bytes], size: int) -> None:
-        if self._rotate is not None:
+        if self._missing:
+            self.lost += size
+        elif self._rotate is not None:
             self._put_rotating(memoryview(b"".join(batch)), self._rotate)
         else:
             try:

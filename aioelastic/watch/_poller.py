@@ -59,18 +59,24 @@ class Poller:
     def _ready(self) -> None:
         assert self._epoll is not None
         events = self._epoll.poll(0, BATCH)
-        if events and events[-1][1] == select.EPOLLHUP and all(fd in self._pipes for fd, _ in events):
+        if events and events[-1][1] == select.EPOLLHUP and not self._exits(events):
             # an output has just ended: most likely its process is dying, and our waking up took the CPU from it
             os.sched_yield()
             events = self._epoll.poll(0, BATCH)
         until = time.monotonic() + SLICE
         while events:
-            exits = [fd for fd, _ in events if fd not in self._pipes]
-            self._call(exits or [fd for fd, _ in events])
-            # after an exit, data can wait: whoever awaits it comes first
-            if exits or self._epoll is None or time.monotonic() > until:
+            if exits := self._exits(events):
+                # data can wait for the next turn, and whoever awaits these comes before it; and until they are
+                # reaped, which is then too, another look would show them again
+                self._call(exits)
+                return
+            self._call([fd for fd, _ in events])
+            if self._epoll is None or time.monotonic() > until:
                 return
             events = self._epoll.poll(0, BATCH)
+
+    def _exits(self, events: list[tuple[int, int]]) -> list[int]:
+        return [fd for fd, _ in events if fd not in self._pipes]
 
     def _call(self, fds: list[int]) -> None:
         for fd in fds:

@@ -1,0 +1,101 @@
+"""What came of a group: from its workers, when nothing of them is left, to a `GroupResult`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+
+from .launch import LaunchPlan
+from .outcome import ErrorReport, Failure, GroupResult, Process, Reason, Result
+from .spec import Std
+from .worker import Worker
+
+
+def account(
+    plan: LaunchPlan,
+    workers: Sequence[Worker],
+    ended: Sequence[Worker],
+    answered: Collection[Worker],
+    reports: Mapping[Worker, ErrorReport | None],
+    *,
+    reason: Reason,
+    leaked: Sequence[Process],
+    timeout: float | None,
+    duration: float,
+) -> GroupResult:
+    """The result.
+
+    Args:
+        workers: the last one of each rank.
+        ended: those of earlier attempts.
+        answered: whose failure, if they had one, was answered by a new attempt.
+        reports: what those that ended badly wrote about themselves.
+    """
+    failed = {one: at for one in (*ended, *workers) if (at := one.failed_at(reports.get(one))) is not None}
+    order = sorted(failed, key=failed.__getitem__)
+    final = [one for one in order if one not in answered]
+    past = [one for one in order if one in answered]
+    firsts = set(final[:1])
+    # an attempt of the whole group has one root cause; where each rank begins again by itself, each failure is its own
+    firsts.update({one.attempt: one for one in reversed(past)}.values() if plan.restart.scope == "all" else past)
+    earlier: dict[int, list[Failure]] = {}
+    for one in sorted(past, key=lambda one: one.attempt):
+        failure = _result(one, plan, reports.get(one), failed=True, first=one in firsts).failure
+        assert failure is not None
+        earlier.setdefault(one.rank, []).append(failure)
+    ours = set(final)
+    results = tuple(
+        dataclasses.replace(
+            _result(one, plan, reports.get(one), failed=one in ours, first=one in firsts),
+            earlier=tuple(earlier.get(one.rank, ())),
+        )
+        for one in workers
+    )
+    return GroupResult(
+        name=plan.name,
+        run_id=plan.run_id,
+        reason=reason,
+        results=results,
+        failures=tuple(failure for one in final if (failure := results[one.rank].failure) is not None),
+        unkillable=tuple(one.unkillable for one in workers if one.unkillable is not None),
+        leaked=tuple(leaked),
+        log_dir=plan.run_dir,
+        timeout=timeout,
+        duration=duration,
+    )
+
+
+def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed: bool, first: bool) -> Result:
+    """Of one attempt, with its failure if it `failed` by itself."""
+    stdout, stderr = worker.output(Std.OUT), worker.output(Std.ERR)
+    failure = None
+    if failed:
+        failure = Failure(
+            rank=worker.rank,
+            name=plan.name,
+            pid=worker.pid,
+            host=plan.host,
+            attempt=worker.attempt,
+            argv=worker.plan.argv,
+            cwd=worker.plan.cwd,
+            exit=worker.exit,
+            cause=worker.cause or str(worker.exit),
+            error=report,
+            stdout=stdout,
+            stderr=stderr,
+            first=first,
+            exception=worker.error,
+        )
+    return Result(
+        rank=worker.rank,
+        name=plan.name,
+        argv=worker.plan.argv,
+        pid=worker.pid,
+        attempt=worker.attempt,
+        exit=worker.exit,
+        usage=worker.usage,
+        stdout=stdout,
+        stderr=stderr,
+        failure=failure,
+        value=worker.value,
+    )

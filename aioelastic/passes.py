@@ -1,0 +1,245 @@
+"""The attempts of a group's workers: start them; when one fails, begin again as the policy says, or let the group end.
+
+A new attempt of a rank is a new `Worker`. It begins when its old one has settled: the exit itself sets all of it off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+from . import stop as _stop
+from .errors import LaunchFailed
+from .events import GaveUp, Restarting
+from .ground import Ground
+from .launch import Launcher, LaunchPlan
+from .lifecycle import State
+from .outcome import Process, Reason
+from .restart import Restart, Verdict, decide
+from .thread import finished
+from .watch import Stray
+from .worker import Keeper, Worker
+
+# Starts that are under way at a time.
+AHEAD = 16
+# After this long at starting workers the loop gets its turn.
+SLICE = 0.001
+
+
+class Host(Keeper, Protocol):
+    """What the passes need of their group, besides what a worker needs."""
+
+    def is_stopping(self) -> bool: ...
+
+    def begin_stop(self, reason: Reason) -> None: ...
+
+    def started(self, worker: Worker) -> None: ...
+
+    def all_over(self) -> None: ...
+
+
+class Passes:
+    """All workers of a group, over all attempts.
+
+    Attributes:
+        workers: the current one of each rank.
+        ended: those of earlier attempts.
+        answered: whose failure is, or was, answered by a new attempt, and the reason that is told.
+        patience: of the looks for what all workers together have left running.
+        problem: an error of ours, or of a launcher, that ended the group.
+    """
+
+    def __init__(self, host: Host, policy: Restart) -> None:
+        self.workers: list[Worker] = []
+        self.ended: list[Worker] = []
+        self.answered: dict[Worker, str] = {}
+        self.patience = _stop.Patience()
+        self.problem: BaseException | None = None
+        self.started_ns = 0  # monotonic, of the first attempt
+        self._host = host
+        self._policy = policy
+        self._ending = False  # this pass of all ranks is over; the next one follows
+        self._busy = 0  # launches and restarts under way
+        self._unsettled = 0  # workers of which something is left
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._halted: asyncio.Future[None] | None = None  # the group is being stopped
+
+    # --- what the group calls ---
+
+    async def begin(self, plan: LaunchPlan, ground: Ground, launcher: Launcher) -> None:
+        """The first attempt."""
+        self._ground, self._launcher = ground, launcher
+        self._halted = self._host.loop.create_future()
+        self.workers = [Worker(one, self._host) for one in plan.workers]
+        self.started_ns = time.monotonic_ns()
+        self._busy += 1
+        try:
+            await self._launch(self.workers)
+        except BaseException:
+            self._host.begin_stop("stopped")
+            raise
+        finally:
+            self._busy -= 1
+            self._look()
+
+    def stop_all(self) -> None:
+        """Start to stop all workers, in reverse order; no new attempt begins once the group says it is stopping."""
+        if self._halted is not None and not self._halted.done() and self._host.is_stopping():
+            self._halted.set_result(None)
+        for worker in [one for one in reversed(self.workers) if one.ask_to_stop()]:
+            worker.follow_up()
+
+    def exited(self, worker: Worker) -> None:
+        """The moment of an exit, or of a refusal: what a failure of its own means is decided now."""
+        if not worker.failed or self._host.is_stopping() or worker in self.answered:
+            return
+        verdict = decide(self._policy, worker.attempt, refused=worker.exit is None)
+        if verdict is Verdict.AGAIN:
+            reason = f"rank {worker.rank}: {worker.cause}"
+            if self._policy.scope == "one":
+                self.answered[worker] = reason
+            else:  # the others, whatever comes of them now, share the answer
+                self.answered.update(dict.fromkeys(self.workers, reason))
+                self._ending = True
+                self.stop_all()
+            return
+        if verdict is Verdict.GIVE_UP:
+            self._host.emit(GaveUp(worker.rank, worker.pid, worker.attempt, time.time(), worker.attempt + 1))
+        self._host.begin_stop("failed")
+
+    def settled(self, worker: Worker) -> None:
+        """Nothing of the worker is left (or it was given up)."""
+        self._unsettled -= 1
+        if self._policy.scope == "one" and worker in self.answered and not self._host.is_stopping():
+            self._start(partial(self._one_again, worker))
+        self._look()
+
+    # --- its own ---
+
+    def _look(self) -> None:
+        """Is this pass over, and the group with it?"""
+        if self._busy or self._unsettled:
+            return
+        if self._ending and not self._host.is_stopping():
+            self._start(self._all_again)
+        else:
+            self._host.all_over()
+
+    def _start(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._busy += 1
+        task = self._host.loop.create_task(step())
+        self._tasks.add(task)
+        task.add_done_callback(self._stepped)
+
+    def _stepped(self, task: asyncio.Task[None]) -> None:
+        # told by the task and not in it: one that is cancelled before its first step does nothing at all
+        self._tasks.discard(task)
+        self._busy -= 1
+        if task.cancelled():
+            self._host.begin_stop("stopped")  # the loop shuts down
+        elif (problem := task.exception()) is not None:
+            self.problem = self.problem or problem
+            self._host.begin_stop("failed")
+        self._look()
+
+    async def _one_again(self, old: Worker) -> None:
+        find = partial(_stop.strays_of, self._host.census, old.owner)
+        await self._sweep(find, old.patience, partial(self._host.leaked, worker=old))
+        plan = await self._prepare(old.attempt + 1, (old.rank,))
+        if plan is not None:
+            await self._replace([old], plan)
+
+    async def _all_again(self) -> None:
+        old = [*self.workers]
+        if any(one.unkillable for one in old):  # it may hold what a new attempt needs
+            for one in old:
+                del self.answered[one]
+            self._host.begin_stop("failed")
+            return
+        find = partial(_stop.strays_of, self._host.census, self._host.run_id)
+        await self._sweep(find, self.patience, partial(self._host.leaked, worker=None))
+        plan = await self._prepare(old[0].attempt + 1, None)
+        if plan is not None:
+            await self._replace(old, plan)
+
+    async def _sweep(
+        self,
+        find: Callable[[], Awaitable[list[Stray]]],
+        patience: _stop.Patience,
+        on_found: Callable[[Process], None],
+    ) -> None:
+        """End what the old attempt left running out of its process group: it may hold a port that the new one needs."""
+        if self._host.stop_policy.scope != "leader":
+            await _stop.sweep(find, patience, self._host.stop_policy, on_found)
+
+    async def _prepare(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan | None:
+        """The plan and the files of a new attempt. None: the group is being stopped."""
+        if self._host.is_stopping():
+            return None
+        plan = await self._ground.again(attempt, ranks)
+        if not self._host.is_stopping():
+            files = self._ground.sinks.again(plan)
+            if files is not None:
+                assert self._halted is not None
+                # a disk that hangs must not keep us from stopping
+                await asyncio.wait({files, self._halted}, return_when=asyncio.FIRST_COMPLETED)
+        return None if self._host.is_stopping() else plan
+
+    async def _replace(self, old: list[Worker], plan: LaunchPlan) -> None:
+        for one in old:
+            reason = self.answered[one]
+            self._host.emit(Restarting(one.rank, one.pid, one.attempt, time.time(), plan.attempt, reason))
+        if self._host.is_stopping():  # a subscriber has had enough
+            return
+        self._ending = False
+        fresh = [Worker(one, self._host) for one in plan.workers]
+        for one in fresh:
+            self.workers[one.rank] = one
+            if self.patience.hurried:
+                one.patience.hurry()
+        self.ended += old
+        await self._launch(fresh)
+
+    async def _launch(self, workers: list[Worker]) -> None:
+        """Start them, a few at a time, adopt them in order; whatever happens, adopt all that were begun."""
+        loop = self._host.loop
+        turn = loop.time()
+        waiting = deque(workers)
+        begun: deque[Worker] = deque()
+        problem: BaseException | None = None
+        while begun or (waiting and not self._over()):
+            while waiting and len(begun) < AHEAD and not self._over():
+                begun.append(waiting.popleft())
+                begun[-1].launch(self._launcher)
+                self._unsettled += 1
+            worker = begun.popleft()
+            try:
+                try:
+                    if worker.starting is not None:
+                        await finished(worker.starting)
+                finally:
+                    worker.adopt()
+                self._host.started(worker)
+                if loop.time() - turn > SLICE:
+                    await asyncio.sleep(0)
+                    turn = loop.time()
+            except LaunchFailed:
+                self.exited(worker)
+            except BaseException as exc:
+                problem = problem or exc
+                self._host.begin_stop("stopped")
+            if worker.state is State.UNSTARTED:
+                self.settled(worker)
+            elif self._over():  # somebody stopped us while it was started
+                worker.begin_stop()
+        for worker in waiting:
+            worker.never_start()
+        if problem is not None:
+            raise problem
+
+    def _over(self) -> bool:
+        return self._ending or self._host.is_stopping()
