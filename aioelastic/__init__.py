@@ -24,6 +24,7 @@ _HOMES = {
     "supervise": "run",
     "Group": "group",
     "Worker": "worker",
+    "WorkerExecutor": "executor",
     "Command": "entry",
     "Function": "entry",
     "Logs": "spec",
@@ -42,6 +43,7 @@ _HOMES = {
     "GroupFailed": "errors",
     "GroupTimeout": "errors",
     "RemoteError": "errors",
+    "TaskTimeout": "errors",
     "SpecError": "errors",
     "WorkerFailed": "errors",
     "Line": "streams",
@@ -61,6 +63,7 @@ __all__ = [
     "supervise",
     "Group",
     "Worker",
+    "WorkerExecutor",
     "Command",
     "Function",
     "Logs",
@@ -79,6 +82,7 @@ __all__ = [
     "GroupFailed",
     "GroupTimeout",
     "RemoteError",
+    "TaskTimeout",
     "SpecError",
     "WorkerFailed",
     "Line",
@@ -111,7 +115,9 @@ if TYPE_CHECKING:
     from .errors import GroupTimeout as GroupTimeout
     from .errors import RemoteError as RemoteError
     from .errors import SpecError as SpecError
+    from .errors import TaskTimeout as TaskTimeout
     from .errors import WorkerFailed as WorkerFailed
+    from .executor import WorkerExecutor as WorkerExecutor
     from .group import Group as Group
     from .launch import LaunchPlan as LaunchPlan
     from .launch import plan as plan

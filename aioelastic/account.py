@@ -65,27 +65,30 @@ def account(
     )
 
 
+def failure_of(worker: Worker, plan: LaunchPlan, report: ErrorReport | None = None, first: bool = True) -> Failure:
+    """Of one attempt that has failed by itself."""
+    return Failure(
+        rank=worker.rank,
+        name=plan.name,
+        pid=worker.pid,
+        host=plan.host,
+        attempt=worker.attempt,
+        argv=worker.plan.argv,
+        cwd=worker.plan.cwd,
+        exit=worker.exit,
+        cause=worker.cause or str(worker.exit),
+        error=report,
+        stdout=worker.output(Std.OUT),
+        stderr=worker.output(Std.ERR),
+        first=first,
+        exception=worker.error,
+    )
+
+
 def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed: bool, first: bool) -> Result:
     """Of one attempt, with its failure if it `failed` by itself."""
     stdout, stderr = worker.output(Std.OUT), worker.output(Std.ERR)
-    failure = None
-    if failed:
-        failure = Failure(
-            rank=worker.rank,
-            name=plan.name,
-            pid=worker.pid,
-            host=plan.host,
-            attempt=worker.attempt,
-            argv=worker.plan.argv,
-            cwd=worker.plan.cwd,
-            exit=worker.exit,
-            cause=worker.cause or str(worker.exit),
-            error=report,
-            stdout=stdout,
-            stderr=stderr,
-            first=first,
-            exception=worker.error,
-        )
+    failure = failure_of(worker, plan, report, first) if failed else None
     return Result(
         rank=worker.rank,
         name=plan.name,

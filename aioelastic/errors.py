@@ -152,6 +152,17 @@ class GroupFailed(ExceptionGroup[WorkerFailed]):
         return (GroupFailed, (self.message, list(self.exceptions), self.result), self.__dict__)
 
 
+class TaskTimeout(TimeoutError):
+    """A task of a `WorkerExecutor` took longer than `task_timeout` seconds; its worker was killed and replaced."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(timeout)
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"the task took longer than {self.timeout:g} s; its worker was killed"
+
+
 class GroupTimeout(TimeoutError):
     """`supervise(timeout=...)` ran out; the group was stopped.
 

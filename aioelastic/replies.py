@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Callable
@@ -45,6 +46,18 @@ class Replies:
         self._on_ready = on_ready
         self._on_task = on_task
         poller.add_reader(channel.fileno(), self._read)
+
+    def send(self, packet: bytes, fds: list[int]) -> None:
+        """Send it something. `OSError`: it is gone, or full."""
+        if self._channel is None:
+            raise BrokenPipeError("it is gone")
+        _socket.send(self._channel, packet, fds)
+
+    def no_more(self) -> None:
+        """Tell it that nothing more will be sent."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_WR)
 
     def finish(self) -> None:
         """It has exited: read what is left, and close."""

@@ -90,7 +90,8 @@ class Worker:
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
         self._reading = False
-        self._replies: Replies | None = None  # of a function worker
+        self.replies: Replies | None = None  # of a function worker
+        self.on_task: Callable[[bytes, list[int]], None] | None = None  # takes those of an executor's worker
         self._pumps: dict[Std, Pump] = {}
         self._line_taps: dict[Std, LineTap] = {}
         self._tails: dict[Std, Tail] = {}
@@ -166,7 +167,7 @@ class Worker:
             pump.taps += keeper.taps(self, std)
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
         if process.channel is not None:
-            self._replies = Replies(keeper.poller, process.channel, self._is_ready)
+            self.replies = Replies(keeper.poller, process.channel, self._is_ready, self.on_task)
 
     def never_start(self) -> None:
         """Its group ended before its turn came."""
@@ -248,18 +249,18 @@ class Worker:
         if self.exit is None:
             return f"could not start: {self.refused.cause}" if self.refused else ""
         own = "" if self.exit.ok else str(self.exit)
-        words = self._replies.cause(self.exit) if self._replies else own
+        words = self.replies.cause(self.exit) if self.replies else own
         return f"{words}: {self._reason}" if words and self._reason else words
 
     @property
     def error(self) -> RemoteError | None:
         """What its function raised."""
-        return None if self._replies is None else self._replies.error
+        return None if self.replies is None else self.replies.error
 
     @property
     def value(self) -> Any:
         """What its function returned, as soon as that is here; None before, and for a command."""
-        return None if self._replies is None else self._replies.value
+        return None if self.replies is None else self.replies.value
 
     def failed_at(self, report: ErrorReport | None) -> int | None:
         """When it failed by itself (monotonic, ns), or None if it did not.
@@ -302,8 +303,8 @@ class Worker:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()
-        if self._replies is not None:
-            self._replies.finish()
+        if self.replies is not None:
+            self.replies.finish()
         self._to(Trigger.GIVE_UP)
         for pump in self._pumps.values():
             pump.close()
@@ -382,8 +383,8 @@ class Worker:
         assert self._process is not None
         self.ended_ns = exit.ended_ns
         self._reap()
-        if self._replies is not None:
-            self._replies.finish()
+        if self.replies is not None:
+            self.replies.finish()
         self._ended_ticks = ticks_now()
         self._left_group = self._process.group_alive()
         keeper = self._keeper

@@ -38,6 +38,8 @@ ORDER = [
     "hub",
     "worker",
     "account",
+    "pool",
+    "executor",
     "passes",
     "group",
     "run",

@@ -13,11 +13,14 @@ from ._failure import describe
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], weigh: bool) -> None:
+def serve(
+    initializer: Callable[..., object] | None, initargs: tuple[Any, ...], weigh: bool, main: tuple[str, str] | None
+) -> None:
     """Run tasks from our channel until its other end stops sending.
 
     Args:
         weigh: tell our resident size in bytes with each reply.
+        main: the caller's main module, imported for the first task that needs it.
     """
     channel = _context.channel
     assert channel is not None
@@ -29,10 +32,12 @@ def serve(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], 
         packet, fds = receive(channel)
         if not packet:
             return
-        number, phase = 0, _work.UNPICKLE
+        phase = _work.IMPORT
         try:
-            number = int.from_bytes(packet[2:10], "little")
-            fn, args, kwargs = decode(packet[:2] + packet[10:], fds)
+            if packet[2]:
+                _work.import_main(main)
+            phase = _work.UNPICKLE
+            fn, args, kwargs = decode(packet[:2] + packet[3:], fds)
             if fds:
                 _socket.close(fds)
             phase = _work.RUN
@@ -46,7 +51,7 @@ def serve(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], 
             out, fds = encode(_wire.FAILED, (phase, describe(exc, 1)))
             exc.__traceback__ = None
         size = _resident() if weigh else 0
-        send(channel, out[:2] + number.to_bytes(8, "little") + size.to_bytes(8, "little") + out[2:], fds)
+        send(channel, out[:2] + size.to_bytes(8, "little") + out[2:], fds)
         if fds:
             _socket.close(fds)
 

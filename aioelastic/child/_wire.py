@@ -28,9 +28,9 @@ SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted); to a zygo
 CALL = b"C"  # (function, args, kwargs)
 # worker → supervisor
 RUNS = b"N"  # ready(): ()
-# supervisor → a worker of an executor, and back; the id (8 bytes) stands before the body, in the reply with the
-# worker's resident size in bytes (8 bytes)
+# supervisor → a worker of an executor; before the body, a byte: whether it needs the main module
 TASK = b"K"  # (function, args, kwargs)
+# and back; before the body, the worker's resident size in bytes (8 bytes, little-endian), or 0
 DONE = b"D"  # (value,)
 FAILED = b"L"  # as ERROR
 VALUE = b"V"  # (value,)

@@ -5,7 +5,7 @@ In: a `GroupSpec`. Out: processes with a pid, a pidfd and pipe ends. Never here:
 
 from __future__ import annotations
 
-from ._call import Call, Calls
+from ._call import Call, Calls, importable_main
 from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, reap_abandoned
 from ._fork import ForkLauncher
@@ -32,6 +32,7 @@ __all__ = [
     "absolute",
     "check_limits",
     "end_zygotes",
+    "importable_main",
     "merged",
     "new_run_id",
     "owner",

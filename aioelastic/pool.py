@@ -1,0 +1,492 @@
+"""Workers that take one task after another, kept alive by an event loop in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .account import failure_of
+from .child import _socket, _tasks, _wire
+from .entry import Function
+from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
+from .events import Event, Ready
+from .ground import Ground
+from .launch import LaunchPlan, importable_main, new_run_id, reap_abandoned
+from .lifecycle import State
+from .outcome import Process
+from .replies import main_has_both_names, remote_error
+from .spec import GroupSpec, Std
+from .stop import Patience
+from .streams import FileSink, Tap
+from .thread import finished
+from .worker import Worker
+
+FALSE_STARTS = 3  # workers in a row that ended before their first task: then the next one will too
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a task, or a worker, has had enough."""
+
+    workers: int
+    timeout: float | None = None
+    tasks: int | None = None
+    memory: int | None = None
+    pending: int | None = None
+
+
+class _Task:
+    __slots__ = ("begun", "fds", "future", "packet")
+
+    def __init__(self, future: Future[Any], packet: bytes, fds: list[int]) -> None:
+        self.future = future
+        self.packet = packet
+        self.fds = fds
+        self.begun = False
+
+    def begin(self) -> bool:
+        """Whether it is still wanted."""
+        if not self.begun:
+            self.begun = True
+            if not self.future.set_running_or_notify_cancel():
+                self.drop()
+                return False
+        return True
+
+    def drop(self) -> None:
+        _socket.close(self.fds)
+        self.fds = []
+
+
+class _Slot:
+    """One worker, and the task it holds."""
+
+    __slots__ = ("done", "expired", "ready", "retired", "task", "timer", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.task: _Task | None = None
+        self.done = 0
+        self.ready = False
+        self.retired = False  # it gets no more
+        self.expired = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Pool:
+    """The keeper of an executor's workers. `submit`, `resize` and `close` may be called from any thread.
+
+    A task goes straight from the caller's thread into the socket of an idle worker, if there is one; the pool's own
+    thread hands out what waits. Each worker holds one task at a time, so one that dies loses exactly that.
+    """
+
+    def __init__(self, spec: GroupSpec, limits: Limits) -> None:
+        self.logs, self.stop_policy = spec.logs, spec.stop
+        self.run_id = new_run_id(spec.name)
+        self.limits = limits
+        self._spec = spec
+        self._main = importable_main()
+        self._lock = threading.Lock()
+        # guarded by the lock
+        self._queue: deque[_Task] = deque()
+        self._idle: list[_Slot] = []
+        self._most = limits.workers
+        self._alive = 0  # workers that are, or are being started, and are not retired
+        self._closed = False
+        self._broken: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._room = None if limits.pending is None else threading.BoundedSemaphore(limits.pending)
+        self._up = threading.Event()
+        # the pool thread's own
+        self._slots: dict[Worker, _Slot] = {}
+        self._count = 0
+        self._false_starts = 0
+        self._background: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Event | None = None
+        self._pid = os.getpid()
+
+    # --- from any thread ---
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Future[Any]:
+        """See `WorkerExecutor.submit`."""
+        self._check_open()
+        future: Future[Any] = Future()
+        try:
+            packet, fds = self._encode((fn, args, kwargs))
+        except Exception as exc:
+            future.set_exception(exc)
+            return future
+        task = _Task(future, packet, fds)
+        if self._room is not None:
+            self._room.acquire()
+            future.add_done_callback(self._make_room)
+        slot = None
+        with self._lock:
+            try:
+                self._check_open()
+            except BaseException:
+                task.drop()
+                raise
+            if self._idle and self.limits.timeout is None and not self._queue:
+                slot = self._idle.pop()
+            else:
+                self._queue.append(task)
+            if self._thread is None:
+                self._begin()
+            wake = slot is None and (bool(self._idle) or self._alive < self._most)
+        if slot is not None:
+            self._give(slot, task)
+        elif wake:
+            self._call(self._feed)
+        return future
+
+    def resize(self, workers: int) -> None:
+        """More of them, or fewer: those that are too many end after the task they hold."""
+        with self._lock:
+            self._most = workers
+            begun = self._thread is not None
+        if begun:
+            self._call(self._fit)
+
+    def close(self, cancel: bool) -> None:
+        """No more tasks; those that wait are still done, unless they are to be cancelled."""
+        with self._lock:
+            self._closed = True
+            dropped = list(self._queue) if cancel else []
+            if cancel:
+                self._queue.clear()
+            begun = self._thread is not None
+        for task in dropped:
+            task.future.cancel()
+            task.begin()
+        if begun:
+            self._call(self._fit)
+
+    def join(self) -> None:
+        """Wait until nothing is left."""
+        thread = self._thread
+        if thread is not None and os.getpid() == self._pid:
+            thread.join()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that run."""
+        return [one.pid for one in list(self._slots) if one.pid is not None and one.exit is None]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._broken is not None:
+            raise BrokenExecutor(f"no worker can be started: {self._broken}") from self._broken
+        if os.getpid() != self._pid:
+            raise RuntimeError("this executor belongs to the process that this one was forked from; make one here")
+
+    def _encode(self, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
+        dumps = None
+        try:
+            packet, fds = _wire.encode(_wire.TASK, body)
+            main = b"__main__" in packet or (bool(fds) and b"__main__" in _wire.pickled(packet, fds))
+            if main and self._main is None:
+                dumps = _wire.by_value()
+                if dumps is not None:
+                    _socket.close(fds)
+        except OSError:
+            raise
+        except Exception:
+            main, dumps = False, _wire.by_value()
+            if dumps is None:
+                raise
+        if dumps is not None:
+            packet, fds = _wire.encode(_wire.TASK, body, dumps)
+            main = False
+        return packet[:2] + (b"\1" if main else b"\0") + packet[2:], fds
+
+    def _make_room(self, _: Future[Any]) -> None:
+        assert self._room is not None
+        self._room.release()
+
+    def _give(self, slot: _Slot, task: _Task) -> None:
+        """Send it. The slot is ours alone: it is neither idle nor busy."""
+        while not task.begin():
+            with self._lock:
+                if not self._queue or slot.retired:
+                    self._idle.append(slot)
+                    return
+                task = self._queue.popleft()
+        slot.task = task
+        replies = slot.worker.replies
+        try:
+            assert replies is not None
+            replies.send(task.packet, task.fds)
+            task.drop()
+        except OSError:  # it has just died: somebody else shall have it
+            slot.task = None
+            slot.retired = True
+            with self._lock:
+                self._queue.appendleft(task)
+            self._call(self._feed)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        self._up.wait()
+        with contextlib.suppress(RuntimeError):  # its loop is closed: all is over
+            self.loop.call_soon_threadsafe(callback)
+
+    # --- the pool's thread ---
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"aioelastic-{self._spec.name}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            self.loop = runner.get_loop()
+            self._over = asyncio.Event()
+            self._up.set()
+            runner.run(self._live())
+
+    async def _live(self) -> None:
+        reap_abandoned()
+        assert self._over is not None
+        self._ground = Ground(self.loop, self._spec, self.sink_trouble)
+        self.census, self.poller = self._ground.census, self._ground.poller
+        try:
+            self._plan: LaunchPlan = await self._ground.open(self.run_id)
+        except Exception as exc:
+            self._break(exc)
+            return
+        try:
+            self._feed()
+            self._fit()
+            await self._over.wait()
+        finally:
+            while self._background:
+                await asyncio.wait(self._background)
+            await self._ground.close(Patience(), self.stop_policy.bound, {})
+
+    def _feed(self) -> None:
+        """Hand out what waits; start workers for the rest."""
+        if self._over is None or not hasattr(self, "_plan"):
+            return  # not yet
+        while True:
+            with self._lock:
+                if not (self._queue and self._idle):
+                    break
+                slot, task = self._idle.pop(), self._queue.popleft()
+            self._give(slot, task)
+            self._watch_time(slot)
+        with self._lock:
+            wanted = min(len(self._queue), self._most - self._alive) if self._broken is None else 0
+            starting = sum(not one.ready and not one.retired for one in self._slots.values())
+            wanted = min(wanted, len(self._queue) - starting)
+            self._alive += max(wanted, 0)
+        for _ in range(wanted):
+            self._start(self._hire())
+
+    async def _hire(self) -> None:
+        number, self._count = self._count, self._count + 1
+        template = self._plan.workers[0]
+        rank = {"RANK": str(number), "LOCAL_RANK": str(number)}
+        overlay = {**template.overlay, **rank, **{f"AIOELASTIC_{key}": value for key, value in rank.items()}}
+        worker = Worker(replace(template, rank=number, overlay=overlay, error_file=None), self)
+        slot = self._slots[worker] = _Slot(worker)
+        worker.on_task = lambda packet, fds: self._done(slot, packet, fds)
+        worker.launch(self._ground.launcher())
+        try:
+            assert worker.starting is not None
+            await finished(worker.starting)
+        finally:
+            try:
+                worker.adopt()
+                worker.begin_reading()
+            except LaunchFailed as exc:
+                self._gone(slot)
+                self._break(exc)
+
+    def _done(self, slot: _Slot, packet: bytes, fds: list[int]) -> None:
+        """A reply: first the next task for that worker, then what came of this one."""
+        task, slot.task = slot.task, None
+        if task is None:
+            return  # its time was over
+        slot.done += 1
+        if slot.timer is not None:
+            slot.timer.cancel()
+            slot.timer = None
+        size = int.from_bytes(packet[2:10], "little")
+        limits = self.limits
+        if (limits.tasks is not None and slot.done >= limits.tasks) or (limits.memory and size > limits.memory):
+            self._retire(slot)
+        else:
+            self._next(slot)
+        body = packet[:2] + packet[10:]
+        try:
+            if packet[:1] == _wire.FAILED:
+                told = remote_error(body, fds)
+                error = told.exception
+                if error is None or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                    error = told  # those would end the one who waits
+                else:
+                    error.__cause__ = told
+                task.future.set_exception(error)
+                return
+            with main_has_both_names():
+                (value,) = _wire.decode(body, fds)
+        except Exception as exc:  # what comes back may not be unpickled here
+            task.future.set_exception(exc)
+        else:
+            task.future.set_result(value)
+
+    def _next(self, slot: _Slot) -> None:
+        with self._lock:
+            if self._alive > self._most or (self._closed and not self._queue):
+                task = None
+            elif self._queue:
+                task = self._queue.popleft()
+            else:
+                self._idle.append(slot)
+                return
+        if task is None:
+            self._retire(slot)
+        else:
+            self._give(slot, task)
+            self._watch_time(slot)
+
+    def _retire(self, slot: _Slot) -> None:
+        """It ends by itself now; another takes its place when there is work."""
+        if slot.retired:
+            return
+        slot.retired = True
+        with self._lock:
+            self._alive -= 1
+        assert slot.worker.replies is not None
+        slot.worker.replies.no_more()
+        self._feed()
+
+    def _fit(self) -> None:
+        """After a resize, or at the end."""
+        spare: list[_Slot] = []
+        with self._lock:
+            ending = self._closed and not self._queue
+            while self._idle and (ending or self._alive - len(spare) > self._most):
+                spare.append(self._idle.pop())
+        for slot in spare:
+            self._retire(slot)
+        self._feed()
+        if ending:
+            for slot in self._slots.values():
+                if slot.ready and slot.task is None:
+                    self._retire(slot)
+        if ending and not self._slots and self._over is not None:
+            self._over.set()
+
+    def _watch_time(self, slot: _Slot) -> None:
+        if self.limits.timeout is not None and slot.task is not None:
+            slot.timer = self.loop.call_later(self.limits.timeout, self._expire, slot)
+
+    def _expire(self, slot: _Slot) -> None:
+        slot.expired = True
+        slot.worker.kill(leader_only=False)
+
+    def _gone(self, slot: _Slot) -> None:
+        """Nothing is left of that worker."""
+        self._slots.pop(slot.worker, None)
+        with self._lock:
+            if slot in self._idle:
+                self._idle.remove(slot)
+            if not slot.retired:
+                slot.retired = True
+                self._alive -= 1
+        if slot.timer is not None:
+            slot.timer.cancel()
+        worker, task = slot.worker, slot.task
+        if worker.exit is not None and not slot.ready:
+            self._false_starts += 1
+            if worker.error is not None or self._false_starts >= FALSE_STARTS:
+                self._break(WorkerFailed(failure_of(worker, self._plan)))
+        if task is not None and slot.expired:
+            assert self.limits.timeout is not None
+            task.future.set_exception(TaskTimeout(self.limits.timeout))
+        elif task is not None:
+            task.future.set_exception(WorkerFailed(failure_of(worker, self._plan)))
+        self._feed()
+        self._fit()
+
+    def _break(self, why: BaseException) -> None:
+        """No worker can be had: nothing that waits will ever be done."""
+        with self._lock:
+            self._broken = why
+            lost = list(self._queue)
+            self._queue.clear()
+        for task in lost:
+            if task.begin():
+                broken: BaseException = why
+                if not isinstance(why, SpecError):
+                    broken = BrokenExecutor(f"no worker can be started: {why}")
+                    broken.__cause__ = why
+                task.future.set_exception(broken)
+                task.drop()
+        with self._lock:
+            self._closed = self._closed or not self._slots
+        self._fit()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        problem = None if task.cancelled() else task.exception()
+        if problem is not None:
+            self.loop.call_exception_handler({"message": "an executor's worker", "exception": problem})
+            self._break(problem)
+
+    # --- what its workers call: see `Keeper` ---
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            for worker, slot in self._slots.items():
+                if worker.rank == event.rank:
+                    slot.ready = True
+                    self._false_starts = 0
+                    self._next(slot)
+                    return
+
+    def taps(self, worker: Worker, std: Std) -> list[Tap]:
+        return self._ground.sinks.taps(worker, std)
+
+    def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
+        return None
+
+    def tap_trouble(self, tap: Tap, exc: Exception) -> None:
+        self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
+
+    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
+        pass  # there is nobody to tell; the tasks go on
+
+    def exited(self, worker: Worker) -> None:
+        slot = self._slots[worker]
+        with self._lock:
+            if slot in self._idle:
+                self._idle.remove(slot)
+
+    def settled(self, worker: Worker) -> None:
+        if worker.state is not State.UNSTARTED:
+            self._gone(self._slots[worker])
+
+    def leaked(self, process: Process, worker: Worker | None) -> None:
+        pass
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._start(work)
+
+
+def served(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], limits: Limits) -> Function:
+    """The function that each worker runs."""
+    return Function(_tasks.serve, initializer, initargs, limits.memory is not None, importable_main())
