@@ -107,6 +107,7 @@ class Pool:
         # the pool thread's own
         self._slots: dict[Worker, _Slot] = {}
         self._count = 0
+        self._starting = 0  # hired, and not ready yet
         self._false_starts = 0
         self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Event | None = None
@@ -181,10 +182,10 @@ class Pool:
         return [one.pid for one in list(self._slots) if one.pid is not None and one.exit is None]
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
         if self._broken is not None:
             raise BrokenExecutor(f"no worker can be started: {self._broken}") from self._broken
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         if os.getpid() != self._pid:
             raise RuntimeError("this executor belongs to the process that this one was forked from; make one here")
 
@@ -216,10 +217,14 @@ class Pool:
         """Send it. The slot is ours alone: it is neither idle nor busy."""
         while not task.begin():
             with self._lock:
-                if not self._queue or slot.retired:
+                spare = not self._queue
+                if spare:
                     self._idle.append(slot)
-                    return
-                task = self._queue.popleft()
+                else:
+                    task = self._queue.popleft()
+            if spare:
+                self._call(self._fit)  # it may have been the last
+                return
         slot.task = task
         replies = slot.worker.replies
         try:
@@ -282,10 +287,11 @@ class Pool:
             self._give(slot, task)
             self._watch_time(slot)
         with self._lock:
-            wanted = min(len(self._queue), self._most - self._alive) if self._broken is None else 0
-            starting = sum(not one.ready and not one.retired for one in self._slots.values())
-            wanted = min(wanted, len(self._queue) - starting)
-            self._alive += max(wanted, 0)
+            wanted = min(len(self._queue) - self._starting, self._most - self._alive)
+            if wanted <= 0 or self._broken is not None:
+                return
+            self._alive += wanted
+        self._starting += wanted
         for _ in range(wanted):
             self._start(self._hire())
 
@@ -306,8 +312,7 @@ class Pool:
                 worker.adopt()
                 worker.begin_reading()
             except LaunchFailed as exc:
-                self._gone(slot)
-                self._break(exc)
+                self._gone(slot, exc)
 
     def _done(self, slot: _Slot, packet: bytes, fds: list[int]) -> None:
         """A reply: first the next task for that worker, then what came of this one."""
@@ -393,7 +398,7 @@ class Pool:
         slot.expired = True
         slot.worker.kill(leader_only=False)
 
-    def _gone(self, slot: _Slot) -> None:
+    def _gone(self, slot: _Slot, refused: LaunchFailed | None = None) -> None:
         """Nothing is left of that worker."""
         self._slots.pop(slot.worker, None)
         with self._lock:
@@ -405,10 +410,11 @@ class Pool:
         if slot.timer is not None:
             slot.timer.cancel()
         worker, task = slot.worker, slot.task
-        if worker.exit is not None and not slot.ready:
+        if not slot.ready:
+            self._starting -= 1
             self._false_starts += 1
             if worker.error is not None or self._false_starts >= FALSE_STARTS:
-                self._break(WorkerFailed(failure_of(worker, self._plan)))
+                self._break(refused or WorkerFailed(failure_of(worker, self._plan)))
         if task is not None and slot.expired:
             assert self.limits.timeout is not None
             task.future.set_exception(TaskTimeout(self.limits.timeout))
@@ -454,6 +460,7 @@ class Pool:
             for worker, slot in self._slots.items():
                 if worker.rank == event.rank:
                     slot.ready = True
+                    self._starting -= 1
                     self._false_starts = 0
                     self._next(slot)
                     return

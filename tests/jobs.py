@@ -191,3 +191,53 @@ def nested() -> list[Any]:
 
 def loaded(name: str) -> bool:
     return name in sys.modules
+
+
+def named(x: int, *, y: int) -> int:
+    return x * y
+
+
+def fails_anywhere() -> None:
+    try:
+        raise KeyError("the reason")
+    except KeyError as exc:
+        error = ValueError("bad")
+        error.add_note("a note")
+        raise error from exc
+
+
+def fails_plainly() -> None:
+    raise ValueError("plainly")
+
+
+_memory: list[Any] = []
+
+
+def remember(value: Any) -> None:
+    _memory.append(value)
+
+
+def remembered() -> Any:
+    return _memory[-1]
+
+
+def grows(size: int) -> None:
+    _memory.append(b"x" * size)
+
+
+def waits_in(path: str) -> str:
+    with open(path) as file:
+        file.read()
+    return path
+
+
+def touches(path: str) -> None:
+    with open(path, "w"):
+        pass
+
+
+def kills_its_zygote_once() -> str:
+    if aioelastic.attempt() == 0:
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    return "done"

@@ -21,6 +21,7 @@ from aioelastic import (
     GroupFailed,
     GroupResult,
     RemoteError,
+    Restart,
     SpecError,
     plan,
     supervise,
@@ -367,6 +368,15 @@ async def test_a_zygote_that_dies_takes_its_workers_and_the_group_says_so() -> N
     assert result.failures
     assert "zygote" in result.failures[0].cause
     assert (await run(Function(jobs.parent)))[0].value != zygote
+
+
+async def test_a_zygote_that_dies_is_replaced_for_the_next_attempt(tmp_path: Path) -> None:
+    async with Group(
+        Function(jobs.kills_its_zygote_once), 2, logs=QUIET, restart=Restart.on_failure(max=3, scope="all")
+    ) as group:
+        result = await group.wait()
+    assert [one.value for one in result] == ["done", "done"]
+    assert any("zygote" in one.cause for each in result for one in each.earlier)
 
 
 async def test_a_zygote_that_died_while_nobody_looked_is_replaced() -> None:

@@ -362,8 +362,8 @@ class ZygoteLauncher:
         Raises:
             SpecError: a module could not be imported, or it must not be forked.
         """
-        loop = asyncio.get_running_loop()
-        self._zygote = _acquire(environ, preload, main, loop)
+        self._wanted = (environ, preload, main)
+        self._zygote = _acquire(*self._wanted, asyncio.get_running_loop())
         try:
             await self._zygote.warm()
         except BaseException:
@@ -373,6 +373,9 @@ class ZygoteLauncher:
     def start(self, worker: WorkerPlan) -> asyncio.Future[ZygoteProcess]:
         """See `Launcher.start`."""
         assert self._zygote is not None
+        if self._zygote.gone:  # a later attempt gets a new one
+            self.close()
+            self._zygote = _acquire(*self._wanted, asyncio.get_running_loop())
         return self._zygote.start(worker, worker.environ(self._environ), self._poller)
 
     def close(self) -> None:
