@@ -222,10 +222,10 @@ async def test_fifty_restarts_hold_no_more_than_one(policy: Restart, tmp_path: P
         assert (home / "1/stdout.log").is_file()
     assert len(held) == 50
     assert len({threads for _, threads, _ in held}) == 1
-    # the other rank is somewhere between its exit and its next start: a few more or less, but no growth
+    # the other rank is somewhere between its exit and its next start: a few more or less; a leak would be 40 more
     early, late = held[:10], held[-10:]
     for which in (0, 2):
-        assert max(one[which] for one in late) <= max(one[which] for one in early) + 4
+        assert max(one[which] for one in late) <= max(one[which] for one in early) + 10
 
 
 @both
