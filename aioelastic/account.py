@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .launch import LaunchPlan
 from .outcome import ErrorReport, Failure, GroupResult, Process, Reason, Result
@@ -15,7 +15,7 @@ def account(
     plan: LaunchPlan,
     workers: Sequence[Worker],
     ended: Sequence[Worker],
-    answered: Collection[Worker],
+    answered: Callable[[Worker], bool],
     reports: Mapping[Worker, ErrorReport | None],
     *,
     reason: Reason,
@@ -28,13 +28,13 @@ def account(
     Args:
         workers: the last one of each rank.
         ended: those of earlier attempts.
-        answered: whose failure, if they had one, was answered by a new attempt.
+        answered: whether a failure was within the limits of `Restart`, so that it is not the group's.
         reports: what those that ended badly wrote about themselves.
     """
     failed = {one: at for one in (*ended, *workers) if (at := one.failed_at(reports.get(one))) is not None}
     order = sorted(failed, key=failed.__getitem__)
-    final = [one for one in order if one not in answered]
-    past = [one for one in order if one in answered]
+    final = [one for one in order if not answered(one)]
+    past = [one for one in order if answered(one)]
     firsts = set(final[:1])
     # an attempt of the whole group has one root cause; where each rank begins again by itself, each failure is its own
     firsts.update({one.attempt: one for one in reversed(past)}.values() if plan.restart.scope == "all" else past)

@@ -44,7 +44,7 @@ class Group:
 
     Takes the arguments of `supervise` but `timeout`, or one `GroupSpec` that holds them. With `check`, `wait()` raises
     `GroupFailed` if a worker failed by itself, and so does leaving the block if nobody was told yet. A failing worker
-    stops the others but does not cancel the block: await `wait()`, or read `events()`.
+    that is not to begin again stops the others but does not cancel the block: await `wait()`, or read `events()`.
 
     Example::
 
@@ -261,9 +261,9 @@ class Group:
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a part of the group's own work; a bug in it ends the group with that error, and never in a hang."""
-        task = self.loop.create_task(work)
+        task = self.loop.create_task(_done(work))
         self._tasks.add(task)
-        task.add_done_callback(self._background_done)
+        task.add_done_callback(partial(self._background_done, work))
 
     def exited(self, worker: Worker) -> None:
         """The moment of the exit."""
@@ -336,8 +336,11 @@ class Group:
             raise
         self.loop.call_soon(self.begin_reading)
 
-    def _background_done(self, task: asyncio.Task[None]) -> None:
+    def _background_done(self, work: Coroutine[Any, Any, None], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:  # cancelled before its first step
+            self.background(work)  # it must be done all the same
+            return
         problem = None if task.cancelled() else task.exception()
         if problem is not None and self._outcome is not None and not self._outcome.done():
             self.kill_at_exit()
@@ -404,6 +407,10 @@ class Group:
         if not self._feeds:
             for worker in self._workers:
                 worker.stop_splitting()
+
+
+async def _done(work: Coroutine[Any, Any, None]) -> None:
+    await work
 
 
 # Groups that hold processes: an interpreter that ends without closing its loop must not leave them.

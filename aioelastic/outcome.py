@@ -263,8 +263,8 @@ class Result:
         value: what a function worker returned; always None for a command.
         failure: set when it failed by itself.
         attempt: which attempt this is about, the last one; 0 when it was never restarted.
-        earlier: its failures that `Restart` answered by a new attempt, oldest first. The last of them may be of this
-            very attempt, if the group was stopped before the new one began.
+        earlier: its failures within the limits of `Restart`, oldest first. Each was answered by a new attempt; the last
+            one may be of this very attempt, if the group was stopped before a new one began.
     """
 
     rank: int
@@ -340,7 +340,7 @@ class GroupResult(Sequence[Result]):
 
     @property
     def earlier(self) -> tuple[Failure, ...]:
-        """All failures that `Restart` answered by a new attempt, by attempt, the first of each attempt first."""
+        """All failures within the limits of `Restart`, by attempt, the first of each attempt first."""
         found = [one for result in self.results for one in result.earlier]
         return tuple(sorted(found, key=lambda one: (one.attempt, not one.first, one.rank)))
 

@@ -48,7 +48,6 @@ class Passes:
     Attributes:
         workers: the current one of each rank.
         ended: those of earlier attempts.
-        answered: whose failure is, or was, answered by a new attempt, and the reason that is told.
         patience: of the looks for what all workers together have left running.
         problem: an error of ours, or of a launcher, that ended the group.
     """
@@ -56,13 +55,14 @@ class Passes:
     def __init__(self, host: Host, policy: Restart) -> None:
         self.workers: list[Worker] = []
         self.ended: list[Worker] = []
-        self.answered: dict[Worker, str] = {}
         self.patience = _stop.Patience()
         self.problem: BaseException | None = None
         self.started_ns = 0  # monotonic, of the first attempt
         self._host = host
         self._policy = policy
+        self._reasons: dict[Worker, str] = {}  # whose rank begins again, and why
         self._ending = False  # this pass of all ranks is over; the next one follows
+        self._blocked = False  # ... and could not
         self._busy = 0  # launches and restarts under way
         self._unsettled = 0  # workers of which something is left
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,15 +95,15 @@ class Passes:
 
     def exited(self, worker: Worker) -> None:
         """The moment of an exit, or of a refusal: what a failure of its own means is decided now."""
-        if not worker.failed or self._host.is_stopping() or worker in self.answered:
+        if not worker.failed or self._host.is_stopping() or worker in self._reasons:
             return
-        verdict = decide(self._policy, worker.attempt, refused=worker.exit is None)
+        verdict = self._verdict(worker)
         if verdict is Verdict.AGAIN:
             reason = f"rank {worker.rank}: {worker.cause}"
             if self._policy.scope == "one":
-                self.answered[worker] = reason
+                self._reasons[worker] = reason
             else:  # the others, whatever comes of them now, share the answer
-                self.answered.update(dict.fromkeys(self.workers, reason))
+                self._reasons.update(dict.fromkeys(self.workers, reason))
                 self._ending = True
                 self.stop_all()
             return
@@ -114,11 +114,18 @@ class Passes:
     def settled(self, worker: Worker) -> None:
         """Nothing of the worker is left (or it was given up)."""
         self._unsettled -= 1
-        if self._policy.scope == "one" and worker in self.answered and not self._host.is_stopping():
+        if self._policy.scope == "one" and worker in self._reasons and not self._host.is_stopping():
             self._start(partial(self._one_again, worker))
         self._look()
 
+    def answered(self, worker: Worker) -> bool:
+        """Whether its failure, if it has failed, is within the limits: its rank begins again, unless we are stopped."""
+        return self._verdict(worker) is Verdict.AGAIN and not (self._blocked and worker in self.workers)
+
     # --- its own ---
+
+    def _verdict(self, worker: Worker) -> Verdict:
+        return decide(self._policy, worker.attempt, refused=worker.exit is None)
 
     def _look(self) -> None:
         """Is this pass over, and the group with it?"""
@@ -156,8 +163,7 @@ class Passes:
     async def _all_again(self) -> None:
         old = [*self.workers]
         if any(one.unkillable for one in old):  # it may hold what a new attempt needs
-            for one in old:
-                del self.answered[one]
+            self._blocked = True
             self._host.begin_stop("failed")
             return
         find = partial(_stop.strays_of, self._host.census, self._host.run_id)
@@ -191,10 +197,10 @@ class Passes:
 
     async def _replace(self, old: list[Worker], plan: LaunchPlan) -> None:
         for one in old:
-            reason = self.answered[one]
+            reason = self._reasons.pop(one)
             self._host.emit(Restarting(one.rank, one.pid, one.attempt, time.time(), plan.attempt, reason))
-        if self._host.is_stopping():  # a subscriber has had enough
-            return
+            if self._host.is_stopping():  # a subscriber has had enough
+                return
         self._ending = False
         fresh = [Worker(one, self._host) for one in plan.workers]
         for one in fresh:

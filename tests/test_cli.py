@@ -142,6 +142,38 @@ def test_output_and_summary() -> None:
         )
 
 
+@pytest.mark.parametrize("scope", ["one", "all"])
+def test_restarts_are_in_the_summary(scope: str) -> None:
+    script = "echo $RANK.$AIOELASTIC_ATTEMPT; [ $RANK = 0 ] || [ $AIOELASTIC_ATTEMPT -ge 2 ] || exit 3"
+    options = ["-n", "2", "--max-restarts", "2", "--restart-scope", scope, "--prefix", "a{attempt} "]
+    done = run(*options, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert {f"a{i} 1.{i}" for i in range(3)} <= set(done.stdout.splitlines())
+    lines = done.stderr.splitlines()
+    head = lines.index("") + 1
+    assert re.fullmatch(r"rank +pid +attempts +outcome +duration +max RSS +CPU time", lines[head])
+    for rank, count in ((0, 1 if scope == "one" else 3), (1, 3)):
+        assert re.match(rf"{rank} +\d+ +{count} +exit code 0 ", lines[head + 1 + rank])
+    for attempt, line in enumerate(lines[head + 3 :]):
+        assert re.fullmatch(rf"attempt {attempt}: rank 1 \(pid \d+ on \S+\) failed: exit code 3 after .*", line)
+    assert len(lines) == head + 5
+
+
+def test_a_limit_of_restarts_that_is_passed() -> None:
+    """Every attempt's exit is told, the last one's last; it gives the exit status."""
+    done = run("--max-restarts", "2", "--", "sh", "-c", "exit $((10 + AIOELASTIC_ATTEMPT))")
+    assert done.returncode == 12
+    told = re.findall(r"failed: exit code (\d+)", done.stderr)
+    assert told == ["10", "11", "12"]
+    assert done.stderr.splitlines()[-1].startswith("  command: sh -c")
+
+
+def test_dry_run_tells_the_policy() -> None:
+    assert "\nrestart: never\n" in run("--dry-run", "--", "true").stdout
+    done = run("--dry-run", "--max-restarts", "1", "--restart-scope", "all", "--", "true")
+    assert "\nrestart: all ranks when one fails, at most once\n" in done.stdout
+
+
 def test_without_dashes_and_with_dashes_inside() -> None:
     assert run("-n", "1", "echo", "-n", "--tee").stdout == "[worker0]: --tee"[:0] + "[worker0]: --tee\n"
     done = run("--prefix", "", "--", "sh", "-c", 'echo "$@"', "x", "a", "--", "b", "-n", "5")
@@ -190,6 +222,8 @@ def test_help() -> None:
         "--json",
         "--stop-signal",
         "--grace",
+        "--max-restarts",
+        "--restart-scope",
         "--timeout",
         "--env",
         "--cwd",
@@ -348,6 +382,11 @@ USAGE: list[tuple[list[str], str]] = [
     (["--stop-signal", "NOPE", "--", "true"], "NOPE"),
     (["--stop-signal", "", "--", "true"], "signal"),
     (["--grace", "-1", "--", "true"], "grace"),
+    (["--max-restarts", "-1", "--", "true"], "Restart.max"),
+    (["--max-restarts", "9999999", "--", "true"], "Restart.max"),
+    (["--max-restarts", "many", "--", "true"], "--max-restarts"),
+    (["--max-restarts", "1", "--restart-scope", "some", "--", "true"], "Restart.scope"),
+    (["--restart-scope", "all", "--", "true"], "--max-restarts"),
     (["--grace", "nan", "--", "true"], "grace"),
     (["--timeout", "-1", "--", "true"], "timeout"),
     (["--timeout", "nan", "--", "true"], "timeout"),

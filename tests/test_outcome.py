@@ -17,6 +17,7 @@ from aioelastic import (
     Command,
     Exit,
     Failure,
+    GroupFailed,
     GroupResult,
     Logs,
     Output,
@@ -29,7 +30,7 @@ from aioelastic import (
     plan,
     supervise,
 )
-from aioelastic.outcome import LINE_SHOWN, TAIL_LINES, ErrorReport, Process, signal_name
+from aioelastic.outcome import ATTEMPTS_SHOWN, LINE_SHOWN, TAIL_LINES, ErrorReport, Process, signal_name
 from aioelastic.spec import GroupSpec
 from aioelastic.streams import Line
 
@@ -179,6 +180,49 @@ async def test_words_and_order_of_a_real_group() -> None:
     assert "last words" in result.failures[0].describe()
 
 
+def with_earlier(last: Failure, *earlier: Failure) -> GroupResult:
+    return GroupResult("g", "run", "failed", (dataclasses.replace(result_of(last), earlier=earlier),), (last,))
+
+
+def test_earlier_attempts_come_first_and_the_root_cause_last() -> None:
+    past = [failure_of(attempt=i, pid=50 + i, cause=f"exit code {i}", first=True) for i in (0, 1)]
+    result = with_earlier(failure_of(attempt=2, pid=60), *past)
+    assert result.earlier == tuple(past)
+    with pytest.raises(GroupFailed) as caught:
+        result.raise_for_failures()
+    assert caught.value.message.splitlines() == [
+        "group 'g': failed after 3 attempts:",
+        "  attempt 0: rank 1 (pid 50 on here) failed: exit code 0 after 2.00 s",
+        "  attempt 1: rank 1 (pid 51 on here) failed: exit code 1 after 2.00 s",
+        "  attempt 2: rank 1 (pid 60 on here) failed: exit code 3 after 2.00 s",
+    ]
+    assert [one.failure.attempt for one in caught.value.exceptions] == [2]
+
+
+def test_earlier_attempts_of_several_ranks() -> None:
+    """By attempt, and in each the first to fail first."""
+    results = [
+        dataclasses.replace(
+            result_of(failure_of(rank=rank)),
+            earlier=tuple(failure_of(rank=rank, attempt=i, first=rank == 1) for i in (0, 1)),
+        )
+        for rank in (0, 1)
+    ]
+    result = GroupResult("g", "run", "done", tuple(results))
+    assert [(one.attempt, one.rank) for one in result.earlier] == [(0, 1), (0, 0), (1, 1), (1, 0)]
+    assert result.ok
+
+
+def test_very_many_attempts_are_not_all_listed() -> None:
+    result = with_earlier(failure_of(attempt=900), *(failure_of(attempt=i, first=True) for i in range(900)))
+    lines = result.history()
+    assert len(lines) == ATTEMPTS_SHOWN + 1
+    assert lines[0].startswith("attempt 0: ")
+    assert lines[-1].startswith("attempt 899: ")
+    assert lines[ATTEMPTS_SHOWN // 2] == "… 800 more, see `earlier` of the result"
+    assert group_of(failure_of()).history() == []
+
+
 # --- values ---
 
 
@@ -215,6 +259,7 @@ VALUES: list[Any] = [
     Process(1, "sleep", "S"),
     Unkillable(0, 1, "D", "nfs"),
     result_of(failure_of()),
+    dataclasses.replace(result_of(failure_of()), earlier=(failure_of(),)),
     group_of(failure_of(), log_dir=Path("x"), leaked=(Process(1, "x"),)),
     plan(GroupSpec.of(Command("x", env={"A": "1"}), 2, logs=Logs(dir="d"))),
     plan(GroupSpec.of(Command("x"), 1)).workers[0],
@@ -224,6 +269,8 @@ VALUES: list[Any] = [
     events.Drained(*COMMON, (5,)),
     events.Stopping(*COMMON, 15),
     events.Killed(*COMMON),
+    events.Restarting(*COMMON, 1, "rank 0: exit code 3"),
+    events.GaveUp(*COMMON, 4),
     events.SinkTrouble(*COMMON, "stdout", "is closed", 5),
     events.Leaked(*COMMON, Process(1, "x")),
     events.GroupDone(*COMMON, group_of(failure_of())),
