@@ -113,7 +113,7 @@ class Function:
 
     @property
     def name(self) -> str:
-        """`module:qualified.name`."""
+        """Its module and its qualified name, with a colon between them."""
         fn = self.fn
         while hasattr(fn, "func"):  # functools.partial
             fn = fn.func

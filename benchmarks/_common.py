@@ -293,7 +293,7 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
         **asdict(report),
         "machine": machine(),
         "versions": versions(
-            "aioelastic", "uvloop", "anyio", "processkit-py", "torch", "honcho", "circus", "supervisor"
+            "aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"
         ),
         "load before": round(load, 2),
         "quick": args.quick,

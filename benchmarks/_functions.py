@@ -1,0 +1,54 @@
+"""What the workers of `functions.py` run, ours and its peers'. It imports little: each of them imports it anew."""
+
+from __future__ import annotations
+
+import os
+import time
+
+TYPE_CHECKING = False  # typing itself takes 5 ms to import
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def with_torch(number: int) -> float:
+    import torch
+
+    return float((torch.ones(8) * number).sum())
+
+
+def array(size: int) -> tuple[Any, float]:
+    """An array of that many bytes, and when it was done."""
+    import numpy
+
+    made = numpy.ones(size, dtype=numpy.uint8)
+    return made, time.perf_counter()
+
+
+def read(made: Any) -> int:
+    """One byte of each of its pages: only now is all of it in this process."""
+    return int(made[::4096].sum())
+
+
+def with_torch_at_gate(home: str) -> float:
+    """Stay until the gate opens (`_common.Gate`)."""
+    total = with_torch(2)
+    with open(os.path.join(home, "gate"), "rb") as gate:
+        with open(os.path.join(home, "ready"), "wb", buffering=0) as ready:
+            ready.write(b".")
+        gate.read()
+    return total
+
+
+def fails_once() -> int:
+    """Raises in its first attempt; after that tells when it ran."""
+    ran = time.monotonic_ns()
+    import aioelastic
+
+    if aioelastic.attempt() == 0:
+        raise RuntimeError("the first attempt fails")
+    with_torch(2)
+    return ran

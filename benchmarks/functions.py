@@ -1,0 +1,307 @@
+"""Function workers: 8 that use torch, 8 that need nothing, large results, a restart, the caller's loop, memory.
+
+Ours is one whole `await supervise(Function(...))` each time, by a zygote that was used before. Each peer runs in a
+process of its own (`_function_peers.py`) that measures itself.
+"""
+
+# ruff: noqa: RUF001  (the times sign is meant)
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import _functions
+from _common import Gate, Report, available, main, on_loop, paired, percentile, scratch
+from lag import ticking
+
+import aioelastic
+from aioelastic import Function, Group, Logs, Std, supervise
+from aioelastic.events import Exited
+from aioelastic.launch import end_zygotes
+
+QUIET = Logs(tee=Std.NONE)
+TORCH = ("torch",)
+MIB = 2**20
+
+
+class Peer:
+    """One of `_function_peers.py`, running."""
+
+    def __init__(self, name: str) -> None:
+        argv = [sys.executable, str(Path(__file__).with_name("_function_peers.py")), name]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a peer ended: {self._process.args}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """Returns when all that it has started is gone too: they hold its standard output."""
+        self._process.communicate()
+
+
+@contextmanager
+def peers(*names: str) -> Iterator[dict[str, Peer]]:
+    with ExitStack() as stack:
+        running = {name: Peer(name) for name in names}
+        for one in running.values():
+            stack.callback(one.close)
+        yield running
+
+
+async def ours(function: Function, n: int, **options: Any) -> float:
+    """Seconds of the whole call."""
+    began = time.perf_counter()
+    result = await supervise(function, n, logs=QUIET, **options)
+    took = time.perf_counter() - began
+    assert len(result) == n
+    return took
+
+
+def milliseconds(report: Report, seen: dict[str, list[float]], suffix: str = "") -> None:
+    for name, seconds in seen.items():
+        report.add(name + suffix, "ms", [s * 1e3 for s in seconds])
+
+
+# --- start → all results ---
+
+
+def torch_workers(report: Report, n: int, few: int, rounds: int) -> None:
+    function = Function(_functions.with_torch, 2)
+    whole: Callable[[], float] = lambda: on_loop(lambda: ours(function, n, preload=TORCH))  # noqa: E731
+    first = []
+    for _ in range(few):
+        end_zygotes()
+        first.append(whole())
+    report.add(f"ours, {n} with torch: the first call, which imports it", "ms", [s * 1e3 for s in first])
+    # one of theirs takes as long as a hundred of ours
+    usual: Callable[[], float] = lambda: statistics.median(whole() for _ in range(5))  # noqa: E731
+    mine, warm_mine = f"ours, {n} with torch", f"ours, {n} with torch (beside the warm peer)"
+    with peers("torch spawn", "torch forkserver") as slow:
+        cases: dict[str, Callable[[], float]] = {mine: usual}
+        cases |= {f"torch.multiprocessing, {name[6:]}": lambda one=one: one(n) for name, one in slow.items()}
+        milliseconds(report, paired(cases, few, warm=0))
+    with peers("forkserver, torch preloaded") as fast:
+        cases = {warm_mine: whole}
+        cases |= {f"multiprocessing, {name}": lambda one=one: one(n) for name, one in fast.items()}
+        milliseconds(report, paired(cases, rounds))
+    work = f"{n} function workers, torch preloaded, start → all results"
+    for method, least in (("spawn", 100.0), ("forkserver", 50.0)):
+        report.ratio(
+            work, f"≥ {least:g} × faster than torch.multiprocessing's {method}", least, "high",
+            f"torch.multiprocessing, {method}", mine, ours=mine,
+        )  # fmt: skip
+    report.ratio(
+        work, "≤ 1.2 × multiprocessing's forkserver, torch preloaded, warm", 1.2, "low", warm_mine,
+        "multiprocessing, forkserver, torch preloaded", ours=warm_mine,
+    )  # fmt: skip
+
+
+def plain_workers(report: Report, n: int, rounds: int) -> None:
+    function = Function(_functions.square, 3)
+    with peers("forkserver", "spawn") as running:
+        cases: dict[str, Callable[[], float]] = {
+            f"ours, {n}": lambda: on_loop(lambda: ours(function, n)),
+            f"ours, {n}, by spawn": lambda: on_loop(lambda: ours(function, n, start="spawn")),
+            f"ours, {n}, by fork": lambda: on_loop(lambda: ours(function, n, start="fork")),
+        }
+        cases |= {f"multiprocessing, {name}": lambda one=one: one(n) for name, one in running.items()}
+        milliseconds(report, paired(cases, rounds))
+    work, mine = f"{n} function workers, nothing preloaded, start → all results", f"ours, {n}"
+    report.ratio(
+        work, "≤ 1.2 × multiprocessing's forkserver, warm", 1.2, "low", mine, "multiprocessing, forkserver", ours=mine
+    )
+    report.ratio(
+        work, "≥ 2.5 × faster than multiprocessing's spawn", 2.5, "high", "multiprocessing, spawn", mine, ours=mine
+    )
+
+
+# --- results ---
+
+
+async def our_array(size: int) -> list[float]:
+    """As `_function_peers.pool`."""
+    began = time.perf_counter()
+    result = await supervise(Function(_functions.array, size), preload=["numpy"], logs=QUIET)
+    made, returned = result[0].value
+    assert _functions.read(made) == -(-size // 4096)
+    now = time.perf_counter()
+    return [now - began, now - returned]
+
+
+def arrays(report: Report, sizes: dict[str, tuple[int, int]]) -> None:
+    with peers("ProcessPoolExecutor") as running:
+        pool = running["ProcessPoolExecutor"]
+        for words, (size, rounds) in sizes.items():
+            mine, theirs = f"ours, {words} array", f"ProcessPoolExecutor, {words} array"
+            apart: dict[str, list[float]] = {mine: [], theirs: []}
+
+            def call(name: str, run: Callable[[], list[float]], apart: dict[str, list[float]] = apart) -> float:
+                whole, after = run()
+                apart[name].append(after)
+                return whole
+
+            seen = paired(
+                {
+                    mine: lambda mine=mine, size=size, call=call: call(mine, lambda: on_loop(lambda: our_array(size))),
+                    theirs: lambda theirs=theirs, size=size, call=call: call(theirs, lambda: pool(size)),
+                },
+                rounds,
+            )
+            milliseconds(report, seen)
+            milliseconds(report, {name: values[-rounds:] for name, values in apart.items()}, ": from return to here")
+            report.ratio(
+                f"a numpy array of {words} made, returned and read", "≥ 3 × faster than ProcessPoolExecutor", 3.0,
+                "high", theirs, mine, ours=mine,
+            )  # fmt: skip
+
+
+# --- a restart ---
+
+
+async def restarted() -> float:
+    """Seconds from the exit of the first attempt to the moment the function of the second runs."""
+    ended: list[int] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Exited) and event.attempt == 0:
+            ended.append(event.exit.ended_ns)
+
+    policy = aioelastic.Restart.on_failure(max=1)
+    function = Function(_functions.fails_once)
+    result = await supervise(function, preload=TORCH, logs=QUIET, restart=policy, on_event=note)
+    return (result[0].value - ended[0]) / 1e9
+
+
+def restart(report: Report, rounds: int) -> None:
+    name = "ours, a torch worker that failed: exit → its function runs again"
+    if not hasattr(aioelastic, "Restart"):
+        report.skipped[name] = "this aioelastic has no Restart"
+        return
+    milliseconds(report, paired({name: lambda: on_loop(restarted)}, rounds))
+    report.plain("a torch worker that failed, exit → its function runs again", "≤ 50 ms", 50.0, name)
+
+
+# --- the caller's loop ---
+
+
+async def lag(n: int) -> float:
+    """p99, in ms."""
+    return percentile(await ticking(lambda: supervise(Function(_functions.square, 3), n, logs=QUIET)), 99)
+
+
+async def lag_beside(peer: Peer, n: int) -> float:
+    """The same work, done by another process."""
+    loop = asyncio.get_running_loop()
+    return percentile(await ticking(lambda: loop.run_in_executor(None, peer, n)), 99)
+
+
+def lags(report: Report, n: int, rounds: int) -> None:
+    with peers("ours") as running:
+        alone = f"the machine alone, {n} start beside: lag, p99"
+        cases: dict[str, Callable[[], float]] = {
+            alone: lambda: on_loop(lambda: lag_beside(running["ours"], n)),
+            f"ours (asyncio), {n} start: lag, p99": lambda: on_loop(lambda: lag(n)),
+            f"ours (uvloop), {n} start: lag, p99": lambda: on_loop(lambda: lag(n), "uvloop"),
+        }
+        for name, values in paired(cases, rounds).items():
+            report.add(name, "ms", values)
+    for loop in ("asyncio", "uvloop"):
+        report.plain(
+            f"the caller's loop while {n} function workers start, on {loop}", "lag p99 ≤ 2 ms", 2.0,
+            f"ours ({loop}), {n} start: lag, p99", alone,
+        )  # fmt: skip
+
+
+# --- memory ---
+
+
+def pss(pids: set[int]) -> float:
+    """Their proportional set size, in MiB: a page that k processes share counts 1/k in each of them."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+async def our_memory(n: int, home: Path) -> float:
+    """Of n workers and their zygote."""
+    gate = Gate(home)
+    function = Function(_functions.with_torch_at_gate, str(gate.home))
+    async with Group(function, n, preload=TORCH, logs=QUIET) as group:
+        await gate.wait_async(n)
+        workers = set(group.pids.values())
+        zygotes = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
+        size = pss(workers | zygotes)
+        gate.open()
+        await group.wait()
+    return size
+
+
+def spawned_memory(peer: Peer, n: int, home: Path) -> float:
+    """Of n workers, without the process that spawned them."""
+    gate = Gate(home)
+    pids = peer(n, str(gate.home))
+    gate.wait(n)
+    size = pss(set(pids))
+    gate.open()
+    peer()
+    return size
+
+
+def memory(report: Report, n: int, rounds: int) -> None:
+    mine, theirs = f"ours, {n} with torch and their zygote: memory", f"torch.multiprocessing, spawn, {n}: memory"
+    with scratch() as home, peers("torch spawn at a gate") as running:
+        cases: dict[str, Callable[[], float]] = {
+            mine: lambda: on_loop(lambda: our_memory(n, home)),
+            theirs: lambda: spawned_memory(running["torch spawn at a gate"], n, home),
+        }
+        for name, values in paired(cases, rounds, warm=0).items():
+            report.add(name, "MiB", values)
+    report.ratio(
+        f"memory of {n} torch workers (proportional set size)", "≤ 0.4 × torch.multiprocessing's spawn", 0.4, "low",
+        mine, theirs, ours=mine,
+    )  # fmt: skip
+
+
+def measure(quick: bool) -> Report:
+    n, many, few, rounds = (2, 8, 1, 2) if quick else (8, 100, 3, 15)
+    sizes = {"1 MiB": (MIB, 2)} if quick else {"64 MiB": (64 * MIB, 9), "1 GiB": (1024 * MIB, 3)}
+    report = Report("functions", rounds)
+    report.notes += [
+        "ours: a whole warm supervise() call, whose zygote was used before; so are the fork servers and the pool",
+        f"beside torch's own start methods there are {few} rounds, in each of which ours is a median of 5",
+    ]
+    try:
+        plain_workers(report, n, rounds)
+        lags(report, many, 2 if quick else 9)
+        if available(report, "numpy", apart=True):
+            arrays(report, sizes)
+        if available(report, "torch", apart=True):
+            torch_workers(report, n, few, rounds)
+            restart(report, rounds)
+            memory(report, n, 1 if quick else 2)
+    finally:
+        end_zygotes()
+    return report
+
+
+if __name__ == "__main__":
+    main("functions", measure)
