@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import signal as _signal
 import string
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,18 @@ class FrozenDict(dict[_K, _V]):
 
     def __reduce__(self) -> Any:
         return (FrozenDict, (dict(self),))
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value in one short line."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = limit
+    short.maxlist = short.maxtuple = short.maxdict = 8
+    try:
+        text = " ".join(short.repr(value).split())
+    except Exception as exc:  # its own __repr__ is broken
+        return f"<{type(value).__name__}, whose repr() raised {type(exc).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def parse_signal(field: str, value: int | str) -> _signal.Signals:

@@ -20,6 +20,7 @@ from helpers import alive
 
 import aioelastic
 
+HOUSE = Path(aioelastic.__file__).parent.parent
 RUN = [sys.executable, "-m", "aioelastic", "run"]
 BOUND = 30  # seconds after which a test says "it hangs" instead of hanging itself
 
@@ -227,6 +228,9 @@ def test_help() -> None:
         "--timeout",
         "--env",
         "--cwd",
+        "-m",
+        "--preload",
+        "--start",
         "--dry-run",
         "--uvloop",
         "--no-uvloop",
@@ -238,14 +242,18 @@ def test_help() -> None:
         assert word in done.stdout
 
 
-def test_every_example_of_the_help_is_accepted() -> None:
+def test_every_example_of_the_help_is_accepted(tmp_path: Path) -> None:
     """Each is planned, not run, with a program that exists."""
     examples = re.findall(r"^  aioelastic (run .*)$", run("--help").stdout, re.M)
     assert len(examples) >= 4
     for example in examples:
         words = shlex.split(example)
-        at = words.index("--")
-        done = run(*words[1:at], "--dry-run", "--", "true")
+        if "-m" in words:
+            (tmp_path / "trainer.py").write_text("def main(): pass")
+            at, end = words.index("-m"), words[words.index("-m") :]
+        else:
+            at, end = words.index("--"), ["--", "true"]
+        done = run(*words[1:at], "--dry-run", *end, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)})
         assert done.returncode == 0, done.stderr
 
 

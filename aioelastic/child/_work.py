@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from . import _context, _socket, _wire
 from ._failure import describe
+from ._named import Named
 from ._record import write_error
 
 # the phases that an error may come from, as the supervisor tells them
@@ -147,6 +148,9 @@ def _work(channel: socket.socket, call: Call | None) -> int:
             _socket.close(fds)
         else:
             fn, args, kwargs, with_locals = call
+            if isinstance(fn, Named):
+                phase = UNPICKLE
+                fn = fn.function()
         phase = RUN
         value = fn(*args, **kwargs)
         if isinstance(value, types.CoroutineType):

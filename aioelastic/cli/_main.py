@@ -1,4 +1,4 @@
-"""`aioelastic run -n 4 -- COMMAND...`"""
+"""`aioelastic run -n 4 -- COMMAND...` and `aioelastic run -n 4 -m module:function ...`"""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..checks import PID_MAX
-from ..entry import Command
+from ..checks import PID_MAX, check_env
+from ..entry import Command, Function
 from ..errors import SpecError
 from ..launch import absolute, check_limits, plan, preflight
 from ..restart import Restart
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
+from . import _module
 from ._run import run_group
 
 USAGE = 2
@@ -31,6 +32,11 @@ examples:
       when one fails, the others get SIGINT and two minutes each before SIGKILL
   aioelastic run -n 4 --max-restarts 3 --restart-scope all -- python3 train.py
       when one fails, stop the others and begin again with all; three times, then fail
+  aioelastic run -n 4 --preload torch -m trainer:main --lr 0.1
+      trainer.main("--lr", "0.1") in four processes, forked by one that has imported torch;
+      what they return is in the summary. All that follows -m NAME is theirs
+  aioelastic run -n 4 -m trainer --lr 0.1
+      four times `python -m trainer --lr 0.1`
   aioelastic run -n 2 --dry-run --env OMP_NUM_THREADS=1 -- python3 train.py
       say what would run, and run nothing
 
@@ -41,7 +47,8 @@ signals:
   SIGTSTP SIGCONT                 stop and continue the workers with this process
 
 exit status:
-  0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it);
+  0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it,
+  1 if a function raised);
   124 --timeout was over; 128 + signal number when stopped by a signal; 127 a worker could not start;
   2 wrong usage
 """
@@ -105,10 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run n copies of a command to their end",
-        description="Run n copies of a command. When one fails, the others are stopped and the reason is told.",
+        description="Run n copies of a command or of a Python function. When one fails, the others are stopped and the "
+        "reason is told.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="aioelastic run [-n N] [options] -- COMMAND [ARGUMENT ...]",
+        usage="aioelastic run [-n N] [options] -- COMMAND [ARGUMENT ...]\n"
+        "       aioelastic run [-n N] [options] -m MODULE[:FUNCTION] [ARGUMENT ...]",
     )
     group = run.add_argument_group("workers")
     group.add_argument("-n", type=int, default=1, metavar="N", help="how many workers (default: 1)")
@@ -118,6 +127,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--cwd", metavar="DIR", help="directory in which the workers start")
     group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop the group after this long")
+    python = run.add_argument_group("Python workers")
+    python.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        metavar="MODULE[:FUNCTION] [ARGUMENT ...]",
+        help="run a function with the arguments as strings, or a module as `python -m` does; the last option: what "
+        "follows is passed on (but a first --). The current directory is importable",
+    )
+    python.add_argument(
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULES",
+        help="import these once, for all workers: torch,numpy; may be repeated; for functions that a zygote starts",
+    )
+    python.add_argument(
+        "--start",
+        choices=("zygote", "spawn", "fork"),
+        help="how a function gets its process: forked by a warm helper (default), in a fresh interpreter, or as a "
+        "copy of this one",
+    )
     output = run.add_argument_group("output")
     output.add_argument("--log-dir", metavar="DIR", help="save output below DIR/<run id>/attempt_<n>/<rank>/")
     output.add_argument(
@@ -167,14 +198,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _spec(args: argparse.Namespace) -> GroupSpec:
     check_timeout(args.timeout)
-    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
-    if not argv:
-        raise SpecError("COMMAND", "", "is missing", "give it last: aioelastic run -n 2 -- python3 train.py")
+    env = check_env("env", _env(args.env))
     return GroupSpec.of(
-        Command(*argv, cwd=args.cwd),
+        _entry(args, env),
         args.n,
         name=args.name,
-        env=_env(args.env),
+        env=env,
+        start=args.start or "zygote",
+        preload=[one.strip() for part in args.preload for one in part.split(",")],
         logs=Logs(
             dir=args.log_dir,
             tee=args.tee,
@@ -195,6 +226,23 @@ def _restart(most: int, scope: Any) -> Restart:
             raise SpecError("--restart-scope", scope, "needs a number of restarts", "give --max-restarts too")
         return Restart.never()
     return Restart.on_failure(most, "one" if scope is None else scope)
+
+
+def _entry(args: argparse.Namespace, env: Mapping[str, str | None]) -> Command | Function:
+    entry: Command | Function
+    if args.module is not None:
+        entry = _module.entry([*args.module, *args.argv], args.cwd, env)
+    else:
+        argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+        if not argv:
+            raise SpecError("COMMAND", "", "is missing", "give it last: aioelastic run -n 2 -- python3 train.py")
+        entry = Command(*argv, cwd=args.cwd)
+    for option, value in (("--preload", args.preload), ("--start", args.start)):
+        if value and not isinstance(entry, Function):
+            raise SpecError(
+                option, value, "is for a function", f"write -m package.module:function, or leave {option} out"
+            )
+    return entry
 
 
 def _dry_run(spec: GroupSpec) -> str:

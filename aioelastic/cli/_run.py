@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
+from ..checks import shown
+from ..errors import SpecError
 from ..events import Event, SinkTrouble
 from ..group import Group
 from ..outcome import GroupResult, Result
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
+from ._module import FIELD
 
 TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -26,6 +29,9 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
 
     Args:
         fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
+
+    Raises:
+        SpecError: the module of `-m` has no such function.
     """
     troubles: dict[str, SinkTrouble] = {}
 
@@ -63,6 +69,9 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
         async with group:
             await group.finish(timeout)
         result = await group.wait()
+    error = result.first_failure.exception if result.first_failure else None
+    if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
+        raise error.exception  # only a worker could find that out
     report(result, troubles.values())
     return _status(result, stopped_by)
 
@@ -102,6 +111,9 @@ def _table(result: GroupResult) -> list[str]:
     if any(one.attempt or one.earlier for one in result):
         attempts = ["attempts", *(str(one.attempt + 1) for one in result)]
         rows = [(*row[:2], count, *row[2:]) for row, count in zip(rows, attempts, strict=True)]
+    if any(one.value is not None for one in result):
+        values = ["value", *(shown(one.value) for one in result)]
+        rows = [(*row, value) for row, value in zip(rows, values, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..checks import shown
 from ..entry import Command, Function
 from ..restart import Restart
 from ..spec import GroupSpec, Std
@@ -18,6 +19,8 @@ from ._call import Call
 
 # the lineage of supervisors a process descends from; how strays are told from strangers
 TAG = "AIOELASTIC_LINEAGE"
+
+ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
 # what each way to begin a function worker means, as the plan tells it
@@ -77,6 +80,7 @@ class LaunchPlan:
     stop_words: str
     restart: Restart
     workers: tuple[WorkerPlan, ...]
+    preload: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -88,11 +92,13 @@ class LaunchPlan:
             f"stop: {self.stop_words}",
             f"restart: {self.restart}",
         ]
+        if self.preload:
+            lines.append(f"preload: {', '.join(self.preload)}")
         for one in self.workers:
             if one.function is None:
                 lines += ["", f"rank {one.rank}: {shlex.join(one.argv)}"]
             else:
-                lines += ["", f"rank {one.rank}: function {one.function.name}, {START_WORDS[one.start or '']}"]
+                lines += ["", f"rank {one.rank}: function {_called(one.function)}, {START_WORDS[one.start or '']}"]
             if one.cwd is not None:
                 lines.append(f"  cwd: {one.cwd}")
             lines.append(f"  stdin: {one.stdin}")
@@ -199,7 +205,15 @@ def plan(
         stop_words=words,
         restart=spec.restart,
         workers=tuple(workers),
+        preload=spec.preload,
     )
+
+
+def _called(function: Function) -> str:
+    """`module:function(1, y=2)`, in short."""
+    args = [shown(one) for one in function.args] + [f"{key}={shown(one)}" for key, one in function.kwargs.items()]
+    text = ", ".join(args)
+    return f"{function.name}({text if len(text) <= ARGS_SHOWN else text[:ARGS_SHOWN] + '…'})"
 
 
 def new_run_id(name: str) -> str:
