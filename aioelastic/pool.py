@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .account import failure_of
-from .child import _socket, _tasks, _wire
+from .child import _tasks
 from .entry import Function
 from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
 from .events import Event, Ready
@@ -21,10 +21,10 @@ from .ground import Ground
 from .launch import LaunchPlan, importable_main, new_run_id, reap_abandoned
 from .lifecycle import State
 from .outcome import Process
-from .replies import main_has_both_names, remote_error
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
+from .tasks import Task, encode, settle
 from .thread import finished
 from .worker import Worker
 
@@ -42,29 +42,6 @@ class Limits:
     pending: int | None = None
 
 
-class _Task:
-    __slots__ = ("begun", "fds", "future", "packet")
-
-    def __init__(self, future: Future[Any], packet: bytes, fds: list[int]) -> None:
-        self.future = future
-        self.packet = packet
-        self.fds = fds
-        self.begun = False
-
-    def begin(self) -> bool:
-        """Whether it is still wanted."""
-        if not self.begun:
-            self.begun = True
-            if not self.future.set_running_or_notify_cancel():
-                self.drop()
-                return False
-        return True
-
-    def drop(self) -> None:
-        _socket.close(self.fds)
-        self.fds = []
-
-
 class _Slot:
     """One worker, and the task it holds."""
 
@@ -72,7 +49,7 @@ class _Slot:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.task: _Task | None = None
+        self.task: Task | None = None
         self.done = 0
         self.ready = False
         self.retired = False  # it gets no more
@@ -95,7 +72,7 @@ class Pool:
         self._main = importable_main()
         self._lock = threading.Lock()
         # guarded by the lock
-        self._queue: deque[_Task] = deque()
+        self._queue: deque[Task] = deque()
         self._idle: list[_Slot] = []
         self._most = limits.workers
         self._alive = 0  # workers that are, or are being started, and are not retired
@@ -120,11 +97,11 @@ class Pool:
         self._check_open()
         future: Future[Any] = Future()
         try:
-            packet, fds = self._encode((fn, args, kwargs))
+            packet, fds = encode((fn, args, kwargs), self._main is not None)
         except Exception as exc:
             future.set_exception(exc)
             return future
-        task = _Task(future, packet, fds)
+        task = Task(future, packet, fds)
         if self._room is not None:
             self._room.acquire()
             future.add_done_callback(self._make_room)
@@ -189,31 +166,11 @@ class Pool:
         if os.getpid() != self._pid:
             raise RuntimeError("this executor belongs to the process that this one was forked from; make one here")
 
-    def _encode(self, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
-        dumps = None
-        try:
-            packet, fds = _wire.encode(_wire.TASK, body)
-            main = b"__main__" in packet or (bool(fds) and b"__main__" in _wire.pickled(packet, fds))
-            if main and self._main is None:
-                dumps = _wire.by_value()
-                if dumps is not None:
-                    _socket.close(fds)
-        except OSError:
-            raise
-        except Exception:
-            main, dumps = False, _wire.by_value()
-            if dumps is None:
-                raise
-        if dumps is not None:
-            packet, fds = _wire.encode(_wire.TASK, body, dumps)
-            main = False
-        return packet[:2] + (b"\1" if main else b"\0") + packet[2:], fds
-
     def _make_room(self, _: Future[Any]) -> None:
         assert self._room is not None
         self._room.release()
 
-    def _give(self, slot: _Slot, task: _Task) -> None:
+    def _give(self, slot: _Slot, task: Task) -> None:
         """Send it. The slot is ours alone: it is neither idle nor busy."""
         while not task.begin():
             with self._lock:
@@ -329,23 +286,7 @@ class Pool:
             self._retire(slot)
         else:
             self._next(slot)
-        body = packet[:2] + packet[10:]
-        try:
-            if packet[:1] == _wire.FAILED:
-                told = remote_error(body, fds)
-                error = told.exception
-                if error is None or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-                    error = told  # those would end the one who waits
-                else:
-                    error.__cause__ = told
-                task.future.set_exception(error)
-                return
-            with main_has_both_names():
-                (value,) = _wire.decode(body, fds)
-        except Exception as exc:  # what comes back may not be unpickled here
-            task.future.set_exception(exc)
-        else:
-            task.future.set_result(value)
+        settle(task.future, packet[:2] + packet[10:], fds)
 
     def _next(self, slot: _Slot) -> None:
         with self._lock:

@@ -38,6 +38,7 @@ ORDER = [
     "hub",
     "worker",
     "account",
+    "tasks",
     "pool",
     "executor",
     "passes",
