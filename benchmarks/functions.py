@@ -1,7 +1,8 @@
 """Function workers: 8 that use torch, 8 that need nothing, large results, a restart, the caller's loop, memory.
 
 Ours is one whole `await supervise(Function(...))` each time, by a zygote that was used before. Each peer runs in a
-process of its own (`_function_peers.py`) that measures itself.
+process of its own (`_function_peers.py`) that measures itself. "The machine alone" is a loop beside which another
+process does the work: what the machine, busy as it is, makes any loop wait.
 """
 
 # ruff: noqa: RUF001  (the times sign is meant)
