@@ -202,6 +202,14 @@ class Group:
         """Send a signal to each running worker (not to its children); returns how many got it."""
         return sum(worker.send_signal(signum) for worker in self._workers)
 
+    def forget(self) -> None:
+        """The result is somebody else's now: its values shall go when they let go of it, not when we are collected."""
+        self._outcome = None
+        self._hub.forget()
+        for worker in (*self._passes.workers, *self._passes.ended):
+            if worker.replies is not None:
+                worker.replies.value = None
+
     def hurry(self) -> None:
         """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
         self._passes.patience.hurry()

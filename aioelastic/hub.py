@@ -35,6 +35,10 @@ class Hub:
                     {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
                 )
 
+    def forget(self) -> None:
+        """Let go of what was told."""
+        self._history.clear()
+
     def read(self) -> AsyncIterator[Event]:
         """All events up to `GroupDone`, the earlier ones too."""
         reader = _Reader(self._history)

@@ -85,6 +85,7 @@ async def supervise(
         group.begin_reading()
         await group.finish(timeout)
     result = await group.wait()
+    group.forget()
     if check:
         result.raise_for_failures()
     return result

@@ -13,7 +13,6 @@ pytest.importorskip("torch")
 pytest.importorskip("numpy")
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.xfail(strict=True, reason="a preload that imports multiprocessing hides the main module"),
 ]
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "ddp_function.py"

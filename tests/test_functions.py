@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -89,6 +90,20 @@ async def test_a_large_array_comes_and_goes_by_memory(start: Any) -> None:
     result = await run(Function(jobs.total, shared), 3, start=start)
     assert [one.value for one in result] == [199_999, 200_000, 200_001]  # nobody saw what another wrote
     assert shared.sum() == 200_000
+
+
+async def test_a_large_value_is_gone_when_its_owner_lets_go() -> None:
+    pytest.importorskip("numpy")
+    gc.collect()
+    gc.disable()
+    try:
+        result = await run(Function(jobs.zeros, 3_000_000), 2)
+        assert "memfd:aioelastic" in Path("/proc/self/maps").read_text()
+        del result
+        await asyncio.sleep(0)  # the loop's own handle of our waking up held it, too
+        assert "memfd:aioelastic" not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
 
 
 async def test_as_completed_gives_each_the_moment_it_ends(start: Any, tmp_path: Path) -> None:

@@ -80,7 +80,6 @@ def test_a_script_without_a_guard_is_told_so(start: str, tmp_path: Path) -> None
     assert done.stdout == ""
 
 
-@pytest.mark.xfail(strict=True, reason="a preload that imports multiprocessing hides the main module")
 def test_a_preload_may_import_multiprocessing(tmp_path: Path) -> None:
     start = "'zygote', preload=['multiprocessing']"
     (tmp_path / "script.py").write_text(SCRIPT.replace("START", start) + GUARD)

@@ -26,6 +26,7 @@ from ._record import write_error
 IMPORT, UNPICKLE, RUN, RESULT = "import", "unpickle", "call", "result"
 
 # what is called, and whether local variables are wanted in its traceback
+_imported: tuple[str, str] | None = None  # the main module; multiprocessing has one of that name, too
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], bool]
 
 
@@ -110,7 +111,8 @@ def leave(code: int) -> NoReturn:
 
 def import_main(main: tuple[str, str] | None) -> None:
     """Import the caller's main module as multiprocessing does: under another name, so that its guard is false."""
-    if main is None or "__mp_main__" in sys.modules:
+    global _imported
+    if main is None or main == _imported:
         return
     kind, where = main
     _context.importing_main = True
@@ -122,6 +124,7 @@ def import_main(main: tuple[str, str] | None) -> None:
             content = runpy.run_path(where, run_name="__mp_main__")
         module.__dict__.update(content)
         sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+        _imported = main
     finally:
         _context.importing_main = False
 
