@@ -17,8 +17,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(sock: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
     """Send one datagram. `BlockingIOError` when a non-blocking socket is full."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+    if not fds:
+        sock.send(packet, socket.MSG_NOSIGNAL)
+        return
+    sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
@@ -28,6 +30,8 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
         ValueError: it was larger than any of ours; what came with it is closed.
     """
     packet, rights, flags, _ = sock.recvmsg(PACKET, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    if not rights and not flags & socket.MSG_TRUNC:
+        return packet, []
     fds: list[int] = []
     for level, kind, data in rights:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
