@@ -222,6 +222,8 @@ class Passes:
                 begun.append(waiting.popleft())
                 begun[-1].launch(self._launcher)
                 self._unsettled += 1
+                if loop.time() - turn > SLICE:
+                    break
             worker = begun.popleft()
             try:
                 try:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 # kinds: supervisor → zygote
+SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 FORK = b"F"  # start a worker: (id, environ, cwd, cpus); descriptors: stdout, stderr, its channel
 # zygote → supervisor
 READY = b"Y"  # warm: ()
 BROKEN = b"B"  # cannot serve: (reason, traceback)
 STARTED = b"S"  # (id, pid); descriptor: its pidfd
 REFUSED = b"X"  # (id, errno, words)
-EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s)
-REAP = b"P"  # supervisor → zygote: (id): let go of that zombie
+EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s, whether its group has others)
 # supervisor → worker, both before it starts
 SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted); to a zygote also (preload, idle seconds)
 CALL = b"C"  # (function, args, kwargs)

@@ -131,9 +131,10 @@ def import_main(main: tuple[str, str] | None) -> None:
 
 def adopt(path: Sequence[str], argv: Sequence[str]) -> None:
     """The host's `sys.path` and `sys.argv`."""
-    sys.path[:] = path
+    if sys.path != path:
+        sys.path[:] = path
+        importlib.invalidate_caches()
     sys.argv[:] = argv
-    importlib.invalidate_caches()
 
 
 def _work(channel: socket.socket, call: Call | None) -> int:

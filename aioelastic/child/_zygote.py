@@ -12,11 +12,9 @@ import fcntl
 import gc
 import importlib
 import os
-import platform
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -26,9 +24,6 @@ from typing import Any, NoReturn
 from . import _socket, _wire, _work
 
 _PR_SET_PDEATHSIG = 1
-_P_PIDFD = 3
-# waitid(2) by number: the system call tells rusage without reaping, which the C library's wrapper leaves out
-_WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "loongarch64": 95, "ppc64le": 272, "s390x": 281}
 
 
 def main() -> NoReturn:
@@ -59,10 +54,8 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._waitid = _WAITID.get(platform.machine(), 0)
+        self._libc = ctypes.CDLL(None)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd → (id, pid), until they are reaped
-        self._zombies: dict[int, int] = {}  # id → pidfd
         self._epoll = select.epoll()
 
     def serve(self, idle: float) -> None:
@@ -90,8 +83,8 @@ class Zygote:
             body = _wire.decode(packet, fds)
             if packet[:1] == _wire.FORK:
                 self._fork(body, fds[1:] if _wire.in_memfd(packet) else fds)
-            elif packet[:1] == _wire.REAP:
-                self._reap(*body)
+            elif packet[:1] == _wire.SIGNAL:
+                self._signal(*body)
         finally:
             _socket.close(fds)
 
@@ -129,34 +122,23 @@ class Zygote:
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
-        status, rusage = self._peek(pidfd)
-        number, _ = self._children[pidfd]
-        self._epoll.unregister(pidfd)
-        self._zombies[number] = pidfd
-        self._say(_wire.EXITED, (number, status, rusage, at, wall))
-
-    def _peek(self, pidfd: int) -> tuple[int, tuple[Any, ...] | None]:
-        """Wait status and rusage of what has ended, unreaped: until the supervisor lets go its pid stays its own."""
-        info, usage = ctypes.create_string_buffer(128), ctypes.create_string_buffer(144)
-        how = os.WEXITED | os.WNOWAIT
-        if self._waitid and self._libc.syscall(self._waitid, _P_PIDFD, pidfd, info, how, usage) == 0:
-            code, status = struct.unpack_from("=8xi12xi", info.raw)
-            numbers = struct.unpack("=18q", usage.raw)
-            times = (numbers[0] + numbers[1] / 1e6, numbers[2] + numbers[3] / 1e6)
-            rusage: tuple[Any, ...] | None = (*times, *numbers[4:])
-        else:
-            told = os.waitid(os.P_PIDFD, pidfd, how)
-            assert told is not None
-            code, status, rusage = told.si_code, told.si_status, None
-        if code == os.CLD_EXITED:
-            return status << 8, rusage
-        return status | (0x80 if code == os.CLD_DUMPED else 0), rusage
-
-    def _reap(self, number: int) -> None:
-        pidfd = self._zombies.pop(number)
-        _, pid = self._children.pop(pidfd)
+        number, pid = self._children.pop(pidfd)
+        _, status, rusage = os.wait4(pid, 0)
         os.close(pidfd)
-        os.waitpid(pid, 0)
+        try:
+            os.killpg(pid, 0)  # the id of a group that has members is never given to a new process
+            left = True
+        except ProcessLookupError:
+            left = False
+        except PermissionError:
+            left = True  # they changed their user
+        self._say(_wire.EXITED, (number, status, tuple(rusage), at, wall, left))
+
+    def _signal(self, number: int, signum: int) -> None:
+        for one, pid in self._children.values():
+            if one == number:  # it is not reaped, so the group is its own
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signum)
 
     def _say(self, kind: bytes, body: tuple[Any, ...], fds: list[int] | None = None) -> None:
         packet, _ = _wire.encode(kind, body)

@@ -120,11 +120,12 @@ class Zygote:
         self._send(packet, [*fds, *copies])
         return done
 
-    def reap(self, number: int) -> None:
-        """The pid of that zombie is nobody's any more."""
-        self._running.pop(number, None)
-        if not self.gone:
-            self._send(*_wire.encode(_wire.REAP, (number,)))
+    def signal_group(self, number: int, signum: int) -> bool:
+        """Have the whole process group of that worker signalled. False: there is nobody to do it any more."""
+        if self.gone or self.loop is None:
+            return False
+        self._send(*_wire.encode(_wire.SIGNAL, (number, signum)))
+        return True
 
     def disown(self) -> None:
         """We are a forked copy, and the number of its descriptor may be something else's here."""
@@ -201,8 +202,8 @@ class Zygote:
             ends.close_ours()
             done.set_exception(OSError(code or errno.EPERM, words))
         elif kind == _wire.EXITED:
-            number, status, rusage, ended_ns, ended_at = body
-            self._running[number].tell(RawExit(status, ended_ns, ended_at), rusage)
+            number, status, rusage, ended_ns, ended_at, left = body
+            self._running.pop(number).tell(RawExit(status, ended_ns, ended_at), rusage, left)
 
     def _died(self, why: Exception | None = None) -> None:
         """Whatever it was: it serves nobody any more, and its workers die with it."""
@@ -226,6 +227,7 @@ class ZygoteProcess:
 
     __slots__ = (
         "_ended",
+        "_left",
         "_number",
         "_on_exit",
         "_orphan",
@@ -261,6 +263,7 @@ class ZygoteProcess:
         self._ended = False
         self._reaped = False
         self._orphan = False
+        self._left = True  # others of its process group
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
         self._on_exit = on_exit
@@ -277,22 +280,11 @@ class ZygoteProcess:
         return True
 
     def signal_group(self, signum: int) -> bool:
-        if self._reaped or self._orphan:
-            return False
-        try:
-            os.killpg(self.pid, signum)  # its zygote reaps it only when we say so
-        except ProcessLookupError:
-            return False
-        return True
+        # by its zygote, which alone knows that the number is not somebody else's by now
+        return not self._ended and not self._reaped and self._zygote.signal_group(self._number, signum)
 
     def group_alive(self) -> bool:
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        return self._left
 
     def reap(self) -> resource.struct_rusage | None:
         self._let_go()
@@ -305,15 +297,14 @@ class ZygoteProcess:
             self._on_exit = None
             self._let_go()
 
-    def tell(self, raw: RawExit, rusage: tuple[Any, ...] | None) -> None:
-        """Its zygote says that it has ended."""
+    def tell(self, raw: RawExit, rusage: tuple[Any, ...] | None, left: bool) -> None:
+        """Its zygote says that it has ended, and whether somebody of its process group is left."""
         self._ended = True
         self._rusage = rusage
+        self._left = left
         self._told = raw
         if self._on_exit is not None:
             self._on_exit(raw)
-        elif self._reaped:  # abandoned, and dead at last
-            self._zygote.reap(self._number)
 
     def orphaned(self) -> None:
         """Its zygote is gone; the kernel kills it for that (PR_SET_PDEATHSIG), and its pidfd tells when."""
@@ -326,7 +317,8 @@ class ZygoteProcess:
     def _orphan_ended(self) -> None:
         self._poller.remove(self._pidfd)
         at_ns, at = time.monotonic_ns(), time.time()
-        self.tell(RawExit(status_of_reaped(self._pidfd), at_ns, at, "the zygote that had forked it died"), None)
+        raw = RawExit(status_of_reaped(self._pidfd), at_ns, at, "the zygote that had forked it died")
+        self.tell(raw, None, True)
 
     def _has_ended(self) -> bool:
         if self._ended or self._reaped:
@@ -341,8 +333,6 @@ class ZygoteProcess:
         self._reaped = True
         if self._orphan:
             self._poller.remove(self._pidfd)
-        elif self._ended:
-            self._zygote.reap(self._number)
         os.close(self._pidfd)
 
 
