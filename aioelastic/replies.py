@@ -84,7 +84,7 @@ class Replies:
         except BlockingIOError:
             return False
         except (OSError, ValueError) as exc:
-            self._nonsense = f"it sent something that is not ours: {exc}"
+            self._nonsense = self._nonsense or f"it sent something that is not ours: {exc}"
             self._close()
             return False
         if not packet:
@@ -93,7 +93,8 @@ class Replies:
         try:
             self._take(packet, fds)
         except Exception as exc:  # unpickling runs the code of others: anything may come
-            self._nonsense = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+            words = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+            self._nonsense = self._nonsense or words
         finally:
             _socket.close(fds)
         return True

@@ -241,3 +241,23 @@ def kills_its_zygote_once() -> str:
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
     return "done"
+
+
+def talks_nonsense() -> None:
+    from aioelastic.child import _context
+
+    assert _context.channel is not None
+    _context.channel.send(b"V\x00what is this?")
+    _context.channel.send(b"x" * 100)
+    _context.channel.send(b"\x00")
+    os._exit(0)
+
+
+def dies_while_it_sends() -> Any:
+    import threading
+
+    import numpy
+
+    if aioelastic.rank() == 0:
+        threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGKILL)).start()
+    return numpy.ones(50_000_000, dtype=numpy.uint8)

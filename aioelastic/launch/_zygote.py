@@ -211,7 +211,9 @@ class Zygote:
             return
         _forget(self)
         if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(why or OSError(errno.ESRCH, "the zygote died while it was starting"))
+            words = "killed the zygote that was importing them"
+            remedy = "import them in a Python of your own to see why"
+            self._ready.set_exception(why or SpecError("preload", list(self._preload), words, remedy))
         self.end()
         for done, ends, *_ in self._starting.values():
             ends.close_ours()

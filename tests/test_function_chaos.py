@@ -1,0 +1,156 @@
+"""Function workers, broken on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+from helpers import QUIET
+
+from aioelastic import Function, Group, Restart, SpecError, Stop, WorkerExecutor, WorkerFailed, supervise
+from aioelastic.events import Event
+from aioelastic.launch import end_zygotes
+from aioelastic.lifecycle import State
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_random_party_dies_at_a_random_event(seed: int, start: Any) -> None:
+    dice = random.Random(seed)
+    moment = dice.randrange(14)
+    what = dice.choice(["worker", "zygote", "cancel", "stop", "hurry", "pause"])
+    count = 0
+    task: asyncio.Task[Any] | None = None
+    group: Group
+
+    def strike(event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count != moment + 1 or task is None:
+            return
+        pids = list(group.pids.values())
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if what == "worker" and pids:
+                os.kill(dice.choice(pids), dice.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
+            elif what == "zygote" and pids and start == "zygote":
+                os.kill(parent_of(pids[0]), signal.SIGKILL)
+            elif what == "cancel":
+                task.cancel()
+            elif what in ("stop", "hurry"):
+                group.begin_stop()
+                if what == "hurry":
+                    group.hurry()
+            elif what == "pause" and pids:
+                os.kill(dice.choice(pids), signal.SIGSTOP)
+
+    kinds = [Function(jobs.parent), Function(jobs.fails), Function(jobs.sleeps), Function(jobs.vanishes, 0)]
+    kinds += [Function(jobs.crashes), Function(jobs.stops_when_asked)]
+
+    async def main() -> None:
+        nonlocal group
+        group = Group(
+            [dice.choice(kinds) for _ in range(5)],
+            logs=QUIET,
+            start=start,
+            stop=Stop(grace=0.2),
+            restart=Restart.on_failure(max=2, scope=dice.choice(["one", "all"])),
+            on_event=strike,
+            check=False,
+        )
+        async with group:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(group.wait(), 1.0)
+
+    task = asyncio.create_task(main())
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert all(worker.state in (State.DONE, State.UNSTARTED) for worker in group)
+    assert group.pids == {}
+
+
+async def test_cancelled_while_a_zygote_is_warming_up(tmp_path: Path, monkeypatch: Any) -> None:
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "slow_module.py").write_text(f"open({str(tmp_path / 'gate')!r}).read()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = asyncio.create_task(supervise(Function(jobs.parent), 2, preload=["slow_module"], logs=QUIET))
+    gate = await asyncio.to_thread(os.open, tmp_path / "gate", os.O_WRONLY)  # it is in the middle of its import
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    os.close(gate)
+    again = await supervise(Function(jobs.parent), preload=["slow_module"], logs=QUIET)  # the same one, warm by now
+    assert again.ok
+
+
+async def test_a_zygote_that_dies_while_it_warms_up(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "deadly_module.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SpecError, match="killed the zygote"):
+        await supervise(Function(jobs.parent), 2, preload=["deadly_module"], logs=QUIET)
+
+
+async def test_junk_on_the_channel() -> None:
+    result = await supervise(Function(jobs.talks_nonsense), logs=QUIET, check=False)
+    assert result[0].failure is not None
+    assert "could not be unpickled here: UnpicklingError" in result[0].failure.cause
+    assert (await supervise(Function(jobs.parent), logs=QUIET)).ok
+
+
+async def test_a_worker_that_is_killed_in_the_middle_of_a_large_result() -> None:
+    pytest.importorskip("numpy")
+    result = await supervise(Function(jobs.dies_while_it_sends), 2, logs=QUIET, check=False)
+    assert result.first_failure is not None
+    assert result.first_failure.cause == "SIGKILL"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_of_an_executor_die_at_random(seed: int) -> None:
+    """Each task ends one way or the other, and only as many are lost as workers were killed."""
+    dice = random.Random(seed)
+    with WorkerExecutor(3) as executor:
+        futures = []
+        killed = 0
+        for i in range(300):
+            futures.append(executor.submit(abs, -i))
+            if dice.random() < 0.03 and executor.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(dice.choice(executor.pids), signal.SIGKILL)
+                    killed += 1
+        lost = 0
+        for i, one in enumerate(futures):
+            try:
+                assert one.result() == i
+            except (WorkerFailed, BrokenExecutor):
+                lost += 1
+        assert lost <= killed
+
+
+def test_shutdown_from_a_callback_and_from_many_threads() -> None:
+    executor = WorkerExecutor(2)
+    executor.submit(abs, -1).add_done_callback(lambda _: executor.shutdown(wait=False))
+    threads = [threading.Thread(target=executor.shutdown) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+
+
+def test_zygotes_may_be_ended_under_an_executor() -> None:
+    with WorkerExecutor(2) as executor:
+        assert executor.submit(abs, -1).result() == 1
+    end_zygotes()
+    with WorkerExecutor(2) as executor:
+        assert executor.submit(abs, -1).result() == 1
