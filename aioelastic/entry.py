@@ -54,7 +54,8 @@ class Command:
 
 @dataclass(frozen=True, init=False, eq=False)
 class Function:
-    """A Python function and its arguments, as in `functools.partial`: what one worker runs, in a process of its own.
+    """A Python function and its arguments, as in `functools.partial`: what one worker runs, in a process of its own (or
+    in an executor of yours: `supervise(start=...)`).
 
     Sync, or async (it then runs in an event loop of its own, uvloop's where that is installed). What it returns is
     the worker's `Result.value`; what it raises, the worker's failure. It is found by its qualified name there, and its

@@ -23,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Spawned(Event):
-    """A worker runs."""
+    """A worker runs; or its executor has it, and it may wait there for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Stopping(Event):
 
 @dataclass(frozen=True, slots=True)
 class Killed(Event):
-    """A worker outlived its grace (or had none) and was sent SIGKILL."""
+    """A worker outlived its grace (or had none) and was sent SIGKILL (which reaches no function in an executor)."""
 
 
 @dataclass(frozen=True, slots=True)

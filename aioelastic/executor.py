@@ -72,6 +72,8 @@ class WorkerExecutor(Executor):
         if max_workers is None:
             max_workers = len(os.sched_getaffinity(0))
         check_whole("max_workers", max_workers, 1, PID_MAX)
+        if not isinstance(start, str):
+            raise SpecError("start", start, "is not for an executor", 'use "zygote", "spawn" or "fork"')
         if initializer is not None and not callable(initializer):
             raise SpecError("initializer", initializer, "cannot be called", "give a function")
         if task_timeout is not None:

@@ -22,6 +22,7 @@ from .launch import (
     Port,
     absolute,
     check_limits,
+    check_open,
     merged,
     plan,
     preflight,
@@ -124,6 +125,8 @@ class Ground:
             error_dir=self._error_dir,
         )
         self._first = self._pack(preflight(planned, self.environ))
+        for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
+            check_open(executor)
         return self._first
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
@@ -173,9 +176,12 @@ class Ground:
 
     def _pack(self, planned: LaunchPlan) -> LaunchPlan:
         """With each function pickled; a forked copy has its own already."""
+        for one in planned.workers:
+            if one.executor is not None:
+                self._launchers.executor.pack(one)
         workers = tuple(
             one
-            if one.function is None or one.start == "fork"
+            if one.function is None or one.start in ("fork", "executor")
             else replace(one, call=self._calls.of(one.function, one.rank))
             for one in planned.workers
         )

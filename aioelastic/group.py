@@ -29,7 +29,7 @@ from .lifecycle import ALIVE, FINAL, State
 from .outcome import GroupResult, Process, Reason
 from .passes import Passes
 from .restart import Restart
-from .spec import GroupSpec, Logs, Std, Stop
+from .spec import GroupSpec, Logs, Start, Std, Stop
 from .streams import FileSink, LineFeed, Tap
 from .worker import Worker
 
@@ -62,7 +62,7 @@ class Group:
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
         stop: Stop | None = None,
-        start: Literal["zygote", "spawn", "fork"] = "zygote",
+        start: Start = "zygote",
         preload: Sequence[str] = (),
         restart: Restart | None = None,
         check: bool = True,
@@ -78,6 +78,8 @@ class Group:
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
+        if launcher is not None and not isinstance(spec.start, str):
+            raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
         self.spec = spec
         self.logs = spec.logs
         self.stop_policy = spec.stop

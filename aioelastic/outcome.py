@@ -240,17 +240,24 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Unkillable:
-    """A worker that SIGKILL did not end within `Stop.bound`.
+    """A worker that SIGKILL did not end within `Stop.bound`, or a function in an executor of the caller's, which no
+    signal can reach.
 
     Attributes:
+        pid: its process; None in an executor.
         state: its state letter from /proc (`D` is uninterruptible sleep: a hung disk or driver), "?" if unreadable.
         wchan: the kernel function in which it sleeps, when readable.
     """
 
     rank: int
-    pid: int
+    pid: int | None
     state: str
     wchan: str
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"rank {self.rank}: it goes on in the caller's executor, where nobody but itself can end it"
+        return f"rank {self.rank}, pid {self.pid}, state {self.state} {self.wchan}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +270,7 @@ class Result:
         value: what a function worker returned; always None for a command.
         failure: set when it failed by itself.
         attempt: which attempt this is about, the last one; 0 when it was never restarted.
+        unkillable: set when it would not die.
         earlier: its failures within the limits of `Restart`, oldest first. Each was answered by a new attempt; the last
             one may be of this very attempt, if the group was stopped before a new one began.
     """
@@ -279,6 +287,7 @@ class Result:
     failure: Failure | None = None
     value: Any = None
     earlier: tuple[Failure, ...] = ()
+    unkillable: Unkillable | None = None
 
     @property
     def ok(self) -> bool:
@@ -296,7 +305,7 @@ class Result:
         if self.failure is not None:
             return self.failure.cause
         if self.exit is None:
-            return "never started" if self.pid is None else "would not die"
+            return "never started" if self.pid is None and self.unkillable is None else "would not die"
         return str(self.exit)
 
 

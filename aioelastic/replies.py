@@ -6,29 +6,15 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from .child import _failure, _socket, _wire
 from .errors import RemoteError
-from .outcome import Exit
+from .launch import Answer
 from .watch import Poller
 
-# what was going on when an error was raised there
-_PHASES = {
-    "import": "its main module could not be imported",
-    "unpickle": "its function or arguments could not be unpickled there",
-    "call": "",
-    "result": "its result could not be pickled",
-}
 
-
-class Replies:
-    """Reads `channel` (closed by us at the end) from the moment of the start.
-
-    Attributes:
-        value: what the function returned, once `has_value`.
-        error: its exception, if it raised one.
-    """
+class Replies(Answer):
+    """Reads `channel` (closed by us at the end) from the moment of the start."""
 
     def __init__(
         self,
@@ -37,10 +23,7 @@ class Replies:
         on_ready: Callable[[], None],
         on_task: Callable[[bytes, list[int]], None] | None = None,
     ) -> None:
-        self.value: Any = None
-        self.has_value = False
-        self.error: RemoteError | None = None
-        self._nonsense = ""
+        super().__init__()
         self._poller = poller
         self._channel: socket.socket | None = channel
         self._on_ready = on_ready
@@ -65,17 +48,6 @@ class Replies:
             pass
         self._close()
 
-    def cause(self, exit: Exit) -> str:
-        """Why it failed, in words; empty when it did not."""
-        if self.error is not None:
-            words = _PHASES.get(self.error.phase, self.error.phase)
-            return f"{words}: {self.error.headline}" if words else f"raised {self.error.headline}"
-        if self._nonsense:
-            return f"{self._nonsense} ({exit})"
-        if not exit.ok:
-            return str(exit)
-        return "" if self.has_value else "ended without returning (os._exit, or an execve), with exit code 0"
-
     def _read(self) -> bool:
         """One message. False: there was none, or it was the last."""
         assert self._channel is not None
@@ -84,7 +56,7 @@ class Replies:
         except BlockingIOError:
             return False
         except (OSError, ValueError) as exc:
-            self._nonsense = self._nonsense or f"it sent something that is not ours: {exc}"
+            self.nonsense = self.nonsense or f"it sent something that is not ours: {exc}"
             self._close()
             return False
         if not packet:
@@ -94,7 +66,7 @@ class Replies:
             self._take(packet, fds)
         except Exception as exc:  # unpickling runs the code of others: anything may come
             words = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
-            self._nonsense = self._nonsense or words
+            self.nonsense = self.nonsense or words
         finally:
             _socket.close(fds)
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from .entry import Entry
 from .events import Event
@@ -11,7 +10,7 @@ from .group import Group
 from .launch import Launcher
 from .outcome import GroupResult
 from .restart import Restart
-from .spec import Logs, Stop, check_timeout
+from .spec import Logs, Start, Stop, check_timeout
 
 
 async def supervise(
@@ -22,7 +21,7 @@ async def supervise(
     env: Mapping[str, str | None] | None = None,
     logs: Logs | None = None,
     stop: Stop | None = None,
-    start: Literal["zygote", "spawn", "fork"] = "zygote",
+    start: Start = "zygote",
     preload: Sequence[str] = (),
     restart: Restart | None = None,
     timeout: float | None = None,
@@ -45,7 +44,8 @@ async def supervise(
         stop: how workers are stopped; SIGTERM and 30 s of grace when not given.
         start: how a `Function` gets its process: `"zygote"` (forked by a warm helper that has `preload` imported, which
             stays for the next group), `"spawn"` (a fresh interpreter), or `"fork"` (a copy of this process and all its
-            memory; its dangers are in the documentation).
+            memory; its dangers are in the documentation). Or an open `concurrent.futures.Executor`, in which functions
+            run, supervised as far as it allows; the plan says what it does not. It is never shut down by us.
         preload: modules that the zygote imports once.
         restart: which failures are answered by a new attempt; none when not given.
         timeout: seconds after which the group is stopped.

@@ -11,10 +11,12 @@ import os
 import re
 import signal as _signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .borrowed import check_borrowed
 from .checks import (
     FrozenDict,
     check_env,
@@ -230,6 +232,10 @@ class Stop:
         return parse_signal("Stop.signal", self.signal)
 
 
+# how a function begins: in a process of its own, or in an executor that the caller lends
+Start: TypeAlias = "Literal['zygote', 'spawn', 'fork'] | Executor"
+
+
 @dataclass(frozen=True)
 class GroupSpec:
     """A whole group: one entry per rank, and how to run them. Made by `GroupSpec.of`, which checks everything."""
@@ -240,7 +246,7 @@ class GroupSpec:
     logs: Logs = field(default_factory=Logs)
     stop: Stop = field(default_factory=Stop)
     restart: Restart = field(default_factory=Restart.never)
-    start: Literal["zygote", "spawn", "fork"] = "zygote"
+    start: Start = "zygote"
     preload: tuple[str, ...] = ()
 
     @classmethod
@@ -254,7 +260,7 @@ class GroupSpec:
         logs: Logs | None = None,
         stop: Stop | None = None,
         restart: Restart | None = None,
-        start: Literal["zygote", "spawn", "fork"] = "zygote",
+        start: Start = "zygote",
         preload: Sequence[str] = (),
     ) -> GroupSpec:
         """Resolve the three forms of `entry` to one per rank, and check the rest.
@@ -285,12 +291,12 @@ class GroupSpec:
                 raise SpecError(
                     "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
                 )
-        if start not in ("zygote", "spawn", "fork"):
-            raise SpecError("start", start, "is not known", 'use "zygote", "spawn" or "fork"')
         if isinstance(preload, str) or not all(isinstance(one, str) and one for one in preload):
             raise SpecError("preload", preload, "is not a list of module names", 'give preload=["torch"]')
         if preload and start != "zygote":
             raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
+        if start not in ("zygote", "spawn", "fork"):
+            check_borrowed(start, entries, env)
         restart = restart or Restart.never()
         return cls(entries, name, check_env("env", env), logs, stop, restart, start, tuple(preload))
 

@@ -78,8 +78,10 @@ async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
         return
     worker.kill(leader_only=stop.scope == "leader")
     if not await patience.until(worker.has_exited, stop.bound, grace=False):
-        assert worker.pid is not None
-        worker.give_up(*await insist(census.look(worker.pid)))
+        if worker.pid is None:  # no process of ours
+            worker.give_up("?", "")
+        else:
+            worker.give_up(*await insist(census.look(worker.pid)))
 
 
 async def strays_of(census: Census, owner: str, leader: int | None = None, ended: int | None = None) -> list[Stray]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import stop as _stop
 from .errors import LaunchFailed, RemoteError
 from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
-from .launch import Launcher, LiveProcess, RawExit, WorkerPlan, owner
+from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
 from .replies import Replies
@@ -62,7 +62,7 @@ class Worker:
         rank: its rank.
         attempt: 0 for the first start.
         state: where it is in its life (`lifecycle.State`).
-        pid: its process id; None before the start.
+        pid: its process id; None before the start, and in an executor of the caller's.
         exit: its `Exit`, once it has ended.
     """
 
@@ -90,7 +90,8 @@ class Worker:
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
         self._reading = False
-        self.replies: Replies | None = None  # of a function worker
+        self.answer: Answer | None = None  # of a function worker
+        self.replies: Replies | None = None  # the same, where it has a channel
         self.on_task: Callable[[bytes, list[int]], None] | None = None  # takes those of an executor's worker
         self._pumps: dict[Std, Pump] = {}
         self._line_taps: dict[Std, LineTap] = {}
@@ -106,6 +107,9 @@ class Worker:
 
     def send_signal(self, signum: int) -> bool:
         """Send a signal to the worker itself. False: it does not run. Never reaches a stranger's pid.
+
+        In an executor of the caller's the stop signal, SIGTERM and its like become true in `stopping()`, and others
+        cannot be sent (False).
 
         Raises:
             PermissionError: it has changed its user.
@@ -166,8 +170,11 @@ class Worker:
             self._sinks[std] = keeper.file_sink(self, std)
             pump.taps += keeper.taps(self, std)
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
+        self.answer = process.answer
         if process.channel is not None:
-            self.replies = Replies(keeper.poller, process.channel, self._is_ready, self.on_task)
+            self.replies = self.answer = Replies(keeper.poller, process.channel, self._is_ready, self.on_task)
+        elif self.answer is not None:
+            self.answer.hear(self._is_ready)
 
     def never_start(self) -> None:
         """Its group ended before its turn came."""
@@ -249,18 +256,18 @@ class Worker:
         if self.exit is None:
             return f"could not start: {self.refused.cause}" if self.refused else ""
         own = "" if self.exit.ok else str(self.exit)
-        words = self.replies.cause(self.exit) if self.replies else own
+        words = self.answer.cause(self.exit) if self.answer else own
         return f"{words}: {self._reason}" if words and self._reason else words
 
     @property
     def error(self) -> RemoteError | None:
         """What its function raised."""
-        return None if self.replies is None else self.replies.error
+        return None if self.answer is None else self.answer.error
 
     @property
     def value(self) -> Any:
         """What its function returned, as soon as that is here; None before, and for a command."""
-        return None if self.replies is None else self.replies.value
+        return None if self.answer is None else self.answer.value
 
     def failed_at(self, report: ErrorReport | None) -> int | None:
         """When it failed by itself (monotonic, ns), or None if it did not.
@@ -298,13 +305,12 @@ class Worker:
     def give_up(self, state: str, wchan: str) -> None:
         """SIGKILL did not end it within the bound: say so, let go, go on."""
         assert self._process is not None
-        assert self.pid is not None
         if self.state is not State.KILLING:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()
-        if self.replies is not None:
-            self.replies.finish()
+        if self.answer is not None:
+            self.answer.finish()
         self._to(Trigger.GIVE_UP)
         for pump in self._pumps.values():
             pump.close()
@@ -383,8 +389,8 @@ class Worker:
         assert self._process is not None
         self.ended_ns = exit.ended_ns
         self._reap()
-        if self.replies is not None:
-            self.replies.finish()
+        if self.answer is not None:
+            self.answer.finish()
         self._ended_ticks = ticks_now()
         self._left_group = self._process.group_alive()
         keeper = self._keeper

@@ -370,10 +370,10 @@ async def test_run_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
         second = asyncio.ensure_future(executor.run(jobs.touches, str(tmp_path / "second")))
         await asyncio.sleep(0)
         second.cancel()
-        gate.open()
-        await first
         with pytest.raises(asyncio.CancelledError):
             await second
+        gate.open()
+        await first
     assert not (tmp_path / "second").exists()
 
 

@@ -21,6 +21,7 @@ ORDER = [
     "checks",
     "restart",
     "entry",
+    "borrowed",
     "spec",
     "outcome",
     "events",

@@ -6,8 +6,9 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import socket
@@ -38,7 +39,10 @@ def attempt() -> int:
 
 def ready() -> None:
     """Tell the supervisor that this function worker has set itself up (event `Ready`). Does nothing elsewhere."""
-    if channel is not None:
+    told = here.get()
+    if told is not None:
+        told.ready()
+    elif channel is not None:
         from . import _socket, _wire
 
         _socket.send(channel, *_wire.encode(_wire.RUNS, ()))
@@ -48,7 +52,8 @@ def stopping() -> Stopping:
     """Whether this worker was asked to stop: true or false, `.wait(timeout)`, or `await` it.
 
     The first call makes the stop signal something to be noticed instead of the end; it is to be made in the main
-    thread, before the signal may come. What is not done when the grace is over is lost.
+    thread, before the signal may come. What is not done when the grace is over is lost. In an executor that the caller
+    has lent no signal is needed, and the call may be made in any of its threads.
 
     Example::
 
@@ -62,6 +67,9 @@ def stopping() -> Stopping:
         RuntimeError: the first call was not made in the main thread.
     """
     global _stopping
+    told = here.get()
+    if told is not None:
+        return told.stopping
     if _stopping is None:
         _stopping = Stopping()
     return _stopping
@@ -94,7 +102,7 @@ class Stopping:
         asked = loop.create_future()
         # a descriptor of its own: several tasks may wait
         fd = os.dup(self._fd)
-        loop.add_reader(fd, _settle, asked)
+        loop.add_reader(fd, settle, asked)
         try:
             yield from asked
         finally:
@@ -106,7 +114,8 @@ class Stopping:
         os.eventfd_write(self._fd, 1)
 
 
-def _settle(future: Any) -> None:
+def settle(future: Any) -> None:
+    """Wake who awaits it."""
     if not future.done():
         future.set_result(None)
 
@@ -115,13 +124,29 @@ def forget() -> None:
     """In a forked copy of a process: none of this is ours."""
     global _stopping, channel
     _stopping = channel = None
+    here.set(None)
 
 
+class Here(NamedTuple):
+    """What a worker has that shares its process with others, instead of variables, a signal and a channel."""
+
+    variables: Mapping[str, str | None]
+    stopping: Stopping
+    ready: Callable[[], object]
+
+
+here: ContextVar[Here | None] = ContextVar("aioelastic_worker", default=None)
 _stopping: Stopping | None = None
 
 
+def variable(name: str) -> str | None:
+    """A variable of this worker."""
+    told = here.get()
+    return os.environ.get(name) if told is None else told.variables.get(name)
+
+
 def _number(name: str) -> int:
-    try:
-        return int(os.environ[f"AIOELASTIC_{name}"])
-    except KeyError:
-        raise RuntimeError(f"this is no worker of aioelastic's: AIOELASTIC_{name} is not set") from None
+    value = variable(f"AIOELASTIC_{name}")
+    if value is None:
+        raise RuntimeError(f"this is no worker of aioelastic's: AIOELASTIC_{name} is not set")
+    return int(value)

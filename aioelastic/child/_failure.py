@@ -13,12 +13,13 @@ SHOWN = 1_048_576  # characters of a traceback that travel
 DEPTH = 50  # exceptions of one chain, or of nested groups, that travel
 
 
-def describe(exc: BaseException, skip: int = 0, with_locals: bool = False) -> dict[str, Any]:
+def describe(exc: BaseException, skip: int = 0, with_locals: bool = False, pack: bool = True) -> dict[str, Any]:
     """What `rebuild` needs, and text.
 
     Args:
         skip: the innermost frames of our own that its traceback begins with.
         with_locals: the text shows local variables.
+        pack: it travels; else text is enough.
     """
     trace = exc.__traceback__
     for _ in range(skip):
@@ -32,7 +33,7 @@ def describe(exc: BaseException, skip: int = 0, with_locals: bool = False) -> di
         text = f"{type(exc).__qualname__}: <no traceback: {type(problem).__name__}>\n"
     if len(text) > SHOWN:
         text = f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"
-    return {"type": _name(exc), "message": _text(exc), "traceback": text, "packed": _pack(exc, DEPTH)}
+    return {"type": _name(exc), "message": _text(exc), "traceback": text, "packed": _pack(exc, DEPTH) if pack else None}
 
 
 def rebuild(packed: Any) -> tuple[BaseException | None, str]:

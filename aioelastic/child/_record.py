@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ._context import variable
+
 SHOWN = 65_536  # characters kept of message and traceback: the report stays far below what is read back
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,7 +64,7 @@ def record(fn: F) -> F:
 
 def write_error(exc: BaseException, path: str | None = None) -> None:
     """Write the report of `exc`; a failure to do so is printed, never raised."""
-    path = path or os.environ.get("AIOELASTIC_ERROR_FILE")
+    path = path or variable("AIOELASTIC_ERROR_FILE")
     if not path:
         return
     now = time.time()
@@ -86,8 +88,8 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
             "message": message,
             "traceback": trace,
             "time": now,
-            "rank": os.environ.get("AIOELASTIC_RANK"),
-            "attempt": os.environ.get("AIOELASTIC_ATTEMPT"),
+            "rank": variable("AIOELASTIC_RANK"),
+            "attempt": variable("AIOELASTIC_ATTEMPT"),
             "pid": os.getpid(),
         },
     }

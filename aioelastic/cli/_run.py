@@ -91,9 +91,7 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
     if result.log_dir is not None:
         lines.append(f"logs: {result.log_dir}")
     lines += [f"left running by a worker, ended by us: pid {one.pid} ({one.command})" for one in result.leaked]
-    lines += [
-        f"would not die: rank {one.rank}, pid {one.pid}, state {one.state} {one.wchan}" for one in result.unkillable
-    ]
+    lines += [f"would not die: {one}" for one in result.unkillable]
     lines += result.history()
     for one in troubles:
         lost = f" ({one.lost} bytes lost)" if one.lost else ""

@@ -5,9 +5,11 @@ In: a `GroupSpec`. Out: processes with a pid, a pidfd and pipe ends. Never here:
 
 from __future__ import annotations
 
+from ._answer import Answer
 from ._call import Call, Calls, importable_main
 from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, reap_abandoned
+from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
 from ._launchers import Launchers
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
@@ -17,9 +19,11 @@ from ._zygote import ZygoteLauncher, end_zygotes
 
 __all__ = [
     "TAG",
+    "Answer",
     "Call",
     "Calls",
     "DirectLauncher",
+    "ExecutorLauncher",
     "ForkLauncher",
     "LaunchPlan",
     "Launcher",
@@ -31,6 +35,7 @@ __all__ = [
     "ZygoteLauncher",
     "absolute",
     "check_limits",
+    "check_open",
     "end_zygotes",
     "importable_main",
     "merged",

@@ -47,13 +47,13 @@ class Call:
         self.close()
         dumps = _wire.by_value()
         if dumps is None:
-            _explain(function, field, pickle.dumps, names_main)
+            explain(function, field, pickle.dumps, names_main)
         try:
             self.packet, self.fds = _wire.encode(_wire.CALL, body, dumps)
         except OSError:
             raise
         except Exception:
-            _explain(function, field, dumps, False)
+            explain(function, field, dumps, False)
 
     def close(self) -> None:
         """Nobody needs it any more."""
@@ -112,7 +112,7 @@ def interpreter(call: str) -> list[str]:
     return [sys.executable, *flags, "-c", code]
 
 
-def _explain(function: Function, field: str, dumps: Callable[..., bytes], names_main: bool) -> NoReturn:
+def explain(function: Function, field: str, dumps: Callable[..., bytes], names_main: bool) -> NoReturn:
     """Which part of it cannot be pickled."""
     remedy = "define it at the top level of a module, or install cloudpickle"
     if names_main:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from ._answer import Answer
 from ._plan import WorkerPlan
 
 
@@ -21,16 +22,18 @@ class RawExit(NamedTuple):
 
 
 class LiveProcess(Protocol):
-    """A started process.
+    """A started process, or a call in an executor of the caller's, which has no pid, streams or group.
 
     `stdout` and `stderr` are the non-blocking read ends of its pipes; the receiver owns and closes them.
     `started_ns` and `started_at` were taken just before it was started. `rss_floor` is the launcher's own peak
     resident size in bytes at that time (see `Usage.max_rss_exact`). `channel` is our end of a function worker's own
-    socket (non-blocking, the receiver's too), None for a command.
+    socket (non-blocking, the receiver's too), None for a command. `answer` is what its call has come to where there is
+    no channel: it is filled in before `on_exit`.
     """
 
-    pid: int
+    pid: int | None
     channel: socket.socket | None
+    answer: Answer | None
     stdout: int | None
     stderr: int | None
     started_ns: int
@@ -41,7 +44,11 @@ class LiveProcess(Protocol):
         """Call `on_exit` once, on the loop's thread, when the process has ended. It is to be reaped then, soon."""
 
     def send_signal(self, signum: int) -> bool:
-        """Signal this process alone. False: it had already ended by itself, and was not signalled."""
+        """Signal this process alone. False: it had already ended by itself, and was not signalled.
+
+        In an executor, signals that ask to stop are `stopping()` there, and no other can be sent (False). SIGKILL only
+        cancels what has not begun.
+        """
 
     def signal_group(self, signum: int) -> bool:
         """Signal its whole process group. False: nobody is left in it. Only valid until it was reaped."""

@@ -133,6 +133,8 @@ class DirectLauncher:
 class DirectProcess:
     """A child of this process. See `LiveProcess`."""
 
+    answer = None
+
     __slots__ = (
         "_child",
         "_on_exit",

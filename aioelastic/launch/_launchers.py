@@ -10,6 +10,7 @@ from ..thread import HelperThread
 from ..watch import Poller
 from ._contract import Launcher
 from ._direct import DirectLauncher
+from ._executor import ExecutorLauncher
 from ._fork import ForkLauncher
 from ._plan import WorkerPlan
 from ._zygote import ZygoteLauncher
@@ -27,11 +28,13 @@ class Launchers:
     def __init__(self, environ: Mapping[str, str], thread: HelperThread, poller: Poller) -> None:
         direct = DirectLauncher(environ, thread, poller)
         self.zygote = ZygoteLauncher(environ, poller)
+        self.executor = ExecutorLauncher(thread)
         self._by_start: dict[str | None, Launcher] = {
             None: direct,
             "spawn": direct,
             "zygote": self.zygote,
             "fork": ForkLauncher(environ, poller),
+            "executor": self.executor,
         }
 
     def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:

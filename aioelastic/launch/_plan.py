@@ -7,10 +7,12 @@ import secrets
 import shlex
 import time
 from collections.abc import Container, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .. import borrowed
 from ..checks import shown
 from ..entry import Command, Function
 from ..restart import Restart
@@ -38,6 +40,7 @@ class WorkerPlan:
     Attributes:
         program: the file to execute; None until `preflight` has looked it up, and for a function.
         function, start: the function it runs, and how its process begins; None for a command.
+        executor: the caller's, if it runs in one (`start` is `"executor"`).
         call: the function and its arguments, pickled; None until they are, for a command, and for a forked copy.
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
@@ -60,6 +63,7 @@ class WorkerPlan:
     function: Function | None = None
     start: str | None = None
     call: Call | None = None
+    executor: Executor | None = None
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The worker's whole environment; `base` is not changed."""
@@ -98,13 +102,20 @@ class LaunchPlan:
             if one.function is None:
                 lines += ["", f"rank {one.rank}: {shlex.join(one.argv)}"]
             else:
-                lines += ["", f"rank {one.rank}: function {_called(one.function)}, {START_WORDS[one.start or '']}"]
+                how = borrowed.where(one.executor) if one.executor is not None else START_WORDS[one.start or ""]
+                lines += ["", f"rank {one.rank}: function {_called(one.function)}, {how}"]
             if one.cwd is not None:
                 lines.append(f"  cwd: {one.cwd}")
-            lines.append(f"  stdin: {one.stdin}")
-            for std, log in ((Std.OUT, one.stdout_log), (Std.ERR, one.stderr_log)):
-                where = [w for w in ("tee" if one.tee & std else "", str(log) if log else "") if w]
-                lines.append(f"  std{std.name.lower() if std.name else ''}: {', '.join(where) or 'tail only'}")
+            kind = None if one.executor is None else borrowed.kind_of(one.executor)
+            if kind is not None:
+                lines += [f"  {words}" for words in kind.limits]
+                if not kind.processes:
+                    continue
+            else:
+                lines.append(f"  stdin: {one.stdin}")
+                for std, log in ((Std.OUT, one.stdout_log), (Std.ERR, one.stderr_log)):
+                    where = [w for w in ("tee" if one.tee & std else "", str(log) if log else "") if w]
+                    lines.append(f"  std{std.name.lower() if std.name else ''}: {', '.join(where) or 'tail only'}")
             lines += [
                 f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
                 for key, value in sorted(one.overlay.items())
@@ -170,9 +181,13 @@ def plan(
         overlay.update(entry.env)
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             overlay.setdefault(f"AIOELASTIC_{key}", overlay[key])
-        overlay[TAG] = (
-            f"{above}{owner(run_id, rank, attempt)}"  # ours to set: it is how a stray is known as this group's
-        )
+        lent = None if isinstance(spec.start, str) or isinstance(entry, Command) else spec.start
+        if lent is None:  # what starts in an executor of the caller's may be meant to stay
+            # ours to set: it is how a stray is known as this group's
+            overlay[TAG] = f"{above}{owner(run_id, rank, attempt)}"
+        else:
+            overlay.pop(TAG, None)
+            saved = Std.NONE
         workers.append(
             WorkerPlan(
                 rank=rank,
@@ -183,13 +198,15 @@ def plan(
                 cwd=entry.cwd,
                 stdin=entry.stdin if isinstance(entry, Command) else "null",
                 overlay=overlay,
-                pipes=Std.ALL,  # both are always read: a failure shows their last lines
-                tee=logs.tees(rank),
+                # both are always read: a failure shows their last lines
+                pipes=Std.ALL if lent is None else Std.NONE,
+                tee=logs.tees(rank) if lent is None else Std.NONE,
                 stdout_log=home / "stdout.log" if home and saved & Std.OUT else None,
                 stderr_log=home / "stderr.log" if home and saved & Std.ERR else None,
                 error_file=error_file,
                 function=entry if isinstance(entry, Function) else None,
-                start=spec.start if isinstance(entry, Function) else None,
+                start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",
+                executor=lent,
             )
         )
     stop = spec.stop

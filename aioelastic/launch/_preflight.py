@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..borrowed import kind_of
+from ..entry import Command
 from ..errors import SpecError
 from ..spec import GroupSpec
 from ._plan import LaunchPlan, WorkerPlan, merged
@@ -55,11 +57,15 @@ def check_limits(spec: GroupSpec) -> None:
         SpecError: says how many workers fit.
     """
     n = len(spec.entries)
+    # a call in an executor is no process of ours
+    own = [isinstance(spec.start, str) or isinstance(one, Command) for one in spec.entries]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         room = soft - len(os.listdir("/proc/self/fd")) - _SLACK
-        # each worker has a pidfd, two pipes, and its log files
-        needed = list(itertools.accumulate(3 + spec.logs.saves(rank).bit_count() for rank in range(n)))
+        # each worker has a pidfd, two pipes, and its log files; each call in another process a pipe to ask it to stop
+        call = int(not isinstance(spec.start, str) and kind_of(spec.start).processes)
+        needs = (3 + spec.logs.saves(rank).bit_count() if mine else call for rank, mine in enumerate(own))
+        needed = list(itertools.accumulate(needs))
         if needed[-1] > room:
             raise SpecError(
                 "n",
@@ -69,6 +75,7 @@ def check_limits(spec: GroupSpec) -> None:
                 f"resource.setrlimit(resource.RLIMIT_NOFILE, ...) (hard limit: "
                 f"{'none' if hard == resource.RLIM_INFINITY else hard})",
             )
+    n = sum(own)
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     # root is exempt from RLIMIT_NPROC; counting a user's threads is only worth it when it may matter
     if soft != resource.RLIM_INFINITY and os.getuid() != 0 and n * 4 > soft:

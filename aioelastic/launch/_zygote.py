@@ -227,6 +227,8 @@ class Zygote:
 class ZygoteProcess:
     """A worker that a zygote has forked: the zygote's child, not ours. See `LiveProcess`."""
 
+    answer = None
+
     __slots__ = (
         "_ended",
         "_left",

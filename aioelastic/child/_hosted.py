@@ -1,0 +1,245 @@
+"""One function in an executor of the caller's: in a thread of this process, or in some other process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from . import _context, _wire, _work
+from ._failure import describe
+from ._record import write_error
+
+UNBEGUN, VALUE, PICKLED, EXIT, ERROR = "unbegun", "value", "pickled", "exit", "error"
+
+
+class Answer(NamedTuple):
+    """What came of a call: a kind, the exit code it stands for, and a value, its pickle, or (phase, description)."""
+
+    kind: str
+    code: int
+    body: Any = None
+
+
+class About(NamedTuple):
+    """What a call is told.
+
+    Attributes:
+        variables: those of its worker.
+        lent: the process is its own for the length of the call: set the variables, and go to `cwd`.
+        error_file: where to write what it raises.
+        stop_at: a pipe that becomes readable to ask it to stop: (pid of its owner, descriptor there, inode).
+    """
+
+    variables: Mapping[str, str | None]
+    lent: bool = False
+    cwd: str | None = None
+    error_file: str | None = None
+    with_locals: bool = False
+    stop_at: tuple[int, int, int] | None = None
+
+
+class Load:
+    """A function and its arguments; pickled when that is needed first, once for all ranks."""
+
+    def __init__(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.name = name
+        self.call = (fn, args, kwargs)
+        self._lock = threading.Lock()
+        self._pickled: bytes | None = None
+
+    def pickled(self) -> bytes:
+        """Raises `PicklingError`."""
+        with self._lock:
+            if self._pickled is None:
+                try:
+                    self._pickled = _pickle(self.call)
+                except Exception as exc:
+                    words = f"{self.name} or its arguments cannot be pickled: {type(exc).__name__}: {exc}"
+                    raise pickle.PicklingError(words) from exc
+            return self._pickled
+
+
+class Hosted:
+    """One call, to be submitted. Called where it was made it runs there; what its pickle makes runs elsewhere.
+
+    Attributes:
+        stopping: what the function sees, if it runs here.
+    """
+
+    def __init__(self, load: Load, about: About, on_ready: Callable[[], object]) -> None:
+        self.stopping = Asked()
+        self._load = load
+        self._about = about
+        self._on_ready = on_ready
+
+    def __call__(self) -> Answer:
+        if self.stopping:
+            return Answer(UNBEGUN, 0)
+        about = self._about
+        here = _context.Here(about.variables, self.stopping, self._on_ready)
+        return _run(lambda: self._load.call, here, about, VALUE)
+
+    def __reduce__(self) -> Any:
+        return (functools.partial, (elsewhere, self._load.pickled(), self._about))
+
+    def forget(self) -> None:
+        """Nobody listens any more."""
+        about = self._about
+        variables = {key: value for key, value in about.variables.items() if not key.endswith("_ERROR_FILE")}
+        self._about = about._replace(error_file=None, variables=variables)
+
+
+def elsewhere(data: bytes, about: About) -> Answer:
+    """In another process than the one that has made the `Hosted`."""
+    far = None if about.stop_at is None else Far(*about.stop_at)
+    try:
+        if far:
+            return Answer(UNBEGUN, 0)
+        here = _context.Here(about.variables, Asked() if far is None else far, lambda: None)
+        with _lent(about) if about.lent else contextlib.nullcontext():
+            return _run(lambda: pickle.loads(data), here, about, PICKLED)
+    finally:
+        if far is not None:
+            far.close()
+
+
+def _run(call: Callable[[], Any], here: _context.Here, about: About, kind: str) -> Answer:
+    token = _context.here.set(here)
+    phase = _work.UNPICKLE
+    try:
+        fn, args, kwargs = call()
+        phase = _work.RUN
+        value = fn(*args, **kwargs)
+        if isinstance(value, types.CoroutineType):
+            value = _work.run(value)
+        phase = _work.RESULT
+        return Answer(kind, 0, _pickle(value) if kind == PICKLED else value)
+    except BaseException as exc:
+        if isinstance(exc, SystemExit) and phase == _work.RUN:
+            return _left(exc.code)
+        file = about.error_file
+        # its directory is gone once nobody listens any more
+        if isinstance(exc, Exception | KeyboardInterrupt) and file and os.path.isdir(os.path.dirname(file)):
+            write_error(exc, file)
+        told = describe(exc, 1, about.with_locals, pack=kind == PICKLED)
+        return Answer(ERROR, 1, (phase, told, None if kind == PICKLED else exc))
+    finally:
+        _context.here.reset(token)
+
+
+def _left(code: Any) -> Answer:
+    if code is None or code == 0:
+        return Answer(VALUE, 0)
+    if isinstance(code, int):
+        return Answer(EXIT, code & 0xFF)
+    print(code, file=sys.stderr)
+    return Answer(EXIT, 1)
+
+
+def _pickle(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception:
+        by_value = _wire.by_value()
+        if by_value is None:
+            raise
+        return by_value(value, protocol=5)
+
+
+def dumps() -> Callable[..., bytes]:
+    """The best pickler there is."""
+    return _wire.by_value() or pickle.dumps
+
+
+@contextlib.contextmanager
+def _lent(about: About) -> Iterator[None]:
+    """This process has its variables and directory for a while."""
+    before = {name: os.environ.get(name) for name in about.variables}
+    home = os.open(os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _set(about.variables)
+        if about.cwd is not None:
+            os.chdir(about.cwd)
+        yield
+    finally:
+        _set(before)
+        os.fchdir(home)
+        os.close(home)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+class Asked(_context.Stopping):
+    """Where the asking is a call from another thread of the same process."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._wakes: set[Callable[[], object]] = set()
+
+    def ask(self) -> None:
+        """From any thread."""
+        with self._lock:
+            self._event.set()
+            for wake in self._wakes:
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    wake()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._event.wait(timeout)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        asked = loop.create_future()
+        wake = functools.partial(loop.call_soon_threadsafe, _context.settle, asked)
+        with self._lock:
+            if self._event.is_set():
+                return
+            self._wakes.add(wake)
+        try:
+            yield from asked
+        finally:
+            with self._lock:
+                self._wakes.discard(wake)
+
+
+class Far(_context.Stopping):
+    """Where the asking is a byte in a pipe of another process of this machine."""
+
+    def __init__(self, pid: int, fd: int, inode: int) -> None:
+        self._asked = False
+        try:
+            self._fd = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if os.fstat(self._fd).st_ino == inode:
+                return
+            os.close(self._fd)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+        # it is closed: nobody wants us to go on
+        self._asked = True
+        self._fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __bool__(self) -> bool:
+        return self.wait(0)
+
+    def close(self) -> None:
+        """The call is over."""
+        os.close(self._fd)

@@ -1,0 +1,51 @@
+"""What a function worker's call has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import RemoteError
+from ..outcome import Exit
+
+# what was going on when an error was raised there
+_PHASES = {
+    "import": "its main module could not be imported",
+    "unpickle": "its function or arguments could not be unpickled there",
+    "call": "",
+    "result": "its result could not be pickled",
+    "executor": "its executor failed",
+}
+
+
+class Answer:
+    """Filled in by whoever hears it.
+
+    Attributes:
+        value: what the function returned, once `has_value`.
+        error: its exception, if it raised one.
+        nonsense: what came instead of either, in words.
+    """
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.has_value = False
+        self.error: RemoteError | None = None
+        self.nonsense = ""
+
+    def hear(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` when it says that it has set itself up."""
+
+    def finish(self) -> None:
+        """It has ended: nothing more will come."""
+
+    def cause(self, exit: Exit) -> str:
+        """Why it failed, in words; empty when it did not."""
+        if self.error is not None:
+            words = _PHASES.get(self.error.phase, self.error.phase)
+            return f"{words}: {self.error.headline}" if words else f"raised {self.error.headline}"
+        if self.nonsense:
+            return self.nonsense if exit.code == 1 and not exit.signal else f"{self.nonsense} ({exit})"
+        if not exit.ok:
+            return str(exit)
+        return "" if self.has_value else "ended without returning (os._exit, or an execve), with exit code 0"

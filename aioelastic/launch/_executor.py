@@ -1,0 +1,263 @@
+"""`start=<an executor>`: function workers in an executor that the caller lends. It is never shut down by us."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Any
+
+from ..borrowed import kind_of
+from ..checks import shown
+from ..child import _failure, _hosted
+from ..entry import Function
+from ..errors import RemoteError, SpecError
+from ..thread import HelperThread
+from ._answer import Answer
+from ._call import explain
+from ._contract import RawExit
+from ._plan import WorkerPlan
+
+# what asks a function to stop; no other signal can reach it
+_ASKING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+_FAILED = 1 << 8  # a wait status: exit code 1
+
+
+def check_open(executor: Executor) -> None:
+    """Whether it takes work: by a question that is taken back at once.
+
+    Raises:
+        SpecError: it is shut down, or broken, or no executor.
+    """
+    try:
+        asked = executor.submit(int)
+        asked.add_done_callback(lambda _: None)
+        asked.cancel()
+    except Exception as exc:
+        problem = f"takes no work ({type(exc).__name__}: {exc})"
+        raise SpecError("start", executor, problem, "give an executor that is open and works") from exc
+
+
+class ExecutorLauncher:
+    """Submits calls in a helper thread, since some executors start processes in `submit`.
+
+    Attributes:
+        broken: the executor of these calls is failing them all: one of them was told so already.
+    """
+
+    name = "executor"
+
+    def __init__(self, thread: HelperThread) -> None:
+        self.broken = False
+        self._thread = thread
+        self._loads: dict[int, tuple[Function, _hosted.Load]] = {}
+
+    def pack(self, worker: WorkerPlan) -> None:
+        """Pickle its function, once for all ranks, if its executor is one that will.
+
+        Raises:
+            SpecError: names what cannot be pickled.
+        """
+        assert worker.function is not None
+        assert worker.executor is not None
+        if kind_of(worker.executor).processes:
+            try:
+                self._load(worker.function).pickled()
+            except pickle.PicklingError:
+                explain(worker.function, f"of rank {worker.rank}", _hosted.dumps(), False)
+
+    def start(self, worker: WorkerPlan) -> asyncio.Future[ExecutorProcess]:
+        """See `Launcher.start`."""
+        loop = asyncio.get_running_loop()
+        return self._thread.submit(lambda: self._start(worker, loop))
+
+    def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> ExecutorProcess:
+        assert worker.function is not None
+        return ExecutorProcess(self, worker, self._load(worker.function), loop)
+
+    def _load(self, function: Function) -> _hosted.Load:
+        if id(function) not in self._loads:
+            load = _hosted.Load(function.name, function.fn, function.args, dict(function.kwargs))
+            self._loads[id(function)] = (function, load)
+        return self._loads[id(function)][1]
+
+
+class ExecutorProcess:
+    """A call in an executor: no process of ours. See `LiveProcess`.
+
+    Raises:
+        OSError: the executor takes no more work, or we are out of descriptors.
+    """
+
+    pid = None
+    channel = None
+    stdout = None
+    stderr = None
+    rss_floor = 0
+
+    def __init__(
+        self, launcher: ExecutorLauncher, worker: WorkerPlan, load: _hosted.Load, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        assert worker.function is not None
+        assert worker.executor is not None
+        self._launcher = launcher
+        self.answer = _FromThere()
+        self._loop = loop
+        self._on_exit: Callable[[RawExit], None] | None = None
+        self._told: RawExit | None = None  # its end, known before anybody watched
+        self._stopped_by = 0
+        self._asking = {*_ASKING, int(worker.overlay.get("AIOELASTIC_STOP_SIGNAL") or 0)}
+        self._pipe = -1  # to ask it in another process
+        stop_at = None
+        lent = kind_of(worker.executor).processes
+        if lent:
+            self._pipe = _pipe()
+            stop_at = (os.getpid(), self._pipe, os.fstat(self._pipe).st_ino)
+        about = _hosted.About(
+            dict(worker.overlay),
+            lent,
+            worker.cwd,
+            None if worker.error_file is None else str(worker.error_file),
+            worker.function.show_locals,
+            stop_at,
+        )
+        self._job = _hosted.Hosted(load, about, self._is_ready)
+        self.started_at, self.started_ns = time.time(), time.monotonic_ns()
+        try:
+            self._future: Future[_hosted.Answer] = worker.executor.submit(self._job)
+        except Exception as exc:
+            self._let_go()
+            words = f"its executor takes no more work ({type(exc).__name__}: {exc})"
+            raise OSError(errno.ESHUTDOWN, words) from exc
+        self._future.add_done_callback(self._ended)
+
+    def watch(self, on_exit: Callable[[RawExit], None]) -> None:
+        self._on_exit = on_exit
+        if self._told is not None:
+            self._loop.call_soon(on_exit, self._told)
+
+    def send_signal(self, signum: int) -> bool:
+        if self._future.done() or (signum != signal.SIGKILL and signum not in self._asking):
+            return False
+        self._stopped_by = self._stopped_by or signum
+        # a ProcessPoolExecutor that finds a cancelled future while it fails all it has loses its own thread of that
+        if self._launcher.broken or not self._future.cancel():
+            self._ask()
+        return True
+
+    def signal_group(self, signum: int) -> bool:
+        return False
+
+    def group_alive(self) -> bool:
+        return False
+
+    def reap(self) -> None:
+        self._let_go()
+
+    def abandon(self) -> None:
+        self._on_exit = None
+        self._job.forget()
+        self._ask()
+        self._let_go()
+
+    def _ask(self) -> None:
+        self._job.stopping.ask()
+        if self._pipe >= 0:
+            os.write(self._pipe, b"!")
+
+    def _let_go(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _is_ready(self) -> None:
+        self._soon(self.answer.ready)
+
+    def _ended(self, future: Future[_hosted.Answer]) -> None:
+        """In whatever thread."""
+        ended_ns, ended_at = time.monotonic_ns(), time.time()
+        if not future.cancelled() and isinstance(future.exception(), BrokenExecutor):
+            self._launcher.broken = True
+        try:
+            status = self.answer.read(future, self._stopped_by)
+        except Exception as exc:  # unpickling runs the code of others: anything may come
+            self.answer.nonsense = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+            status = _FAILED
+        self._soon(self._tell, RawExit(status, ended_ns, ended_at))
+
+    def _tell(self, raw: RawExit) -> None:
+        self._told = raw
+        if self._on_exit is not None:
+            self._on_exit(raw)
+
+    def _soon(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            pass  # the loop was closed: nobody is left to tell
+
+
+class _FromThere(Answer):
+    """From the future of an executor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_ready: Callable[[], None] | None = None
+        self._is_ready = False
+
+    def hear(self, on_ready: Callable[[], None]) -> None:
+        self._on_ready = on_ready
+        if self._is_ready:
+            on_ready()
+
+    def ready(self) -> None:
+        """It has set itself up."""
+        self._is_ready = True
+        if self._on_ready is not None:
+            self._on_ready()
+
+    def read(self, future: Future[_hosted.Answer], stopped_by: int) -> int | None:
+        """What has come of it; returns a wait status as a process of its own would have had it, None if unknown.
+
+        Raises:
+            Exception: whatever unpickling its value raises.
+        """
+        if future.cancelled():
+            if stopped_by:
+                return stopped_by
+            self.nonsense = "its executor cancelled it before it began"
+            return _FAILED
+        exc = future.exception()
+        if exc is not None:
+            told = _failure.describe(exc, pack=False)
+            self.error = RemoteError("executor", told["type"], told["message"], told["traceback"], exc)
+            return None if isinstance(exc, BrokenExecutor) else _FAILED
+        answer: Any = future.result()
+        if not isinstance(answer, _hosted.Answer):
+            self.nonsense = f"its executor returned {shown(answer)} instead of what the call has returned"
+            return _FAILED
+        if answer.kind == _hosted.UNBEGUN:
+            return stopped_by or int(signal.SIGTERM)
+        if answer.kind == _hosted.ERROR:
+            phase, told, exc = answer.body
+            exc, why = (exc, "") if told["packed"] is None else _failure.rebuild(told["packed"])
+            self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
+        elif answer.kind != _hosted.EXIT:
+            self.value = pickle.loads(answer.body) if answer.kind == _hosted.PICKLED else answer.body
+            self.has_value = True
+        return answer.code << 8
+
+
+def _pipe() -> int:
+    """Both ends of a pipe in one descriptor: what is written stays there until somebody opens it to look."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        return os.open(f"/proc/self/fd/{reader}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(reader)
+        os.close(writer)
