@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..entry import Function
 from ..errors import SpecError
 from ..spec import GroupSpec
 from ._plan import LaunchPlan, WorkerPlan, merged
@@ -58,8 +59,12 @@ def check_limits(spec: GroupSpec) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         room = soft - len(os.listdir("/proc/self/fd")) - _SLACK
-        # each worker has a pidfd, two pipes, and its log files
-        needed = list(itertools.accumulate(3 + spec.logs.saves(rank).bit_count() for rank in range(n)))
+        # each worker has a pidfd, two pipes, its log files, and a channel if it runs a function
+        each = (
+            3 + spec.logs.saves(rank).bit_count() + isinstance(entry, Function)
+            for rank, entry in enumerate(spec.entries)
+        )
+        needed = list(itertools.accumulate(each))
         if needed[-1] > room:
             raise SpecError(
                 "n",
