@@ -101,4 +101,5 @@ def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed
         stderr=stderr,
         failure=failure,
         value=worker.value,
+        stacks=worker.stacks,
     )

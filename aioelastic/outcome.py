@@ -265,6 +265,8 @@ class Result:
         attempt: which attempt this is about, the last one; 0 when it was never restarted.
         earlier: its failures within the limits of `Restart`, oldest first. Each was answered by a new attempt; the last
             one may be of this very attempt, if the group was stopped before a new one began.
+        stacks: its Python stacks when they were last taken (`Group.dump_stacks`, `Stop.dump`), or why they could not
+            be; None when nobody asked.
     """
 
     rank: int
@@ -279,6 +281,7 @@ class Result:
     failure: Failure | None = None
     value: Any = None
     earlier: tuple[Failure, ...] = ()
+    stacks: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from . import _stacks
+
 SHOWN = 65_536  # characters kept of message and traceback: the report stays far below what is read back
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +24,8 @@ def record(fn: F) -> F:
     """Decorate the main function of a Python command, so that its failure carries the exception and traceback.
 
     Works on sync and async functions. The exception goes on as before; SystemExit and KeyboardInterrupt are not
-    recorded. Outside a supervised worker it does nothing. Also switches `faulthandler` on.
+    recorded. Outside a supervised worker it does nothing. Also switches `faulthandler` on, for crashes and, inside a
+    worker, for `Group.dump_stacks`.
 
     The file (`AIOELASTIC_ERROR_FILE`) appears whole or not at all. Its schema is that of torch elastic
     (`message.message`, `message.extraInfo`), which therefore can read it, plus an `aioelastic` object.
@@ -112,3 +115,5 @@ def _initialise() -> None:
         faulthandler.enable(all_threads=True)
     except (AttributeError, OSError, ValueError, RuntimeError):
         pass  # stderr is closed or replaced: a crash will be told by its signal alone
+    if "AIOELASTIC_RANK" in os.environ:
+        _stacks.offer()

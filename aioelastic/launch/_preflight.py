@@ -23,7 +23,7 @@ from ._plan import LaunchPlan, WorkerPlan, merged
 
 # elf(5) e_machine by platform.machine(); others are left to the kernel to judge
 _MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
-_SLACK = 24  # descriptors that the group itself may need: port, console, threads' pipes, /proc reads
+_SLACK = 32  # descriptors that the group itself may need: port, console, threads' pipes, /proc reads, a dump of stacks
 
 
 def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
