@@ -345,3 +345,4 @@ def supervises_a_fork() -> None:
             print(repr((await group.dump_stacks())[0]))
 
     asyncio.run(run())
+    hangs_in_c(False)
