@@ -102,4 +102,5 @@ def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed
         failure=failure,
         value=worker.value,
         unkillable=worker.unkillable,
+        stacks=worker.stacks,
     )

@@ -31,6 +31,7 @@ from .outcome import ErrorReport
 from .report import read_report
 from .sinks import Sinks
 from .spec import GroupSpec
+from .stacks import Stacks
 from .stop import Patience
 from .thread import HelperThread, completed, insist
 from .watch import Census, Poller
@@ -55,6 +56,7 @@ class Ground:
         self.poller = Poller(loop)
         self.census = Census(self._proc, TAG)
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
+        self.stacks = Stacks(loop, self._proc, self._files, self.poller, self.environ, on_trouble)
         self._launchers = Launchers(self.environ, self._proc, self.poller)
         self._calls = Calls()
         self._port: Port | None = None
@@ -97,6 +99,7 @@ class Ground:
     ) -> dict[K, ErrorReport | None]:
         """Flush what is queued, each within `bound` seconds; returns what workers wrote about themselves."""
         reports: dict[K, ErrorReport | None] = {}
+        await self.stacks.close()
         await self.sinks.close(patience, bound)
         if await _ended(self._files, patience, bound):
             reports = await insist(self._proc.submit(lambda: self._read_reports(error_files)))

@@ -18,6 +18,7 @@ import anyio
 
 from . import stop as _stop
 from .account import account
+from .checks import check_seconds
 from .child import _context
 from .entry import Entry
 from .errors import SpecError
@@ -30,6 +31,7 @@ from .outcome import GroupResult, Process, Reason
 from .passes import Passes
 from .restart import Restart
 from .spec import GroupSpec, Logs, Start, Std, Stop
+from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
 from .worker import Worker
 
@@ -212,11 +214,20 @@ class Group:
             if worker.replies is not None:
                 worker.replies.value = None
 
+    async def dump_stacks(self, timeout: float = BOUND) -> dict[int, str]:
+        """Where is everybody? rank → the Python stacks of all threads of each worker that runs, taken in parallel.
+
+        A function worker, and a command that called `record`, writes them by itself, whatever it hangs in; another
+        Python command is looked at by py-spy, where that is installed. Who cannot be told, or does not answer within
+        `timeout` seconds, has the reason instead of stacks. Texts are kept in `Result.stacks`, and in `stacks.txt`
+        beside the worker's logs.
+        """
+        check_seconds("timeout", timeout)
+        return {} if self._end.done() else await self._passes.dump(bound=timeout)
+
     def hurry(self) -> None:
         """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
-        self._passes.patience.hurry()
-        for worker in self._workers:
-            worker.patience.hurry()
+        self._passes.hurry()
 
     def begin_stop(self, reason: Reason = "stopped", stop: Stop | None = None) -> None:
         """Start stopping all workers, without waiting. `stop` overrides the group's own policy."""
@@ -278,6 +289,11 @@ class Group:
     def exited(self, worker: Worker) -> None:
         """The moment of the exit."""
         self._passes.exited(worker)
+
+    async def before_stop(self, worker: Worker) -> None:
+        """One worker is about to be stopped by itself."""
+        if self.stop_policy.dump and worker.state is State.RUNNING:
+            await self._passes.dump([worker])
 
     def settled(self, worker: Worker) -> None:
         """Nothing of the worker is left (or it was given up)."""

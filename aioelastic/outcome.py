@@ -273,6 +273,8 @@ class Result:
         unkillable: set when it would not die.
         earlier: its failures within the limits of `Restart`, oldest first. Each was answered by a new attempt; the last
             one may be of this very attempt, if the group was stopped before a new one began.
+        stacks: its Python stacks when they were last taken (`Group.dump_stacks`, `Stop.dump`), or why they could not
+            be; None when nobody asked.
     """
 
     rank: int
@@ -288,6 +290,7 @@ class Result:
     value: Any = None
     earlier: tuple[Failure, ...] = ()
     unkillable: Unkillable | None = None
+    stacks: str | None = None
 
     @property
     def ok(self) -> bool:

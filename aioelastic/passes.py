@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Coroutine
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from .errors import LaunchFailed
 from .events import GaveUp, Restarting
 from .ground import Ground
 from .launch import Launcher, LaunchPlan
-from .lifecycle import State
+from .lifecycle import ALIVE, State
 from .outcome import Process, Reason
 from .restart import Restart, Verdict, decide
+from .stacks import BOUND
 from .thread import finished
 from .watch import Stray
 from .worker import Keeper, Worker
@@ -67,6 +68,7 @@ class Passes:
         self._unsettled = 0  # workers of which something is left
         self._tasks: set[asyncio.Task[None]] = set()
         self._halted: asyncio.Future[None] | None = None  # the group is being stopped
+        self._dump: asyncio.Task[dict[int, str]] | None = None  # of those that are about to be stopped
 
     # --- what the group calls ---
 
@@ -90,8 +92,25 @@ class Passes:
         """Start to stop all workers, in reverse order; no new attempt begins once the group says it is stopping."""
         if self._halted is not None and not self._halted.done() and self._host.is_stopping():
             self._halted.set_result(None)
-        for worker in [one for one in reversed(self.workers) if one.ask_to_stop()]:
-            worker.follow_up()
+        running = [one for one in self.workers if one.state is State.RUNNING]
+        if not running or not self._host.stop_policy.dump:
+            self._stop_now()
+        elif self._dump is None:
+            self._busy += 1
+            self._dump = self._host.loop.create_task(self.dump(running))
+            self._dump.add_done_callback(self._dumped)
+
+    async def dump(self, workers: Sequence[Worker] | None = None, bound: float | None = None) -> dict[int, str]:
+        """Take the Python stacks of these, or of all that run."""
+        asked = [one for one in self.workers if one.state in ALIVE] if workers is None else workers
+        return await self._ground.stacks.take(asked, BOUND if bound is None else bound) if asked else {}
+
+    def hurry(self) -> None:
+        """Skip every grace from now on, and a dump that is under way."""
+        for patience in (self.patience, *(one.patience for one in self.workers)):
+            patience.hurry()
+        if self._dump is not None:
+            self._dump.cancel()
 
     def exited(self, worker: Worker) -> None:
         """The moment of an exit, or of a refusal: what a failure of its own means is decided now."""
@@ -126,6 +145,19 @@ class Passes:
 
     def _verdict(self, worker: Worker) -> Verdict:
         return decide(self._policy, worker.attempt, refused=worker.exit is None)
+
+    def _dumped(self, task: asyncio.Task[dict[int, str]]) -> None:
+        # told by the task, as in `_stepped`
+        self._dump = None
+        self._busy -= 1
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            self.problem = self.problem or problem
+        self._stop_now()
+        self._look()
+
+    def _stop_now(self) -> None:
+        for worker in [one for one in reversed(self.workers) if one.ask_to_stop()]:
+            worker.follow_up()
 
     def _look(self) -> None:
         """Is this pass over, and the group with it?"""

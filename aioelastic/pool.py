@@ -424,6 +424,9 @@ class Pool:
             if slot in self._idle:
                 self._idle.remove(slot)
 
+    async def before_stop(self, worker: Worker) -> None:
+        pass
+
     def settled(self, worker: Worker) -> None:
         if worker.state is not State.UNSTARTED:
             self._gone(self._slots[worker])

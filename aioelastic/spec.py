@@ -201,6 +201,8 @@ class Stop:
             or its grace is over, so that a trainer's loaders outlive its last save), `"group"` (all at once), or
             `"leader"` (never anybody but the worker: what it leaves running is only reported).
         bound: seconds to wait for a process to die after SIGKILL before it is reported as `Unkillable`.
+        dump: first take the Python stacks of all that still run (`Group.dump_stacks`; at most 2 seconds), so that
+            `Result.stacks` shows where a worker hung when another one failed or the time was over.
 
     Raises:
         SpecError: unknown or uncatchable signal; negative or infinite time.
@@ -210,6 +212,7 @@ class Stop:
     grace: float = 30.0
     scope: Literal["leader_then_group", "group", "leader"] = "leader_then_group"
     bound: float = 30.0
+    dump: bool = False
 
     def __post_init__(self) -> None:
         number = parse_signal("Stop.signal", self.signal)
@@ -223,6 +226,8 @@ class Stop:
         object.__setattr__(self, "signal", number)
         check_seconds("Stop.grace", self.grace)
         check_seconds("Stop.bound", self.bound)
+        if not isinstance(self.dump, bool):
+            raise SpecError("Stop.dump", self.dump, f"is {type(self.dump).__name__}, not bool", "give True or False")
         if self.scope not in ("leader_then_group", "group", "leader"):
             raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
 

@@ -48,6 +48,8 @@ class Keeper(Protocol):
 
     def exited(self, worker: Worker) -> None: ...
 
+    async def before_stop(self, worker: Worker) -> None: ...
+
     def settled(self, worker: Worker) -> None: ...
 
     def leaked(self, process: Process, worker: Worker | None) -> None: ...
@@ -64,6 +66,7 @@ class Worker:
         state: where it is in its life (`lifecycle.State`).
         pid: its process id; None before the start, and in an executor of the caller's.
         exit: its `Exit`, once it has ended.
+        stacks: its Python stacks, or why there are none, when they were last taken.
     """
 
     def __init__(self, plan: WorkerPlan, keeper: Keeper) -> None:
@@ -73,6 +76,7 @@ class Worker:
         self.state = State.PLANNED
         self.pid: int | None = None
         self.exit: Exit | None = None
+        self.stacks: str | None = None
         self._usage: Usage | None = None
         self._reaped = False
         self.refused: LaunchFailed | None = None
@@ -133,7 +137,10 @@ class Worker:
 
     async def stop(self) -> Exit | None:
         """Stop this worker by the group's `Stop` and wait until it has ended. It then counts as stopped by us."""
-        self.begin_stop()
+        try:
+            await self._keeper.before_stop(self)
+        finally:
+            self.begin_stop()
         return await self.wait()
 
     # --- what its group calls ---

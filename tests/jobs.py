@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import os
+import queue
 import random
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import aioelastic
@@ -254,10 +257,92 @@ def talks_nonsense() -> None:
 
 
 def dies_while_it_sends() -> Any:
-    import threading
 
     import numpy
 
     if aioelastic.rank() == 0:
         threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGKILL)).start()
     return numpy.ones(50_000_000, dtype=numpy.uint8)
+
+
+def hangs_in_python() -> None:
+    print("here")
+    while True:
+        pass
+
+
+def hangs_in_c(holding: bool) -> None:
+    """In read(2), which goes on after a signal; `holding` the interpreter lock or not."""
+    library = ctypes.PyDLL(None) if holding else ctypes.CDLL(None)
+    reader, _ = os.pipe()
+    print("here")
+    library.read(reader, ctypes.create_string_buffer(1), 1)
+
+
+async def hangs_in_a_loop() -> None:
+    print("here")
+    await asyncio.Event().wait()
+
+
+def hangs_in_threads() -> None:
+    ready = threading.Barrier(3)
+    for one in (waits_for_a_lock, waits_for_a_queue):
+        threading.Thread(target=one, args=(ready,), daemon=True).start()
+    ready.wait()
+    print("here")
+    threading.Event().wait()
+
+
+def waits_for_a_lock(ready: threading.Barrier) -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    ready.wait()
+    lock.acquire()
+
+
+def waits_for_a_queue(ready: threading.Barrier) -> None:
+    ready.wait()
+    queue.SimpleQueue().get()
+
+
+def hangs_or_fails(path: str) -> None:
+    """Rank 1 fails as soon as the other has begun to hang, which a named pipe tells."""
+    if aioelastic.rank() == 1:
+        with open(path) as file:
+            file.read()
+        raise ValueError("the first")
+    with open(path, "w"):
+        pass
+    hangs_in_c(False)
+
+
+def blocks_the_signal(number: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    print("here")
+    signal.sigwait([signal.SIGTERM])
+
+
+def lets_the_signal_kill(number: int) -> None:
+    faulthandler.unregister(number)
+    print("here")
+    signal.pause()
+
+
+def becomes_another_program() -> None:
+    print("here")
+    os.execv("/bin/sh", ["sh", "-c", "echo there; exec sleep 1000"])
+
+
+def supervises_a_fork() -> None:
+    """A worker with a worker of its own, which is a copy of it."""
+
+    async def run() -> None:
+        entry = aioelastic.Function(hangs_in_c, False)
+        async with aioelastic.Group(entry, start="fork", logs=aioelastic.Logs(tee=aioelastic.Std.NONE)) as group:
+            async for one in group.lines():
+                assert one.text == "here", one.text
+                break
+            print(repr((await group.dump_stacks())[0]))
+
+    asyncio.run(run())
+    hangs_in_c(False)

@@ -270,7 +270,7 @@ async def test_they_have_nothing_of_others(start: Any, tmp_path: Path) -> None:
     function = Function(jobs.inside).options(cwd=tmp_path, env={"MINE": "yes"})
     (one,) = await run(function, start=start)
     seen = one.value
-    assert len(seen["fds"]) == 4  # its standard streams and its channel
+    assert len(seen["fds"]) == 5  # its standard streams, its channel, and where it may write its stacks
     assert seen["stdin"] == "/dev/null"
     assert seen["leader"]
     assert seen["mask"] == set()

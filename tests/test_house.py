@@ -34,6 +34,7 @@ ORDER = [
     "streams",
     "replies",
     "stop",
+    "stacks",
     "sinks",
     "ground",
     "hub",
@@ -112,7 +113,7 @@ def test_a_worker_imports_little() -> None:
         "assert not foreign, foreign; assert 'asyncio' not in sys.modules; print(sorted(m for m in new if 'aioe' in m))"
     )
     out = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
-    mine = ["aioelastic", "aioelastic.child", "aioelastic.child._context", "aioelastic.child._record"]
+    mine = ["aioelastic", *(f"aioelastic.child{one}" for one in ("", "._context", "._record", "._stacks"))]
     assert out.stdout.strip() == str(mine)
 
 

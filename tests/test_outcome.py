@@ -265,6 +265,7 @@ VALUES: list[Any] = [
     plan(GroupSpec.of(Command("x"), 1)).workers[0],
     Line(0, "stdout", b"x", 1.0),
     events.Spawned(*COMMON),
+    events.Ready(*COMMON),
     events.Exited(*COMMON, exit_with(0)),
     events.Drained(*COMMON, (5,)),
     events.Stopping(*COMMON, 15),

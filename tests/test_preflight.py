@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from helpers import QUIET, sh
 
-from aioelastic import Command, Group, GroupFailed, Logs, Match, SpecError, Std, supervise
+from aioelastic import Command, Function, Group, GroupFailed, Logs, Match, SpecError, Std, supervise
 from aioelastic.events import Event, Spawned
 from aioelastic.launch import _preflight
+from aioelastic.spec import GroupSpec
 
 # Runs one group and prints what came of it: for limits and users that would hurt the test process itself.
 ALONE = """
@@ -412,6 +413,15 @@ def test_more_workers_than_file_descriptors(tmp_path: Path, saved: bool) -> None
     assert 5 < fit < 64
     assert alone(limits=limits, n=fit, **more)["codes"] == [0] * fit
     assert alone(limits=limits, n=fit + 1, **more)["spawned"] == 0
+
+
+def test_the_channel_of_a_function_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three descriptors for a command, four for a function."""
+    room = len(os.listdir("/proc/self/fd")) + _preflight._SLACK + 3 * 10
+    monkeypatch.setattr(_preflight.resource, "getrlimit", lambda which: (room, room))
+    _preflight.check_limits(GroupSpec.of(sh("exit 0"), 10))
+    with pytest.raises(SpecError, match="7 workers fit"):
+        _preflight.check_limits(GroupSpec.of(Function(os.getpid), 10))
 
 
 def test_no_room_at_all() -> None:

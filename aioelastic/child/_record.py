@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from . import _stacks
 from ._context import variable
 
 SHOWN = 65_536  # characters kept of message and traceback: the report stays far below what is read back
@@ -24,7 +25,8 @@ def record(fn: F) -> F:
     """Decorate the main function of a Python command, so that its failure carries the exception and traceback.
 
     Works on sync and async functions. The exception goes on as before; SystemExit and KeyboardInterrupt are not
-    recorded. Outside a supervised worker it does nothing. Also switches `faulthandler` on.
+    recorded. Outside a supervised worker it does nothing. Also switches `faulthandler` on, for crashes and, inside a
+    worker, for `Group.dump_stacks`.
 
     The file (`AIOELASTIC_ERROR_FILE`) appears whole or not at all. Its schema is that of torch elastic
     (`message.message`, `message.extraInfo`), which therefore can read it, plus an `aioelastic` object.
@@ -114,3 +116,5 @@ def _initialise() -> None:
         faulthandler.enable(all_threads=True)
     except (AttributeError, OSError, ValueError, RuntimeError):
         pass  # stderr is closed or replaced: a crash will be told by its signal alone
+    if "AIOELASTIC_RANK" in os.environ:
+        _stacks.offer()

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from . import _context, _socket, _wire
+from . import _context, _socket, _stacks, _wire
 from ._failure import describe
 from ._named import Named
 from ._record import write_error
@@ -57,6 +57,7 @@ def copied(
                 signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(-1)
+        _stacks.forget()
         mine = _only(stdout, stderr, channel)
         os.environ.clear()
         os.environ.update(environ)
@@ -86,6 +87,7 @@ def work(channel: socket.socket, call: Call | None = None) -> NoReturn:
             faulthandler.enable(all_threads=True)
         except (OSError, ValueError, RuntimeError):
             pass  # stderr is closed: a crash will be told by its signal alone
+        _stacks.offer()
         code = _work(channel, call)
     except BaseException as exc:  # a bug of ours, or the supervisor is gone
         write_error(exc)

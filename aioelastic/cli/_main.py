@@ -37,6 +37,8 @@ examples:
       what they return is in the summary. All that follows -m NAME is theirs
   aioelastic run -n 4 -m trainer --lr 0.1
       four times `python -m trainer --lr 0.1`
+  aioelastic run -n 8 --dump-stacks --timeout 3600 -- python3 train.py
+      when one fails or the hour is over, say where the others were (best with aioelastic.record)
   aioelastic run -n 2 --dry-run --env OMP_NUM_THREADS=1 -- python3 train.py
       say what would run, and run nothing
 
@@ -187,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SCOPE",
         help="one: only the rank that failed, each rank N times (default); all: stop the others, then all ranks",
     )
+    stopping.add_argument(
+        "--dump-stacks",
+        action="store_true",
+        help="before workers are stopped, take the Python stacks of all that still run: where a hung one hangs",
+    )
     other = run.add_argument_group("other")
     other.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     other.add_argument(
@@ -215,7 +222,11 @@ def _spec(args: argparse.Namespace) -> GroupSpec:
             timestamps=args.timestamps,
             json=args.json,
         ),
-        stop=Stop(signal=Stop.signal if args.stop_signal is None else args.stop_signal, grace=args.grace),
+        stop=Stop(
+            signal=Stop.signal if args.stop_signal is None else args.stop_signal,
+            grace=args.grace,
+            dump=args.dump_stacks,
+        ),
         restart=_restart(args.max_restarts, args.restart_scope),
     )
 

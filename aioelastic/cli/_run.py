@@ -18,6 +18,7 @@ from ..outcome import GroupResult, Result
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
+from ._stacks import short_form
 
 TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -77,7 +78,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> None:
-    """The summary, and then the failures with the root cause last, on stderr."""
+    """The summary, then the failures with the root cause last, then the stacks of the others, on stderr."""
     if sys.stderr is None:
         return
     try:
@@ -100,7 +101,7 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
         lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
     if result.reason == "timeout":
         lines.append(f"stopped: not done within {result.timeout:g} s")
-    return lines
+    return lines + short_form(result)
 
 
 def _table(result: GroupResult) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ._answer import Answer
 from ._call import Call, Calls, importable_main
 from ._contract import Launcher, LiveProcess, RawExit
-from ._direct import DirectLauncher, reap_abandoned
+from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
 from ._launchers import Launchers
@@ -23,6 +23,7 @@ __all__ = [
     "Call",
     "Calls",
     "DirectLauncher",
+    "DirectProcess",
     "ExecutorLauncher",
     "ForkLauncher",
     "LaunchPlan",

@@ -44,7 +44,7 @@ class WorkerPlan:
         call: the function and its arguments, pickled; None until they are, for a command, and for a forked copy.
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
-        stdout_log, stderr_log, error_file: where they go, or None.
+        stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
     """
 
     rank: int
@@ -64,6 +64,7 @@ class WorkerPlan:
     start: str | None = None
     call: Call | None = None
     executor: Executor | None = None
+    stacks_file: Path | None = None
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The worker's whole environment; `base` is not changed."""
@@ -207,10 +208,12 @@ def plan(
                 function=entry if isinstance(entry, Function) else None,
                 start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",
                 executor=lent,
+                stacks_file=home / "stacks.txt" if home else None,
             )
         )
     stop = spec.stop
-    words = f"{stop.signum.name} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
+    first = "Python stacks, " if stop.dump else ""
+    words = f"{first}{stop.signum.name} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
     return LaunchPlan(
         name=spec.name,
         run_id=run_id,

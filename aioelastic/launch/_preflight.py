@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..borrowed import kind_of
-from ..entry import Command
+from ..entry import Command, Function
 from ..errors import SpecError
 from ..spec import GroupSpec
 from ._plan import LaunchPlan, WorkerPlan, merged
 
 # elf(5) e_machine by platform.machine(); others are left to the kernel to judge
 _MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
-_SLACK = 24  # descriptors that the group itself may need: port, console, threads' pipes, /proc reads
+_SLACK = 32  # descriptors that the group itself may need: port, console, threads' pipes, /proc reads, a dump of stacks
 
 
 def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
@@ -62,9 +62,13 @@ def check_limits(spec: GroupSpec) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         room = soft - len(os.listdir("/proc/self/fd")) - _SLACK
-        # each worker has a pidfd, two pipes, and its log files; each call in another process a pipe to ask it to stop
+        # each worker has a pidfd, two pipes, its log files, and a channel if it runs a function; each call in another
+        # process a pipe to ask it to stop
         call = int(not isinstance(spec.start, str) and kind_of(spec.start).processes)
-        needs = (3 + spec.logs.saves(rank).bit_count() if mine else call for rank, mine in enumerate(own))
+        needs = (
+            3 + spec.logs.saves(rank).bit_count() + isinstance(spec.entries[rank], Function) if mine else call
+            for rank, mine in enumerate(own)
+        )
         needed = list(itertools.accumulate(needs))
         if needed[-1] > room:
             raise SpecError(

@@ -1,0 +1,45 @@
+"""How a worker shows where it is: at a signal, faulthandler writes the stacks of all its threads into a memfd.
+
+It takes part by holding that memfd, which the supervisor finds in /proc, and by catching the signal. Nothing is
+promised anywhere else: what is closed, or replaced by execve(2), is not there any more, and is not signalled.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+
+SIGNAL = signal.SIGRTMAX - 2
+NAME = "aioelastic-stacks"  # as /proc shows it: "/memfd:aioelastic-stacks (deleted)"
+
+_fd: int | None = None
+
+
+def offer() -> None:
+    """Take part from now on. Costs a descriptor; no thread, no wake-up. A handler of the user's own stays."""
+    global _fd
+    if _fd is not None or callable(signal.getsignal(SIGNAL)):
+        return
+    try:
+        made = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        try:
+            # opened by name: since Linux 6.14 only what is written through such a descriptor is told by inotify(7)
+            fd = os.open(f"/proc/self/fd/{made}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        finally:
+            os.close(made)
+    except OSError:
+        return  # out of descriptors, or no /proc: then it has no stacks to show
+    try:
+        faulthandler.register(SIGNAL, file=fd, all_threads=True, chain=False)
+    except (OSError, ValueError, RuntimeError):
+        os.close(fd)
+        return
+    _fd = fd
+
+
+def forget() -> None:
+    """In a forked copy of a process: its handler would write to a descriptor that is about to be another's."""
+    global _fd
+    _fd = None
+    faulthandler.unregister(SIGNAL)

@@ -1,0 +1,75 @@
+"""inotify(7): who has written to a file. One descriptor, while there is something to be told."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable
+
+from ..watch import Poller
+
+_MODIFY = 2  # IN_MODIFY, sys/inotify.h
+_EVENT = struct.Struct("=iIII")
+_ROOM = 65_536
+
+
+class Changes:
+    """Calls back whenever somebody has written to one of the files."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._fd: int | None = None
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._callbacks: dict[int, Callable[[], object]] = {}
+
+    def add(self, path: str, callback: Callable[[], object]) -> int:
+        """From now on; returns what `remove` wants.
+
+        Raises:
+            OSError: there is no such file, or no more watches.
+        """
+        if self._fd is None:
+            self._fd = self._open()
+            self._poller.add_reader(self._fd, self._read)
+        number: int = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _MODIFY)
+        if number < 0:
+            code = ctypes.get_errno()
+            self._close_if_idle()
+            raise OSError(code, os.strerror(code), path)
+        self._callbacks[number] = callback
+        return number
+
+    def remove(self, number: int) -> None:
+        """No more."""
+        del self._callbacks[number]
+        self._libc.inotify_rm_watch(self._fd, number)
+        self._close_if_idle()
+
+    def _open(self) -> int:
+        fd: int = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return fd
+
+    def _close_if_idle(self) -> None:
+        if not self._callbacks and self._fd is not None:
+            self._poller.remove(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    def _read(self) -> bool:
+        assert self._fd is not None
+        try:
+            data = os.read(self._fd, _ROOM)
+        except BlockingIOError:
+            return False
+        at = 0
+        while at < len(data):
+            number, _, _, length = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + length
+            callback = self._callbacks.get(number)  # what was just removed may still be told
+            if callback is not None:
+                callback()
+        return True

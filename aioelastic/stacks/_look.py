@@ -1,0 +1,119 @@
+"""What /proc says about a worker's stacks: who can write them, and whether it is done. Runs in a helper thread."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..child._stacks import NAME, SIGNAL
+from ..watch import wchan
+
+LIMIT = 4_194_304  # bytes of a dump; faulthandler itself writes no more than 100 threads of 100 frames
+_BIT = 1 << (SIGNAL - 1)
+_LINK = f"/memfd:{NAME} (deleted)"
+_PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?$")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A process that writes its stacks into its memfd at our signal.
+
+    Attributes:
+        blockers: its threads that blocked the signal before it was sent.
+    """
+
+    pid: int
+    fd: int
+    blockers: frozenset[int]
+
+    @property
+    def path(self) -> str:
+        """The memfd. Gone when the process has ended, closed it, or replaced itself."""
+        return f"/proc/{self.pid}/fd/{self.fd}"
+
+    def read(self) -> tuple[str, bool]:
+        """What it has written, and whether there is more to come: the kernel blocks a signal in the thread that is in
+        its handler, for as long as it is there.
+
+        Raises:
+            OSError: it has ended, or replaced itself.
+        """
+        with open(self.path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return "", True
+            # in this order: it has begun, and is in its handler or not; what it has written then is here now
+            busy = bool(_blocking(self.pid) - self.blockers)
+            return file.read(LIMIT).decode(errors="replace"), busy
+
+
+class Python(NamedTuple):
+    """A Python process that cannot write its stacks by itself; `why` in words."""
+
+    why: str
+
+
+class Mute(NamedTuple):
+    """There are no stacks to be had; `why` in words."""
+
+    why: str
+
+
+def look(pid: int) -> Offer | Python | Mute:
+    """What can be done about a process. An earlier dump of it is thrown away."""
+    try:
+        status = _status(f"/proc/{pid}/status")
+        state = status.get("State", "?")
+        if state[:1] in "ZX":
+            return Mute("it ended")
+        fd = _memfd(pid) if int(status.get("SigCgt", "0"), 16) & _BIT else None
+        if fd is None:
+            return _other(pid, state)
+        if state[:1] in "Tt":
+            return Python("it is stopped")
+        offer = Offer(pid, fd, frozenset(_blocking(pid)))
+        if len(offer.blockers) == len(os.listdir(f"/proc/{pid}/task")):
+            return Python(f"each of its threads blocks signal {SIGNAL}")
+        os.truncate(offer.path, 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return Mute("it ended, or became another program, just now")
+    except OSError as exc:
+        return Mute(f"it may not be looked at: {exc.strerror}")
+    return offer
+
+
+def _other(pid: int, state: str) -> Python | Mute:
+    program = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    if _PYTHON.fullmatch(os.path.basename(program)):
+        return Python("it does not offer them (aioelastic.record, around its main function, would)")
+    where = wchan(pid)
+    return Mute(f"{program} is no Python program; state {state}{f', in {where}' if where else ''}")
+
+
+def _memfd(pid: int) -> int | None:
+    home = f"/proc/{pid}/fd"
+    for name in sorted(os.listdir(home), key=int):  # it was opened early
+        try:
+            if os.readlink(f"{home}/{name}") == _LINK:
+                return int(name)
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return None
+
+
+def _blocking(pid: int) -> set[int]:
+    """The threads that block the signal."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/task"):
+        try:
+            if int(_status(f"/proc/{pid}/task/{name}/status")["SigBlk"], 16) & _BIT:
+                found.add(int(name))
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread that has ended
+    return found
+
+
+def _status(path: str) -> dict[str, str]:
+    with open(path, errors="replace") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
