@@ -47,7 +47,14 @@ class Ground:
     Two threads, so that a log disk that hangs cannot keep us from looking after processes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, spec: GroupSpec, on_trouble: Callable[[str, str, int], None]):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        spec: GroupSpec,
+        on_trouble: Callable[[str, str, int], None],
+        guarded: bool = True,
+    ):
+        self._guarded = guarded
         self.environ: Mapping[str, str] = dict(os.environ)
         self._spec = spec
         self._on_trouble = on_trouble
@@ -130,6 +137,8 @@ class Ground:
         self._first = self._pack(preflight(planned, self.environ))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
+        if self._guarded and any(one.start in (None, "spawn") for one in planned.workers):
+            self.census.spare(self._launchers.open_guardian())
         return self._first
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
@@ -191,7 +200,7 @@ class Ground:
         return replace(planned, workers=workers)
 
     def _release(self) -> None:
-        self._launchers.zygote.close()
+        self._launchers.close()
         self._calls.close()
         if self._port is not None:
             self._port.close()

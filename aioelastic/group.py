@@ -69,7 +69,7 @@ class Group:
         restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
-        launcher: Launcher | None = None,
+        launcher: Launcher | Literal["guardian", "direct"] = "guardian",
     ) -> None:
         if isinstance(entry, GroupSpec):
             spec = entry
@@ -80,7 +80,9 @@ class Group:
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
-        if launcher is not None and not isinstance(spec.start, str):
+        if isinstance(launcher, str) and launcher not in ("guardian", "direct"):
+            raise SpecError("launcher", launcher, "is none of ours", 'use "guardian" or "direct", or give a Launcher')
+        if not isinstance(launcher, str) and not isinstance(spec.start, str):
             raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
         self.spec = spec
         self.logs = spec.logs
@@ -89,7 +91,8 @@ class Group:
         self.plan: LaunchPlan | None = None
         self._check = check
         self._told = False  # the caller has seen the failures
-        self._launcher = launcher
+        self._launcher = None if isinstance(launcher, str) else launcher
+        self._guarded = launcher == "guardian"
         self._passes = Passes(self, spec.restart)
         self._entered = False
         self._owner_pid = os.getpid()
@@ -344,7 +347,7 @@ class Group:
         self.loop = asyncio.get_running_loop()
         self._outcome = self.loop.create_future()
         reap_abandoned()
-        self._ground = Ground(self.loop, self.spec, self.sink_trouble)
+        self._ground = Ground(self.loop, self.spec, self.sink_trouble, self._guarded)
         self.census, self.poller = self._ground.census, self._ground.poller
         try:
             self.plan = await self._ground.open(self.run_id)

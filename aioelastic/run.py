@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from .entry import Entry
 from .events import Event
@@ -27,7 +28,7 @@ async def supervise(
     timeout: float | None = None,
     check: bool = True,
     on_event: Callable[[Event], object] | None = None,
-    launcher: Launcher | None = None,
+    launcher: Launcher | Literal["guardian", "direct"] = "guardian",
 ) -> GroupResult:
     """Run a group of workers to its end.
 
@@ -51,7 +52,8 @@ async def supervise(
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
         on_event: called on the loop with each event (`aioelastic.events`); must be quick.
-        launcher: how processes are started; directly when not given.
+        launcher: who starts commands and fresh interpreters: `"guardian"`, a small process that outlives this one for
+            as long as it takes to end them, or `"direct"`, this process itself; or an implementation of `Launcher`.
 
     Returns:
         A `GroupResult`: a sequence of one `Result` per rank.

@@ -86,6 +86,7 @@ class Worker:
         self.patience = _stop.Patience()
         self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
         self._keeper = keeper
+        keeper.census.know(plan.mark, self.owner)
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None

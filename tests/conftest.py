@@ -13,7 +13,7 @@ import psutil
 import pytest
 import uvloop
 
-from aioelastic.launch import TAG, end_zygotes
+from aioelastic.launch import TAG, end_guardian, end_zygotes
 
 # whatever this test run starts descends from it, and can be told from what others run on this machine
 os.environ[TAG] = ROOT = f"tests-{os.getpid()}"
@@ -44,6 +44,7 @@ def no_leaks(warm: None) -> Iterator[None]:
     before = _holdings()
     yield
     end_zygotes()  # they would stay warm for the next group
+    end_guardian()
     gc.collect()
     after = _holdings()
     assert {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]} == {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import psutil
 import pytest
 from helpers import QUIET, gone, kill_and_see_it_dead, sh
 
@@ -412,17 +413,12 @@ async def test_a_zygote_does_not_outlive_its_supervisor() -> None:
     assert process.stdout is not None
     for _ in range(2):
         await process.stdout.readline()
-    family = _children(process.pid)
-    family += [two for one in family for two in _children(one)]
-    assert len(family) == 3
+    family = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) == 5  # the guardian and its keeper, the zygote, two workers
     process.kill()
     await process.wait()
     for pid in family:
         await gone(pid)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # --- bad input, before anything starts ---

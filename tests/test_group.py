@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -252,11 +253,25 @@ async def test_exit_is_known_while_a_grandchild_holds_the_pipe() -> None:
     assert not any(alive(one.pid) for one in result.leaked)
 
 
-async def test_a_holder_that_hides_is_named() -> None:
-    """A holder without our tag and in a session of its own is not ours to kill: the drain is bounded and names it."""
+async def test_one_that_hides_is_ended_all_the_same() -> None:
+    """In a session of its own, without a variable of ours, and its parent is gone."""
     script = (
         "trap 'exit 0' USR1; "
         "env -i P=$$ setsid sh -c 'echo $$; kill -USR1 $P; exec sleep 1000' & while :; do wait; done"
+    )
+    result = await supervise(sh(script), logs=QUIET)
+    assert [one.pid for one in result.leaked] == [int(str(result[0].stdout))]
+    assert result[0].stdout.holders == ()
+
+
+async def test_a_holder_that_hides_is_named() -> None:
+    """A holder that has shed all our signs is not ours to kill: the drain is bounded and names it."""
+    shed = "import os, resource as r; r.setrlimit(r.RLIMIT_RTTIME, (-1, -1)); os.kill(int(os.environ['P']), 10)"
+    shed = f'{shed}; os.execl("/bin/sleep", "sleep", "1000")'
+    script = (
+        "trap 'exit 0' USR1; "
+        f"env -i P=$$ setsid sh -c 'echo $$; exec {sys.executable} -S -c \"$0\"' {shlex.quote(shed)} &"
+        " while :; do wait; done"
     )
     result = await supervise(sh(script), logs=Logs(tee=Std.NONE, drain=0.05))
     pid = int(str(result[0].stdout))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, kill_and_see_it_dead, sh
+from helpers import QUIET, gone, kill_and_see_it_dead, sh
 
 from aioelastic import Group, GroupResult, Logs, Match, Restart, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, GaveUp, GroupDone, Killed, Restarting, SinkTrouble, Spawned
@@ -343,7 +343,7 @@ async def test_no_new_pass_beside_a_worker_that_would_not_die() -> None:
         assert not [one for one in seen if isinstance(one, Restarting | GaveUp)]
     finally:
         os.killpg(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        await gone(pid)
     await supervise(sh("exit 0"), logs=QUIET)  # a later group reaps it
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jobs
 import pytest
-from helpers import QUIET, event_of, kill_and_see_it_dead, sh
+from helpers import QUIET, event_of, kill_and_see_it_dead, sh, stopped_itself
 
 from aioelastic import (
     Command,
@@ -283,7 +283,7 @@ async def test_one_that_stands_still(monkeypatch: Any) -> None:
     async with Group(Function(jobs.hangs_in_c, False), 2, start="spawn", logs=QUIET) as group:
         await here(group, 2)
         os.kill(group.pids[0], signal.SIGSTOP)
-        os.waitid(os.P_PID, group.pids[0], os.WSTOPPED | os.WNOWAIT)
+        await stopped_itself(group.pids[0])
         stacks = await group.dump_stacks(LONG)
         assert "is stopped" in stacks[0]
         assert "in hangs_in_c" in stacks[1]
@@ -294,7 +294,7 @@ async def test_py_spy_sees_one_that_stands_still() -> None:
     async with Group(Function(jobs.hangs_in_c, False), start="spawn", logs=QUIET) as group:
         await here(group)
         os.kill(group.pids[0], signal.SIGSTOP)
-        os.waitid(os.P_PID, group.pids[0], os.WSTOPPED | os.WNOWAIT)
+        await stopped_itself(group.pids[0])
         text = (await group.dump_stacks(LONG))[0]
         if "ermission" in text:
             pytest.skip("py-spy may not look at processes here")

@@ -14,17 +14,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-# kinds: supervisor → zygote
-SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
-FORK = b"F"  # start a worker: (id, environ, cwd, cpus); descriptors: stdout, stderr, its channel
-# zygote → supervisor
-READY = b"Y"  # warm: ()
-BROKEN = b"B"  # cannot serve: (reason, traceback)
-STARTED = b"S"  # (id, pid); descriptor: its pidfd
-REFUSED = b"X"  # (id, errno, words)
-EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s, whether its group has others)
 # supervisor → worker, both before it starts
-SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted); to a zygote also (preload, idle seconds)
+SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted)
 CALL = b"C"  # (function, args, kwargs)
 # worker → supervisor
 RUNS = b"N"  # ready(): ()
@@ -36,10 +27,8 @@ FAILED = b"L"  # as ERROR
 VALUE = b"V"  # (value,)
 ERROR = b"E"  # (phase, what `_failure.describe` says)
 
-INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
+INLINE = 32_768  # bytes a body may have in its datagram: several wait in a socket of the default size
 APART = 16_384  # bytes from which a buffer is worth a place of its own
-PACKET = INLINE + 18  # the largest datagram
-FDS = 4  # descriptors one datagram may carry
 _HERE, _MEMFD = b"\0", b"\1"
 _ALIGN = 64  # of buffers, for vector instructions
 

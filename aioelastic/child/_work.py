@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from . import _context, _socket, _stacks, _wire
+from . import _context, _mark, _socket, _stacks, _wire
 from ._failure import describe
 from ._named import Named
 from ._record import write_error
@@ -46,6 +46,7 @@ def copied(
     environ: dict[str, str],
     cwd: str | None,
     cpus: Sequence[int] = (),
+    mark: int = 0,
     call: Call | None = None,
 ) -> NoReturn:
     """Right after fork(2): become a worker of its own, with nothing of the process it was copied from."""
@@ -63,6 +64,8 @@ def copied(
         os.environ.update(environ)
         if cpus:
             os.sched_setaffinity(0, cpus)
+        if mark:
+            _mark.put(mark)
         _context.forget()
         atexit._clear()  # those of the process we were are not ours to run
         _forget_loop()

@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import _socket, _wire, _work
+from . import _order, _socket, _work
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,15 +35,15 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         packet, fds = _socket.receive(control)
-        path, argv, where, preload, idle = _wire.decode(packet, fds)
+        (path, argv, where, preload, idle), _ = _order.decode(packet, fds)
         _socket.close(fds)
         _work.adopt(path, argv)
         problem = _warm_up(preload, where)
         if problem is None:
-            _socket.send(control, *_wire.encode(_wire.READY, ()))
+            _socket.send(control, *_order.encode(_order.READY, ()))
             Zygote(control).serve(idle)
         else:
-            _socket.send(control, *_wire.encode(_wire.BROKEN, problem))
+            _socket.send(control, *_order.encode(_order.BROKEN, problem))
     except (BrokenPipeError, ConnectionResetError):
         pass
     os._exit(0)
@@ -80,50 +80,51 @@ class Zygote:
 
     def _take(self, packet: bytes, fds: list[int]) -> None:
         try:
-            body = _wire.decode(packet, fds)
-            if packet[:1] == _wire.FORK:
-                self._fork(body, fds[1:] if _wire.in_memfd(packet) else fds)
-            elif packet[:1] == _wire.SIGNAL:
+            body, given = _order.decode(packet, fds)
+            if packet[:1] == _order.FORK:
+                self._fork(body, given)
+            elif packet[:1] == _order.SIGNAL:
                 self._signal(*body)
         finally:
             _socket.close(fds)
 
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, environ, cwd, cpus, outputs = body
+        number, environ, cwd, cpus, streams, mark = body
         ends = iter(fds)
         channel = next(ends)
-        stdout = next(ends) if outputs & 1 else None
-        stderr = next(ends) if outputs & 2 else None
+        stdout = next(ends) if streams & 1 else None
+        stderr = next(ends) if streams & 2 else None
         words = unsafe()
         if words:
-            self._say(_wire.REFUSED, (number, 0, words))
+            self._say(_order.REFUSED, (number, 0, words))
             return
         me = os.getpid()
         try:
             pid = os.fork()
         except OSError as exc:
-            self._say(_wire.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
             return
         if pid == 0:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != me:  # it died before we could ask to be told
                 os._exit(1)
-            _work.copied(channel, stdout, stderr, environ, cwd, cpus)
+            _work.copied(channel, stdout, stderr, environ, cwd, cpus, mark)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as exc:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._say(_wire.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
             return
         self._children[pidfd] = (number, pid)
         self._epoll.register(pidfd, select.EPOLLIN)
-        self._say(_wire.STARTED, (number, pid), [pidfd])
+        self._say(_order.STARTED, (number, pid, 0), [pidfd])  # fork(2) begins a count of its own
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
         number, pid = self._children.pop(pidfd)
         _, status, rusage = os.wait4(pid, 0)
+        self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
         os.close(pidfd)
         try:
             os.killpg(pid, 0)  # the id of a group that has members is never given to a new process
@@ -132,7 +133,7 @@ class Zygote:
             left = False
         except PermissionError:
             left = True  # they changed their user
-        self._say(_wire.EXITED, (number, status, tuple(rusage), at, wall, left))
+        self._say(_order.EXITED, (number, status, tuple(rusage), at, wall, left))
 
     def _signal(self, number: int, signum: int) -> None:
         for one, pid in self._children.values():
@@ -141,8 +142,9 @@ class Zygote:
                     os.killpg(pid, signum)
 
     def _say(self, kind: bytes, body: tuple[Any, ...], fds: list[int] | None = None) -> None:
-        packet, _ = _wire.encode(kind, body)
-        _socket.send(self._control, packet, fds or [])
+        packet, large = _order.encode(kind, body)
+        _socket.send(self._control, packet, [*large, *(fds or [])])
+        _socket.close(large)
 
 
 def unsafe() -> str:

@@ -11,6 +11,7 @@ from ._contract import Launcher, LiveProcess, RawExit
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
+from ._guardian import GuardianLauncher, end_guardian
 from ._launchers import Launchers
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
@@ -26,6 +27,7 @@ __all__ = [
     "DirectProcess",
     "ExecutorLauncher",
     "ForkLauncher",
+    "GuardianLauncher",
     "LaunchPlan",
     "Launcher",
     "Launchers",
@@ -37,6 +39,7 @@ __all__ = [
     "absolute",
     "check_limits",
     "check_open",
+    "end_guardian",
     "end_zygotes",
     "importable_main",
     "merged",

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from ..child import _mark
 from ..thread import HelperThread
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
 from ._call import interpreter
@@ -81,6 +82,7 @@ class DirectLauncher:
         try:
             started_at, started_ns = time.time(), time.monotonic_ns()
             pid = self._spawn(worker, ends)
+            _mark.give(pid, worker.mark)  # almost at once: what it has started by now is known by its variables
             try:
                 pidfd = pidfd_or_none(pid) if self._pidfds else None
             except ProcessLookupError:

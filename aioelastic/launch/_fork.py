@@ -62,7 +62,9 @@ class ForkLauncher:
                     os._exit(1)
                 call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
                 assert ends.their_channel is not None
-                _work.copied(ends.their_channel, ends.their_stdout, ends.their_stderr, environ, worker.cwd, call=call)
+                _work.copied(
+                    ends.their_channel, ends.their_stdout, ends.their_stderr, environ, worker.cwd, (), worker.mark, call
+                )
             try:
                 pidfd = pidfd_or_none(pid)
                 if pidfd is None:

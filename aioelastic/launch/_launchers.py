@@ -12,6 +12,7 @@ from ._contract import Launcher
 from ._direct import DirectLauncher
 from ._executor import ExecutorLauncher
 from ._fork import ForkLauncher
+from ._guardian import GuardianLauncher
 from ._plan import WorkerPlan
 from ._zygote import ZygoteLauncher
 
@@ -20,12 +21,15 @@ class Launchers:
     """The ways to start that a group has. See `Launcher`.
 
     Attributes:
-        zygote: to be opened before it is used, and closed.
+        zygote: to be opened before it is used.
     """
 
     name = "by plan"
 
     def __init__(self, environ: Mapping[str, str], thread: HelperThread, poller: Poller) -> None:
+        self._environ = environ
+        self._poller = poller
+        self._guardian: GuardianLauncher | None = None
         direct = DirectLauncher(environ, thread, poller)
         self.zygote = ZygoteLauncher(environ, poller)
         self.executor = ExecutorLauncher(thread)
@@ -36,6 +40,25 @@ class Launchers:
             "fork": ForkLauncher(environ, poller),
             "executor": self.executor,
         }
+
+    def open_guardian(self) -> int:
+        """Have commands and fresh interpreters started by the guardian, where one can run; else directly.
+
+        Returns:
+            its session, 0 where none can run.
+        """
+        try:
+            self._guardian = GuardianLauncher(self._environ, self._poller)
+        except OSError:
+            return 0
+        self._by_start[None] = self._by_start["spawn"] = self._guardian
+        return self._guardian.session
+
+    def close(self) -> None:
+        """The group needs them no more."""
+        self.zygote.close()
+        if self._guardian is not None:
+            self._guardian.end()
 
     def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:
         """See `Launcher.start`."""

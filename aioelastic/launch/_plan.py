@@ -14,6 +14,7 @@ from typing import Literal
 
 from .. import borrowed
 from ..checks import shown
+from ..child import _mark
 from ..entry import Command, Function
 from ..restart import Restart
 from ..spec import GroupSpec, Std
@@ -45,6 +46,7 @@ class WorkerPlan:
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
+        mark: what its descendants are known by (`child/_mark.py`); 0: none.
     """
 
     rank: int
@@ -65,6 +67,7 @@ class WorkerPlan:
     call: Call | None = None
     executor: Executor | None = None
     stacks_file: Path | None = None
+    mark: int = 0
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The worker's whole environment; `base` is not changed."""
@@ -209,6 +212,7 @@ def plan(
                 start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",
                 executor=lent,
                 stacks_file=home / "stacks.txt" if home else None,
+                mark=_mark.of(owner(run_id, rank, attempt)),
             )
         )
     stop = spec.stop

@@ -9,10 +9,11 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..child import _mark
 from ..outcome import Process
 from ..thread import HelperThread
 
@@ -66,8 +67,18 @@ class Census:
         self._tag = tag.encode() + b"="
         # one tick less: a process may start within the tick in which we look at the clock
         self._since = ticks_now() - 1
+        self._marks: dict[int, str] = {}
+        self._spared = 0
         self._next: asyncio.Future[Snapshot] | None = None
         self._looking = False
+
+    def know(self, mark: int, owner: str) -> None:
+        """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables."""
+        self._marks[mark] = owner
+
+    def spare(self, session: int) -> None:
+        """A mark counts for nothing there: a guardian carries that of a worker while it starts it."""
+        self._spared = session
 
     def take(self) -> asyncio.Future[Snapshot]:
         """A snapshot that begins after this call."""
@@ -96,9 +107,11 @@ class Census:
         if asked is None:
             return
 
+        marks, spared = dict(self._marks), self._spared
+
         def job() -> None:
             try:
-                found = snapshot(self._tag, self._since)
+                found = snapshot(self._tag, self._since, marks, spared)
             except OSError:
                 found = Snapshot()  # no /proc, no census: nothing is found, and nothing is signalled
             self._thread.tell(self._done, asked, found)
@@ -111,7 +124,7 @@ class Census:
         self._look()
 
 
-def snapshot(tag: bytes, since: int) -> Snapshot:
+def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Snapshot:
     """Read /proc. Zombies are left out: they hold nothing.
 
     A process that forks while we read may hide its child behind us and end before we reach it: as long as new pids
@@ -121,7 +134,7 @@ def snapshot(tag: bytes, since: int) -> Snapshot:
     for _ in range(LOOKS):
         newest = _newest_pid()
         for pid in _pids():
-            one = _see(pid, tag, since)
+            one = _see(pid, tag, since, marks, spared)
             if one is not None:
                 seen[one.pid, one.started] = one
         if newest == _newest_pid():
@@ -265,14 +278,17 @@ def _newest_pid() -> bytes:
         return b""
 
 
-def _see(pid: int, tag: bytes, since: int) -> Seen | None:
+def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Seen | None:
     """One process, if it lives and started since."""
     attempt = 0
     while True:
         fields = _stat(pid)
         if fields is None or int(fields[19]) < since or fields[0] in "ZX":
             return None
+        owner = marks.get(_mark.read(pid) or 0) if int(fields[3]) != spared else None
         lineage = _lineage(pid, tag)
+        if owner is not None and owner not in lineage:
+            lineage += (owner,)
         # in the middle of execve(2) a process has no environment yet: it is read as if it had none; it is stable when
         # env_start and env_end (proc(5)) are there, and are the same before and after
         known = lineage or int(fields[6]) & PF_KTHREAD or not _readable(pid) or attempt == EXEC_LOOKS

@@ -1,0 +1,426 @@
+"""The guardian: one tiny process per program that owns workers. It starts them, reaps them, and outlives its program
+for as long as it takes to end them.
+
+It is a child subreaper (prctl(2)): whatever leaves its group or session, by setsid, a double fork or a cleaned
+environment, becomes its child when its parent ends. It has one thread and a small heap, so that starting a process is
+cheap and safe whatever the program is. When the program dies it kills all that it holds.
+
+It is itself guarded by its keeper, a forked twin that only waits: should the guardian be killed, all its children
+become the keeper's, and are killed. (PR_SET_PDEATHSIG would reach the workers, but not what they have started.)
+
+Imports little, and not `signal` or `socket` but their C halves: the first worker of a program waits for it.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import ctypes
+import os
+import resource
+import select
+import time
+from _socket import socket
+
+from . import _mark, _order, _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+_LATER = {_signal.SIGCHLD, _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM}  # the program answers these
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+Environ = dict[bytes, bytes]
+
+
+def main(supervisor: int) -> NoReturn:
+    """Serve until the program with this pid is gone; its control socket is standard input."""
+    libc = ctypes.CDLL(None)
+    control = socket(fileno=os.dup(0))
+    lifeline = os.pidfd_open(supervisor)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if os.getppid() != supervisor:
+        os._exit(0)
+    keeper = os.getpid()
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
+    guardian = os.fork()
+    if guardian:
+        libc.prctl(_PR_SET_NAME, b"aioelastic-keep", 0, 0, 0)
+        control.close()
+        os.dup2(null, 2)
+        while os.waitpid(-1, 0)[0] != guardian:  # others only come when it is gone
+            pass
+        end_children()
+        os._exit(0)
+    libc.prctl(_PR_SET_NAME, b"aioelastic-guard", 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
+    mask = (ctypes.c_uint64 * 16)(1 << (_signal.SIGCHLD - 1))
+    deaths = libc.signalfd(-1, mask, _SFD_FLAGS)
+    keeping = os.pidfd_open(keeper)
+    try:
+        if os.getppid() == keeper and deaths >= 0:
+            Guardian(control, (lifeline, keeping), deaths, null).serve()
+    finally:
+        os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
+        end_children()
+        os._exit(0)
+
+
+def end_children() -> None:
+    """Kill whatever is a child of this process, and what becomes one thereby, until there is none.
+
+    Its children are not reaped by anybody else, so their pids are their own. What has changed its user and cannot be
+    killed is left to whoever is next to adopt it.
+    """
+    me, killed = os.getpid(), set()
+    while True:
+        refused = False
+        for pid in children(me):
+            if pid not in killed:
+                try:
+                    os.kill(pid, _signal.SIGKILL)
+                    killed.add(pid)
+                except ProcessLookupError:
+                    pass
+                except PermissionError:
+                    refused = True
+        if refused and not killed:
+            return
+        try:
+            pid, _ = os.waitpid(-1, 0)
+            while pid:  # all that have ended, before the next look
+                killed.discard(pid)
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def children(parent: int) -> list[int]:
+    """The pids of its children, zombies too."""
+    try:
+        fd = os.open(f"/proc/{parent}/task/{parent}/children", _READ)
+    except OSError:
+        return _children_by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
+    data = b""
+    while more := os.read(fd, 65536):
+        data += more
+    os.close(fd)
+    return [int(one) for one in data.split()]
+
+
+def _children_by_search(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fd = os.open(f"/proc/{name}/stat", _READ)
+            except OSError:
+                continue
+            try:
+                data = os.read(fd, 1024)
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            # the name, in parentheses, may hold anything
+            if int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
+                found.append(int(name))
+    return found
+
+
+class Child:
+    """A worker or a helper that runs, or is not reaped yet."""
+
+    __slots__ = ("link", "number", "pid")
+
+    def __init__(self, pid: int, number: int, link: Link | None) -> None:
+        self.pid = pid
+        self.number = number
+        self.link = link
+
+
+class Link:
+    """One connection: a group of workers. Never waited for: a supervisor that does not read delays no other."""
+
+    def __init__(self, sock: socket, epoll: select.epoll) -> None:
+        self.sock = sock
+        self.environ: Environ = {}
+        self.surroundings: tuple[Any, ...] | None = None
+        self._epoll = epoll
+        self._unsent: list[tuple[bytes, list[int]]] = []
+
+    def say(self, kind: bytes, body: tuple[Any, ...], fd: int | None = None) -> None:
+        packet, fds = _order.encode(kind, body)
+        if fd is not None:
+            fds.append(os.dup(fd))
+        self._unsent.append((packet, fds))
+        if len(self._unsent) == 1:
+            self.write()
+
+    def write(self) -> None:
+        while self._unsent:
+            packet, fds = self._unsent[0]
+            try:
+                _socket.send(self.sock, packet, fds)
+            except BlockingIOError:
+                self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+                return
+            except OSError:
+                pass  # it is gone, which reading tells
+            self._unsent.pop(0)
+            _socket.close(fds)
+        self._epoll.modify(self.sock, select.EPOLLIN)
+
+    def close(self) -> None:
+        for _, fds in self._unsent:
+            _socket.close(fds)
+        self._unsent.clear()
+        self._epoll.unregister(self.sock)
+        self.sock.close()
+
+
+class Guardian:
+    """Serves one program."""
+
+    def __init__(self, control: socket, lifelines: tuple[int, ...], deaths: int, null: int) -> None:
+        self._control = control
+        self._lifelines = lifelines
+        self._deaths = deaths
+        self._null = null
+        self._links: dict[int, Link] = {}
+        self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
+        self._epoll = select.epoll()
+
+    def serve(self) -> None:
+        """Until the program, or the keeper, is gone."""
+        for fd in (*self._lifelines, self._deaths, self._control.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+        looking = False
+        while True:
+            # exits are queued in their order; a look for others comes after those that are known by then
+            events = self._epoll.poll(0 if looking else None)
+            if looking and not events:
+                looking = self._reap_others()
+            for fd, event in events:
+                if fd in self._children:
+                    self._tell_exit(fd)
+                elif fd == self._deaths:
+                    os.read(self._deaths, 4096)
+                    looking = True
+                elif fd in self._links:
+                    self._serve_link(self._links[fd], event)
+                elif fd in self._lifelines or (fd == self._control.fileno() and not self._hear()):
+                    return
+
+    def _hear(self) -> bool:
+        """Whether the program is there."""
+        packet, fds = _socket.receive(self._control)
+        if not packet:
+            return False
+        try:
+            body, given = _order.decode(packet, fds)
+            if packet[:1] == _order.CONNECT:
+                sock = socket(fileno=os.dup(given[0]))
+                sock.setblocking(False)
+                self._epoll.register(sock, select.EPOLLIN)
+                self._links[sock.fileno()] = Link(sock, self._epoll)
+            elif packet[:1] == _order.HELPER:
+                number, argv, environ = body
+                stdin, stderr = given
+                try:
+                    os.chdir("/")
+                    self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), number, None)
+                except OSError:
+                    pass  # its own socket closes, which says it
+            elif packet[:1] == _order.END:
+                for child in self._children.values():
+                    if child.link is None and child.number == body[0]:
+                        self._kill(child)
+        finally:
+            _socket.close(fds)
+        return True
+
+    def _serve_link(self, link: Link, event: int) -> None:
+        if event & select.EPOLLOUT:
+            link.write()
+        if not event & ~select.EPOLLOUT:
+            return
+        try:
+            packet, fds = _socket.receive(link.sock)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            packet, fds = b"", []
+        try:
+            if not packet:
+                self._forget(link)
+                return
+            body, given = _order.decode(packet, fds)
+            if packet[:1] == _order.EXEC:
+                self._start(link, body, given)
+            elif packet[:1] == _order.SIGNAL:
+                number, signum = body
+                for child in self._children.values():
+                    if child.link is link and child.number == number:
+                        self._signal(os.killpg, child, signum)
+            elif packet[:1] == _order.GROUP:
+                link.environ, link.surroundings = body
+        finally:
+            _socket.close(fds)
+
+    def _forget(self, link: Link) -> None:
+        """Its group is over, or its supervisor gone: nothing of it shall run."""
+        del self._links[link.sock.fileno()]
+        link.close()
+        for child in self._children.values():
+            if child.link is link:
+                child.link = None
+                child.number = 0
+                self._kill(child)
+
+    def _start(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
+        number, program, argv, overlay, cwd, mark, streams = body
+        environ = dict(link.environ)
+        for key, value in overlay.items():
+            if value is None:
+                environ.pop(key, None)
+            else:
+                environ[key] = value
+        given = iter(fds)
+        stdio = tuple(next(given) if streams >> at & 1 else self._null for at in range(3))
+        where = cwd
+        try:
+            os.chdir(cwd)
+            where = program
+            if link.surroundings is None:
+                pid = self._spawn(program, argv, environ, stdio, mark)
+            else:
+                pid = self._fork(program, argv, environ, stdio, mark, link.surroundings)
+            pidfd = self._keep(pid, number, link)
+        except OSError as exc:
+            link.say(_order.REFUSED, (number, exc.errno, os.fsdecode(where)))
+            return
+        floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
+
+    def _spawn(self, program: bytes, argv: list[bytes], environ: Environ, stdio: tuple[int, ...], mark: int = 0) -> int:
+        """By vfork(2): it is what this process is, so what it shall have, this process has for that moment."""
+        had = _mark.put(mark) if mark else None
+        try:
+            return os.posix_spawn(
+                program,
+                argv,
+                environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(_signal.SIGPIPE, _signal.SIGXFSZ),  # which Python ignores
+            )
+        finally:
+            if had is not None:
+                _mark.take_off(had)
+
+    def _fork(
+        self,
+        program: bytes,
+        argv: list[bytes],
+        environ: Environ,
+        stdio: tuple[int, ...],
+        mark: int,
+        surroundings: tuple[Any, ...],
+    ) -> int:
+        """The same where it shall have what this process could not take back."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                _become(surroundings)
+                _mark.put(mark)
+                for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):
+                    _signal.signal(signum, _signal.SIG_DFL)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+                for at, fd in enumerate(stdio):
+                    os.dup2(fd, at)
+                os.execve(program, argv, environ)
+            except OSError as exc:
+                os.write(theirs, b"%d" % (exc.errno or 1))
+            finally:
+                os._exit(127)
+        os.close(theirs)
+        code = os.read(ours, 16)
+        os.close(ours)
+        if code:
+            os.waitpid(pid, 0)
+            raise OSError(int(code), os.strerror(int(code)))
+        return pid
+
+    def _keep(self, pid: int, number: int, link: Link | None) -> int:
+        """Watch it; returns its pidfd."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._children[pidfd] = Child(pid, number, link)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return pidfd
+
+    def _tell_exit(self, pidfd: int) -> None:
+        at, wall = time.monotonic_ns(), time.time()
+        child = self._children.pop(pidfd)
+        _, status, rusage = os.wait4(child.pid, 0)
+        self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
+        os.close(pidfd)
+        if child.link is None:
+            return
+        try:
+            os.killpg(child.pid, 0)  # the id of a group that has members is never given to a new process
+            left = True
+        except ProcessLookupError:
+            left = False
+        except PermissionError:
+            left = True  # they changed their user
+        child.link.say(_order.EXITED, (child.number, status, tuple(rusage), at, wall, left))
+
+    def _reap_others(self) -> bool:
+        """Reap those that were left to us. Whether to look again, after one of our own."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return False
+            if info is None:
+                return False
+            if any(child.pid == info.si_pid for child in self._children.values()):
+                return True
+            os.waitpid(info.si_pid, 0)
+
+    def _kill(self, child: Child) -> None:
+        self._signal(os.kill, child, _signal.SIGKILL)
+        self._signal(os.killpg, child, _signal.SIGKILL)
+
+    def _signal(self, how: Callable[[int, int], None], child: Child, signum: int) -> None:
+        try:
+            how(child.pid, signum)  # it is not reaped, so pid and group are its own
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _become(surroundings: tuple[Any, ...]) -> None:
+    """Take what the program had when its group began, and this process has not."""
+    umask, nice, cpus, limits = surroundings
+    os.umask(umask)
+    for number, limit in limits:
+        if resource.getrlimit(number) != limit:
+            resource.setrlimit(number, limit)
+    if os.getpriority(os.PRIO_PROCESS, 0) != nice:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.sched_setaffinity(0, cpus)

@@ -1,0 +1,75 @@
+"""Messages between a supervisor and a process that starts others for it, sans I/O: to and from one datagram.
+
+A datagram (unix(7), SOCK_SEQPACKET) is a kind (one byte), where its body is (one byte), and the body, by marshal: both
+ends are the same interpreter, and to import pickle takes as long as to start Python. A body that is
+too large for a datagram is in a memfd that travels beside it, in front of the other descriptors.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# supervisor → zygote
+SETUP = b"U"  # (sys.path, sys.argv, main, preload, idle seconds)
+FORK = b"F"  # (id, environ, cwd, cpus, streams, mark); descriptors: its channel, stdout, stderr
+# supervisor → guardian, over its control socket
+CONNECT = b"O"  # (); descriptor: the other end of a new connection
+HELPER = b"H"  # (id, argv, environ): a process for the program itself; descriptors: stdin, stderr
+END = b"K"  # (id,): of a helper
+# supervisor → guardian, over one of the connections
+GROUP = b"P"  # (environ, surroundings): what its workers begin with
+EXEC = b"A"  # (id, program, argv, overlay, cwd, mark, streams); descriptors: stdin, stdout, stderr, if they are there
+# supervisor → either
+SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
+# and back
+READY = b"Y"  # warm: ()
+BROKEN = b"B"  # cannot serve: (reason, traceback)
+STARTED = b"S"  # (id, pid, peak resident size before it began); descriptor: its pidfd
+REFUSED = b"X"  # (id, errno, words or path)
+EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s, whether its group has others)
+
+INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
+_HERE, _MEMFD = b"\0", b"\1"
+
+
+def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
+    """A datagram, and the memfd to send in front of its other descriptors, which the caller closes.
+
+    Raises:
+        OSError: out of memory or descriptors.
+    """
+    data = marshal.dumps(body)
+    if len(data) <= INLINE:
+        return kind + _HERE + data, []
+    fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return kind + _MEMFD, [fd]
+
+
+def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
+    """The body of a datagram whose kind is `packet[:1]`, and the descriptors that belong to it; none is closed.
+
+    Raises:
+        ValueError, EOFError, TypeError: it is not one of ours.
+    """
+    if packet[1:2] == _HERE:
+        body, rest = marshal.loads(memoryview(packet)[2:]), fds
+    elif packet[1:2] == _MEMFD and fds:
+        size = os.fstat(fds[0]).st_size
+        body, rest = marshal.loads(os.pread(fds[0], size, 0)), fds[1:]
+    else:
+        raise ValueError("not a message of aioelastic's")
+    if not isinstance(body, tuple):
+        raise ValueError("not a message of aioelastic's")
+    return body, rest

@@ -1,0 +1,330 @@
+"""Our side of a process that starts workers for us: a guardian, or a zygote. They are its children, not ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..child import _order, _socket
+from ..watch import Poller
+from ._contract import RawExit
+from ._direct import status_of_reaped
+from ._ends import Ends
+from ._plan import WorkerPlan
+
+
+class Server:
+    """One connection to it, heard on one event loop at a time.
+
+    Attributes:
+        gone: it is not there any more; nothing can be started.
+        loop: on which it is heard; None while nobody does.
+    """
+
+    what = "process that starts workers"  # for errors
+
+    def __init__(self, control: socket.socket) -> None:
+        self.gone = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._control = control
+        self._starting: dict[int, tuple[asyncio.Future[ServedProcess], Ends, float, int, Poller]] = {}
+        self._running: dict[int, ServedProcess] = {}
+        self._count = 0
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._full = False  # the rest waits for room
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear it on that loop."""
+        self.loop = loop
+        loop.add_reader(self._control, self._hear)
+
+    def detach(self) -> None:
+        """Nobody on its loop needs it at the moment."""
+        if self.loop is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self._control)
+            self.loop.remove_writer(self._control)
+        self.loop = None
+
+    def has_left(self) -> bool:
+        """Whether it is gone already, while nobody listened."""
+        try:
+            return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def end(self) -> None:
+        """No more of it: what it has started ends."""
+        self.gone = True
+        self.detach()
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # forked copies of us may have it open
+        self._control.close()
+        for _, fds in self._unsent:
+            _socket.close(fds)
+        self._unsent.clear()
+
+    def disown(self) -> None:
+        """We are a forked copy, and the number of its descriptor may be something else's here."""
+        self._control.detach()
+
+    def signal_group(self, number: int, signum: int) -> bool:
+        """Have the whole process group of that worker signalled. False: there is nobody to do it any more."""
+        if self.gone or self.loop is None:
+            return False
+        self.send(*_order.encode(_order.SIGNAL, (number, int(signum))))
+        return True
+
+    def ask(
+        self, kind: bytes, worker: WorkerPlan, body: Sequence[Any], give: Callable[[Ends], list[int]], poller: Poller
+    ) -> asyncio.Future[ServedProcess]:
+        """Ask it to start one.
+
+        Args:
+            body: what it is told, behind the number of the request.
+            give: the descriptors it gets; they are not closed.
+        """
+        assert self.loop is not None
+        done: asyncio.Future[ServedProcess] = self.loop.create_future()
+        number = self._count = self._count + 1
+        made: Ends | None = None
+        given: list[int] = []
+        try:
+            if self.gone:
+                raise OSError(errno.ESRCH, f"its {self.what} has died")
+            made = Ends(worker)
+            # they must live until they are sent, which may be later
+            for fd in give(made):
+                given.append(os.dup(fd))
+            packet, large = _order.encode(kind, (number, *body))
+        except OSError as exc:
+            if made is not None:
+                made.close_ours()
+                made.close_theirs()
+            _socket.close(given)
+            done.set_exception(exc)
+            return done
+        self._starting[number] = (done, made, time.time(), time.monotonic_ns(), poller)
+        made.close_theirs()
+        self.send(packet, [*large, *given])
+        return done
+
+    def send(self, packet: bytes, fds: list[int]) -> None:
+        """Send it now or soon; `fds` are closed then."""
+        self._unsent.append((packet, fds))
+        if len(self._unsent) == 1:
+            self._write()
+
+    def take(self, kind: bytes, body: tuple[Any, ...]) -> None:
+        """A message of a kind of its own."""
+        raise ValueError(f"unknown message {kind!r}")
+
+    def died(self, why: Exception | None = None) -> None:
+        """Whatever it was: it serves nobody any more, and its workers die with it."""
+        if self.gone:
+            return
+        self.end()
+        starting, self._starting = self._starting, {}
+        for done, ends, *_ in starting.values():
+            ends.close_ours()
+            done.set_exception(OSError(errno.ESRCH, f"its {self.what} died"))
+        running, self._running = self._running, {}
+        for process in running.values():
+            process.orphaned(f"the {self.what} that had started it died")
+
+    def _write(self) -> None:
+        assert self.loop is not None
+        while self._unsent:
+            packet, fds = self._unsent[0]
+            try:
+                _socket.send(self._control, packet, fds)
+            except BlockingIOError:
+                self.loop.add_writer(self._control, self._write)
+                self._full = True
+                return
+            except OSError:
+                pass  # it is gone: `_hear` is about to learn it
+            self._unsent.popleft()
+            _socket.close(fds)
+        if self._full:
+            self.loop.remove_writer(self._control)
+            self._full = False
+
+    def _hear(self) -> None:
+        while self.loop is not None:
+            try:
+                packet, fds = _socket.receive(self._control)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError):
+                packet, fds = b"", []
+            if not packet:
+                self.died()
+                return
+            try:
+                body, given = _order.decode(packet, fds)
+                self._take(packet[:1], body, given)
+                if given is not fds:
+                    os.close(fds[0])
+            except Exception:
+                _socket.close(fds)
+                self.died()
+                return
+
+    def _take(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
+        if kind == _order.STARTED:
+            number, pid, floor = body
+            done, ends, at, at_ns, poller = self._starting.pop(number)
+            process = ServedProcess(self, number, pid, fds[0], ends, at, at_ns, floor, poller)
+            self._running[number] = process
+            done.set_result(process)
+        elif kind == _order.REFUSED:
+            number, code, words = body
+            done, ends, *_ = self._starting.pop(number)
+            ends.close_ours()
+            done.set_exception(self.refusal(code, words))
+        elif kind == _order.EXITED:
+            number, status, rusage, ended_ns, ended_at, left = body
+            self._running.pop(number).tell(RawExit(status, ended_ns, ended_at), rusage, left)
+        else:
+            self.take(kind, body)
+
+    def refusal(self, code: int, words: str) -> OSError:
+        """Why it could not start a worker: what the system said about the path `words`."""
+        return OSError(code, os.strerror(code), words)
+
+
+class ServedProcess:
+    """A worker that a server of ours has started. See `LiveProcess`."""
+
+    answer = None
+
+    __slots__ = (
+        "_ended",
+        "_left",
+        "_number",
+        "_on_exit",
+        "_orphan",
+        "_pidfd",
+        "_poller",
+        "_reaped",
+        "_rusage",
+        "_server",
+        "_told",
+        "channel",
+        "pid",
+        "rss_floor",
+        "started_at",
+        "started_ns",
+        "stderr",
+        "stdout",
+    )
+
+    def __init__(
+        self,
+        server: Server,
+        number: int,
+        pid: int,
+        pidfd: int,
+        ends: Ends,
+        at: float,
+        at_ns: int,
+        floor: int,
+        poller: Poller,
+    ) -> None:
+        self.pid = pid
+        self.stdout, self.stderr, self.channel = ends.stdout, ends.stderr, ends.channel
+        self.started_at, self.started_ns = at, at_ns
+        self.rss_floor = floor
+        self._server = server
+        self._number = number
+        self._pidfd = pidfd
+        self._poller = poller
+        self._on_exit: Callable[[RawExit], None] | None = None
+        self._told: RawExit | None = None  # its end, known before anybody watched
+        self._rusage: tuple[Any, ...] | None = None
+        self._ended = False
+        self._reaped = False
+        self._orphan = ""  # what its server's end means for it
+        self._left = True  # others of its process group
+
+    def watch(self, on_exit: Callable[[RawExit], None]) -> None:
+        self._on_exit = on_exit
+        if self._told is not None:
+            asyncio.get_running_loop().call_soon(on_exit, self._told)
+
+    def send_signal(self, signum: int) -> bool:
+        if self._has_ended():
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def signal_group(self, signum: int) -> bool:
+        # by its server, which alone knows that the number is not somebody else's by now
+        return not self._ended and not self._reaped and self._server.signal_group(self._number, signum)
+
+    def group_alive(self) -> bool:
+        return self._left
+
+    def reap(self) -> resource.struct_rusage | None:
+        self._let_go()
+        if self._rusage is None:
+            return None
+        return resource.struct_rusage(self._rusage)
+
+    def abandon(self) -> None:
+        if not self._reaped:
+            self._on_exit = None
+            self._let_go()
+
+    def tell(self, raw: RawExit, rusage: tuple[Any, ...] | None, left: bool) -> None:
+        """It has ended, and whether somebody of its process group is left."""
+        self._ended = True
+        self._rusage = rusage
+        self._left = left
+        self._told = raw
+        if self._on_exit is not None:
+            self._on_exit(raw)
+
+    def orphaned(self, why: str) -> None:
+        """Its server is gone, and it dies with it; its pidfd tells when."""
+        self._orphan = why
+        if self._told is None and not self._reaped:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._poller.add_exit(self._pidfd, self._orphan_ended)
+
+    def _orphan_ended(self) -> None:
+        self._poller.remove(self._pidfd)
+        at_ns, at = time.monotonic_ns(), time.time()
+        raw = RawExit(status_of_reaped(self._pidfd), at_ns, at, self._orphan)
+        self.tell(raw, None, True)
+
+    def _has_ended(self) -> bool:
+        if self._ended or self._reaped:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _let_go(self) -> None:
+        if self._reaped:
+            return
+        self._reaped = True
+        if self._orphan:
+            self._poller.remove(self._pidfd)
+        os.close(self._pidfd)
