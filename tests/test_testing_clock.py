@@ -94,7 +94,7 @@ def test_no_time_is_skipped_while_a_worker_computes() -> None:
 
 
 def test_nor_while_a_chain_of_processes_hands_something_on() -> None:
-    """Each of them sleeps in its turn, but one always runs: 200 hand-overs, each a moment in which all may be asleep."""
+    """Each of them sleeps in its turn, but one always runs."""
     ping = """
 import os
 a, b = os.pipe(), os.pipe()
@@ -130,7 +130,6 @@ def test_nor_while_a_part_of_a_group_that_left_us_runs() -> None:
         result = await supervise(daemon, logs=QUIET, stop=Stop(scope="leader"), timeout=HOUR)
         return str(result[0].stdout)
 
-    # its output is waited for as long as it comes within `Logs.drain`, an hour or a second
     assert virtually(main()) == "far\n"
 
 

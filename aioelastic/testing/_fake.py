@@ -96,7 +96,7 @@ class FakeLauncher:
 
         launcher = FakeLauncher({0: Life(lasts=None), 1: Life(lasts=0.5, code=3)})
         result = await supervise(Command("true"), n=2, launcher=launcher, check=False)
-        assert launcher[0].signals == [signal.SIGTERM, signal.SIGCONT]
+        assert launcher[0].signals == [signal.SIGTERM]
     """
 
     name = "fake"
@@ -120,16 +120,20 @@ class FakeLauncher:
     def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:
         """See `Launcher.start`."""
         life = self._of(worker)
-        if life is None:
-            if self._otherwise is None:
-                raise SpecError("life", None, f"is all there is for rank {worker.rank}", "give otherwise=, or a Life")
+        if life is None and self._otherwise is not None:
             return self._otherwise.start(worker)
         done: asyncio.Future[LiveProcess] = asyncio.get_running_loop().create_future()
-        if life.refused is not None:
-            done.set_exception(life.refused)
+        try:
+            if life is None:
+                raise SpecError("life", None, f"is all there is for rank {worker.rank}", "give otherwise=, or a Life")
+            if life.refused is not None:
+                raise life.refused
+            process = FakeProcess(life, worker)
+        except BaseException as exc:
+            done.set_exception(exc)
         else:
-            self.started.append(FakeProcess(life, worker))
-            done.set_result(self.started[-1])
+            self.started.append(process)
+            done.set_result(process)
         return done
 
     def _of(self, worker: WorkerPlan) -> Life | None:
