@@ -20,10 +20,7 @@ from aioelastic import Function, Group, Restart, SpecError, Stop, WorkerExecutor
 from aioelastic.events import Event
 from aioelastic.launch import end_zygotes
 from aioelastic.lifecycle import State
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+from aioelastic.testing import kill, zygote
 
 
 @pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
@@ -45,8 +42,8 @@ async def test_a_random_party_dies_at_a_random_event(seed: int, start: Any) -> N
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             if what == "worker" and pids:
                 os.kill(dice.choice(pids), dice.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
-            elif what == "zygote" and pids and start == "zygote":
-                os.kill(parent_of(pids[0]), signal.SIGKILL)
+            elif what == "zygote":
+                kill(zygote)(event)
             elif what == "cancel":
                 task.cancel()
             elif what in ("stop", "hurry"):
