@@ -278,6 +278,29 @@ if __name__ == "__main__":
 """
 
 
+STRIKES_ITSELF = """
+import asyncio, time
+from aioelastic import *
+from aioelastic.events import Spawned
+from aioelastic.testing import kill, supervisor, when
+def told(event):
+    print(event.pid, flush=True)
+    strike(event)
+if __name__ == "__main__":
+    strike = when(Spawned, kill(supervisor), rank=1)
+    asyncio.run(supervise(Function(time.sleep, 1000), n=3, logs=Logs(tee=Std.NONE), on_event=told))
+"""
+
+
+async def test_a_supervisor_that_is_killed_at_an_event() -> None:
+    with Program(STRIKES_ITSELF) as program:
+        assert program.wait() == -signal.SIGKILL
+        pids = [int(one) for one in program.output.split()]
+        assert len(pids) == 2
+        for pid in pids:
+            await gone(pid)
+
+
 async def test_a_supervisor_that_is_killed_takes_its_functions_with_it() -> None:
     with Program(FUNCTIONS) as program:
         pids = [int(one) for one in program.line("workers").split()]

@@ -93,6 +93,26 @@ async def test_waiting() -> None:
         await last
 
 
+async def test_what_a_listener_raises_is_not_lost() -> None:
+    """A group swallows it, so a test that never asks again would pass."""
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+
+    def bad(event: Event) -> None:
+        raise ZeroDivisionError
+
+    recorder = Recorder(bad)
+    async with Group(sh("exit 0"), logs=QUIET, on_event=recorder) as group:
+        await recorder.wait(Spawned)  # it did happen
+        with pytest.raises(ZeroDivisionError):
+            await recorder.wait(Killed)
+        await group.wait()
+    assert len(told) == len(recorder.events) == 4
+    for ask in (recorder.in_order, recorder.never):
+        with pytest.raises(ZeroDivisionError):
+            ask()
+
+
 async def test_others_hear_it_too() -> None:
     heard: list[Event] = []
     recorder = Recorder(heard.append, lambda event: None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._bodies import daemon, fork_storm, made, pipe_holder, setsid_escape, stubborn
 from ._bystanders import bystanders
-from ._chaos import Party, Strike, cont, kill, send, stop, when, worker, zygote
+from ._chaos import Party, Strike, cont, kill, send, stop, supervisor, when, worker, zygote
 from ._clock import VirtualLoop
 from ._environment import Unavailable, clock_jump, file_limit, full_disk, pid_namespace
 from ._fake import FakeLauncher, FakeProcess, Life
@@ -44,6 +44,7 @@ __all__ = [
     "setsid_escape",
     "stop",
     "stubborn",
+    "supervisor",
     "when",
     "worker",
     "zygote",

@@ -14,7 +14,8 @@ LONG = 1000
 
 def stubborn() -> Command:
     """Prints `up`, then ignores SIGTERM, SIGINT and SIGHUP: only SIGKILL ends it."""
-    return _sh(f"trap '' TERM INT HUP; echo up; while :; do sleep {LONG} & wait; done")
+    # what is ignored stays so over an execve(2)
+    return _sh(f"trap '' TERM INT HUP; echo up; exec sleep {LONG}")
 
 
 def pipe_holder(then: str = "exit 0") -> Command:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..launch import TAG
-from ._holdings import read_stat
+from ._family import read_stat
 
 SLEEP = ["sleep", "1000"]  # the same name as many a worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..events import Event
-from ._holdings import descendants, read_stat
+from ._family import descendants, read_stat
 
 # Who is struck: the pid, asked at that moment; None when there is nobody.
 Party: TypeAlias = Callable[[Event], int | None]
@@ -70,7 +70,7 @@ def when(
 ) -> Callable[[Event], None]:
     """An `on_event` that does something once: at the `nth` event of this kind (of that rank, in that attempt).
 
-    Raises what `do` raises; a group tells that to its loop's exception handler.
+    Raises what `do` raises; a group tells that to its loop's exception handler, a `Recorder` to the test.
 
     Example::
 
@@ -92,6 +92,11 @@ def when(
 def worker(event: Event) -> int | None:
     """The worker that the event is about."""
     return event.pid
+
+
+def supervisor(event: Event) -> int | None:
+    """This very process: for the source of a `Program`."""
+    return os.getpid()
 
 
 def zygote(event: Event) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..launch import TAG
-from ._holdings import descendants, read_stat
+from ._family import descendants, read_stat
 
 PAUSE = 0.0005  # seconds of real waiting between two looks, at first
 LONGEST = 0.02  # ... and at most

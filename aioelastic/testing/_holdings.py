@@ -8,16 +8,13 @@ import functools
 import gc
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
-from ..launch import TAG, end_zygotes
-
-SHM = "/dev/shm"
-AGAIN = 0.1  # seconds until a name in /dev/shm that nobody holds is looked at once more
+from ..launch import end_zygotes
+from ._family import descendants, marked, process, strays
+from ._shm import names, ours
 
 
 class LeftBehind(AssertionError):
@@ -70,14 +67,14 @@ class Holdings:
         zombies: dict[str, str] = {}
         family = descendants()
         for pid, stat in family.items():
-            (zombies if stat[1] == "Z" else alive)[f"{pid} {stat[20]}"] = _process(pid, stat)
+            (zombies if stat[1] == "Z" else alive)[f"{pid} {stat[20]}"] = process(pid, stat)
         return cls(
             processes=alive,
             zombies=zombies,
-            strays=dict(_strays(family)),
+            strays=dict(strays(family)),
             threads={f"{one.ident} {one.native_id}": f"{one.name} ({one.native_id})" for one in threading.enumerate()},
             fds=dict(_fds()),
-            shm=dict(_shm()),
+            shm=names(),
             memfds=dict(_memfds()),
             tasks=pending_tasks(),
         )
@@ -97,7 +94,7 @@ class Holdings:
             "stray": _new(self.strays, before.strays),
             "thread": _new(self.threads, before.threads),
             "file descriptor": _new(self.fds, before.fds),
-            "shared memory": _ours(_new_keys(self.shm, before.shm), tuple(ignore)),
+            "shared memory": ours(_new_keys(self.shm, before.shm), tuple(ignore)),
             "memfd map": _new(self.memfds, before.memfds),
             "task": _new(self.tasks, before.tasks),
         }
@@ -126,52 +123,6 @@ def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
             raise LeftBehind(leaks)
 
 
-@contextlib.contextmanager
-def marked() -> Iterator[str]:
-    """Whatever is started in this block carries a mark of this process in its environment, and is found wherever it
-    goes, unless it clears that. Groups in it pass it on. Nothing happens if it is there already."""
-    before = os.environ.get(TAG)
-    mark = f"tests-{os.getpid()}"
-    if before is not None and mark in before.split(":"):
-        yield mark
-        return
-    os.environ[TAG] = f"{before}:{mark}" if before else mark
-    try:
-        yield mark
-    finally:
-        if before is None:
-            os.environ.pop(TAG, None)
-        else:
-            os.environ[TAG] = before
-
-
-def descendants() -> dict[int, list[str]]:
-    """pid → the fields of /proc/pid/stat from its name on, of all that descend from us, zombies too."""
-    stats: dict[int, list[str]] = {}
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (stat := read_stat(int(name))) is not None:
-            stats[int(name)] = stat
-            children.setdefault(int(stat[2]), []).append(int(name))
-    found: dict[int, list[str]] = {}
-    look = [os.getpid()]
-    while look:
-        for pid in children.get(look.pop(), ()):
-            found[pid] = stats[pid]
-            look.append(pid)
-    return found
-
-
-def read_stat(pid: int | str) -> list[str] | None:
-    """Name, state, parent, group, session, … (proc(5)); None when it is gone. `pid` may be `"1/task/2"`."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    return [name, *rest.split()]
-
-
 def pending_tasks() -> dict[str, str]:
     """The tasks of the running loop that are not done, but the present one."""
     try:
@@ -194,32 +145,6 @@ def _new(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     return [now[one] for one in _new_keys(now, before)]
 
 
-def _process(pid: int, stat: list[str]) -> str:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
-    except OSError:
-        command = b""
-    words = " ".join(command.decode(errors="replace").split())[:200] or f"({stat[0]})"
-    return f"{pid} {words}, a child of {stat[2]}"
-
-
-def _strays(family: Mapping[int, object]) -> Iterator[tuple[str, str]]:
-    own = [one for one in os.environ.get(TAG, "").split(":") if one == f"tests-{os.getpid()}"]
-    if not own:
-        return
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in family or int(name) == os.getpid():
-            continue
-        try:
-            items = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # gone, or another user's
-        lineage = next((one.partition(b"=")[2] for one in items if one.startswith(f"{TAG}=".encode())), b"")
-        stat = read_stat(int(name))
-        if own[0].encode() in lineage.split(b":") and stat is not None and stat[1] not in "ZX":
-            yield f"{name} {stat[20]}", _process(int(name), stat)
-
-
 def _fds() -> Iterator[tuple[str, str]]:
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -234,50 +159,6 @@ def _memfds(pid: int | str = "self") -> Iterator[tuple[str, str]]:
         if "memfd:" in line:
             _, _, _, device, inode, path = line.split(None, 5)
             yield f"{device} {inode}", path
-
-
-def _shm() -> Iterator[tuple[str, str]]:
-    with contextlib.suppress(OSError), os.scandir(SHM) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                about = entry.stat(follow_symlinks=False)
-                if about.st_uid == os.geteuid():
-                    yield f"{entry.name}\0{about.st_ino}", entry.name
-
-
-def _ours(new: list[str], ignore: tuple[str, ...]) -> list[str]:
-    """Those of them that no stranger has open, now and a little later."""
-    new = [one for one in new if not any(fnmatch(one.partition("\0")[0], pattern) for pattern in ignore)]
-    for pause in (AGAIN, 0.0):
-        if not new:
-            break
-        held = _held_by_strangers()
-        there = dict(_shm())
-        new = [one for one in new if one in there and one.partition("\0")[2] not in held]
-        time.sleep(pause if new else 0.0)
-    return [f"{SHM}/{one.partition(chr(0))[0]}" for one in new]
-
-
-def _held_by_strangers() -> set[str]:
-    """The inodes in /dev/shm that others have mapped or open, as far as we may look."""
-    device = os.stat(SHM).st_dev
-    family = descendants()
-    held: set[str] = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in family or int(name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{name}/maps").read_text(errors="replace").splitlines():
-                fields = line.split(None, 5)
-                major, _, minor = fields[3].partition(":")
-                if os.makedev(int(major, 16), int(minor, 16)) == device:
-                    held.add(fields[4])
-            for fd in os.listdir(f"/proc/{name}/fd"):
-                with contextlib.suppress(OSError):
-                    about = os.stat(f"/proc/{name}/fd/{fd}")
-                    if about.st_dev == device:
-                        held.add(str(about.st_ino))
-    return held
 
 
 @functools.cache

@@ -55,9 +55,9 @@ class Program:
         self._argv = [*shell, *before, sys.executable, "-c", source]
         self._env = {**os.environ, **(env or {})}
         self._bound = bound
-        self.output = ""
-        self.errors = ""
-        self._unread = ""
+        self._output = bytearray()
+        self._errors = bytearray()
+        self._read_to = 0  # where the next line begins
 
     def __enter__(self) -> Self:
         pipe = subprocess.PIPE
@@ -75,6 +75,14 @@ class Program:
                 stream.close()
 
     @property
+    def output(self) -> str:
+        return self._output.decode(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        return self._errors.decode(errors="replace")
+
+    @property
     def code(self) -> int | None:
         return self._popen.poll()
 
@@ -86,9 +94,9 @@ class Program:
         """
         until = time.monotonic() + self._bound
         while True:
-            line, newline, rest = self._unread.partition("\n")
+            line, newline, _ = self._output[self._read_to :].decode(errors="replace").partition("\n")
             if newline:
-                self._unread = rest
+                self._read_to = self._output.index(b"\n", self._read_to) + 1
                 if line.startswith(begin):
                     return line.removeprefix(begin).strip()
             elif not self._read(until):
@@ -127,12 +135,8 @@ class Program:
         streams = [one for one in (self._popen.stdout, self._popen.stderr) if one is not None and not one.closed]
         ready, _, _ = select.select(streams, [], [], max(until - time.monotonic(), 0.0)) if streams else ([], [], [])
         for stream in ready:
-            text = os.read(stream.fileno(), 65536).decode(errors="replace")
-            if not text:
+            data = os.read(stream.fileno(), 65536)
+            if not data:
                 stream.close()
-            elif stream is self._popen.stdout:
-                self.output += text
-                self._unread += text
-            else:
-                self.errors += text
+            (self._output if stream is self._popen.stdout else self._errors).extend(data)
         return bool(ready)

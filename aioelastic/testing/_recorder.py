@@ -37,6 +37,7 @@ class Recorder:
 
     def __init__(self, *then: Callable[[Event], object]) -> None:
         self.events: list[Event] = []
+        self._problem: Exception | None = None
         self._then = then
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -46,8 +47,12 @@ class Recorder:
         for one in waiters:
             if not one.done():
                 one.set_result(None)
-        for then in self._then:
-            then(event)
+        try:
+            for then in self._then:
+                then(event)
+        except Exception as exc:
+            self._problem = self._problem or exc
+            raise
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
@@ -65,14 +70,20 @@ class Recorder:
 
         Raises:
             AssertionError: the group is done, and there was none.
+            Exception: what one of `then` raised.
         """
-        while not (found := self.of(kind, rank=rank, attempt=attempt)):
-            if self.of(GroupDone):
-                raise AssertionError(f"the group ended without {_words(kind)}\n{self}")
+        looked = 0
+        while True:
+            for one in self.events[looked:]:
+                if isinstance(one, kind) and rank in (None, one.rank) and attempt in (None, one.attempt):
+                    return one
+                if isinstance(one, GroupDone):
+                    raise AssertionError(f"the group ended without {_words(kind)}\n{self}")
+            looked = len(self.events)
+            self._raise()
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
-        return found[0]
 
     def in_order(self, *steps: str) -> None:
         """These happened, one after the other; whatever else happened in between.
@@ -83,7 +94,9 @@ class Recorder:
         Raises:
             AssertionError: one did not, or too early; it shows what happened instead.
             ValueError: there is no such event.
+            Exception: what one of `then` raised; the group has told it to the loop's exception handler only.
         """
+        self._raise()
         rest = iter(self.events)
         for number, step in enumerate(steps):
             fits = _parsed(step)
@@ -94,10 +107,15 @@ class Recorder:
 
     def never(self, *steps: str) -> None:
         """None of these happened. Arguments and errors are those of `in_order`."""
+        self._raise()
         for step in steps:
             fits = _parsed(step)
             if any(fits(one) for one in self.events):
                 raise AssertionError(f"{step!r} did happen\n{self}")
+
+    def _raise(self) -> None:
+        if self._problem is not None:
+            raise self._problem
 
     def __str__(self) -> str:
         """What happened, a line for each event."""

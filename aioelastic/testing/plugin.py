@@ -22,7 +22,8 @@ import pytest
 from ..launch import end_zygotes
 from ._environment import Unavailable, pid_namespace
 from ._environment import full_disk as _full_disk
-from ._holdings import Holdings, LeftBehind, marked, pending_tasks
+from ._family import marked
+from ._holdings import Holdings, LeftBehind, pending_tasks
 
 INSIDE = "AIOELASTIC_TESTING_NAMESPACE"
 TURNS = 10  # of the loop, for tasks that were cancelled, and generators that were dropped, at the end of a test
