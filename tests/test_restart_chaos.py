@@ -275,6 +275,26 @@ async def test_the_loop_cancels_all_tasks_between_two_attempts(policy: Restart) 
 
 
 @both
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_a_launcher_that_raises_ends_the_group_with_its_error(policy: Restart, attempt: int) -> None:
+    """Its error belongs into the future, but who writes a launcher will not always know."""
+
+    class Raising(DirectLauncher):
+        def start(self, worker: Any) -> Any:
+            if worker.rank == 1 and worker.attempt == attempt:
+                raise ZeroDivisionError("a bug")
+            return super().start(worker)
+
+    launcher = Raising(dict(os.environ))
+    entry = [sh(SLEEP), sh("exit 3"), sh(SLEEP)]
+    group = Group(entry, logs=QUIET, restart=policy, launcher=launcher)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        async with asyncio.timeout(30), group:
+            await group.wait()
+    at_rest(group)
+
+
+@both
 async def test_a_launcher_that_breaks_ends_the_group_with_its_error(policy: Restart) -> None:
     seen: list[Event] = []
     entry = [sh("exit 3"), sh(SLEEP)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._answer import Answer
 from ._call import Call, Calls, importable_main
-from ._contract import Launcher, LiveProcess, RawExit
+from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
@@ -35,6 +35,7 @@ __all__ = [
     "WorkerPlan",
     "ZygoteLauncher",
     "absolute",
+    "begin",
     "check_limits",
     "check_open",
     "end_zygotes",
