@@ -8,13 +8,14 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jobs
 import pytest
 from helpers import QUIET, alive, gone, py, sh
 
-from aioelastic import Command, Function, Group, Logs, Restart, Std, Stop, supervise
+from aioelastic import Command, Function, Group, Logs, Restart, SpecError, Std, Stop, supervise
 from aioelastic.events import Event, Exited, SinkTrouble, Spawned
 from aioelastic.testing import (
     Program,
@@ -111,6 +112,26 @@ async def test_nobody_is_struck(party: object) -> None:
     blow = kill(party)  # type: ignore[arg-type]
     await supervise(sh("exit 0"), logs=QUIET, on_event=when(Spawned, blow))
     assert blow.struck == []
+
+
+@pytest.mark.parametrize(
+    ("field", "make"),
+    [
+        ("kind", lambda: when("spawned", kill(worker))),  # type: ignore[arg-type]
+        ("kind", lambda: when(int, kill(worker))),  # type: ignore[arg-type]
+        ("do", lambda: when(Spawned, None)),  # type: ignore[arg-type]
+        ("nth", lambda: when(Spawned, kill(worker), nth=0)),
+        ("room", lambda: full_disk(10).__enter__()),
+        ("size", lambda: file_limit(-1).__enter__()),
+        ("most", lambda: fork_storm(0)),
+        ("stdout", lambda: Program("", stdout="gone")),  # type: ignore[arg-type]
+        ("bound", lambda: Program("", bound=-1)),
+    ],
+)
+def test_wrong_words(field: str, make: Callable[[], object]) -> None:
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert caught.value.field == field
 
 
 # --- bad workers ---

@@ -150,6 +150,9 @@ async def test_without_a_life_and_without_another_launcher() -> None:
         ("Life.handles", {"handles": {signal.SIGKILL: (1.0, 0)}}),
         ("Life.handles", {"handles": {signal.SIGTERM: (-1.0, 0)}}),
         ("Life.handles", {"handles": {99: (1.0, 0)}}),
+        ("Life.handles", {"handles": [signal.SIGTERM]}),
+        ("Life.ignores", {"ignores": signal.SIGTERM}),
+        ("Life.refused", {"refused": "no"}),
     ],
 )
 def test_wrong_lives(field: str, wrong: dict[str, Any]) -> None:

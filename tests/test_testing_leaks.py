@@ -95,6 +95,19 @@ async def test_clean_task():
     asyncio.create_task(asyncio.sleep(0))
     asyncio.create_task(asyncio.sleep(1000)).cancel()
 
+def test_somebody_elses():
+    open("/dev/shm/elses-aioelastic-test", "w").close()
+    back.callback(os.unlink, "/dev/shm/elses-aioelastic-test")
+
+@pytest.fixture
+async def running():
+    task = asyncio.create_task(asyncio.Event().wait())
+    yield
+    task.cancel()
+
+async def test_a_task_of_a_fixture(running):
+    pass
+
 def test_its_own_failure_and_a_leak():
     back.callback(os.close, os.open("/dev/null", os.O_RDONLY))
     assert 1 == 2
@@ -102,7 +115,10 @@ def test_its_own_failure_and_a_leak():
 
 
 def run(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
-    pytester.makeini("[pytest]\nasyncio_mode = auto\nusefixtures = no_leaks\naddopts = -p no:cacheprovider")
+    pytester.makeini(
+        "[pytest]\nasyncio_mode = auto\naddopts = -p no:cacheprovider\n"
+        "usefixtures = no_leaks\nno_leaks_ignore = elses-*"
+    )
     pytester.makeconftest('pytest_plugins = ["aioelastic.testing.plugin"]')
     pytester.makepyfile(source)
     return pytester.runpytest_subprocess("-q", "-W", "ignore")
@@ -110,7 +126,7 @@ def run(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
 
 def test_each_kind_is_seen_and_named(pytester: pytest.Pytester) -> None:
     result = run(pytester, LEAKY)
-    result.assert_outcomes(passed=12, failed=1, errors=11)
+    result.assert_outcomes(passed=14, failed=1, errors=11)
     reports = {
         part.split()[0]: re.findall("^  (.*)$", part.partition("left behind:")[2], re.MULTILINE)
         for part in result.stdout.str().partition("= FAILURES =")[0].split("ERROR at teardown of ")[1:]

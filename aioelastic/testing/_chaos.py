@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from ..checks import check_whole
+from ..errors import SpecError
 from ..events import Event
 from ._family import descendants, read_stat
 
@@ -72,11 +74,19 @@ def when(
 
     Raises what `do` raises; a group tells that to its loop's exception handler, a `Recorder` to the test.
 
+    Raises:
+        SpecError: there is no such event, nothing to do, or no such time.
+
     Example::
 
         blow = kill(worker)
         group = Group(Command("serve"), n=4, on_event=when(Spawned, blow, rank=2), check=False)
     """
+    if not (isinstance(kind, type) and issubclass(kind, Event)):
+        raise SpecError("kind", kind, "is no event", "give a class of aioelastic.events")
+    if not callable(do):
+        raise SpecError("do", do, "cannot be called", "give a strike like kill(worker)")
+    check_whole("nth", nth, 1)
     count = 0
 
     def listen(event: Event) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..checks import check_whole
+
 UNSHARE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -19,11 +21,13 @@ class Unavailable(Exception):
 
 @contextlib.contextmanager
 def full_disk(room: int = 16384) -> Iterator[Path]:
-    """A directory on a file system of its own (a tmpfs) with `room` bytes: then ENOSPC.
+    """A directory on a file system of its own (a tmpfs) with `room` bytes, in whole pages: then ENOSPC.
 
     Raises:
+        SpecError: `room` is less than a page.
         Unavailable: it cannot be mounted, which takes CAP_SYS_ADMIN. See `file_limit` for what all users can have.
     """
+    check_whole("room", room, resource.getpagesize())
     with tempfile.TemporaryDirectory(prefix="aioelastic-full-") as where:
         _run(["mount", "-t", "tmpfs", "-o", f"size={room}", "aioelastic-full", where])
         try:
@@ -38,7 +42,11 @@ def file_limit(size: int) -> Iterator[None]:
 
     It holds for this process, and for what it starts meanwhile. Python ignores SIGXFSZ; a program that does not is
     killed by it.
+
+    Raises:
+        SpecError: `size` is no size.
     """
+    check_whole("size", size, 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

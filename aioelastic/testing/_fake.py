@@ -68,6 +68,12 @@ class Life:
             data = getattr(self, name)
             if not isinstance(data, bytes) or len(data) > MOST:
                 raise SpecError(f"Life.{name}", data, "is not at most 1 MiB of bytes", 'give bytes like b"up\\n"')
+        if not isinstance(self.ignores, Container):
+            raise SpecError("Life.ignores", self.ignores, "is no set", "give signals like {signal.SIGTERM}")
+        if not isinstance(self.handles, Mapping):
+            raise SpecError("Life.handles", self.handles, "is no mapping", "give signal → (seconds, code)")
+        if not isinstance(self.refused, BaseException | None):
+            raise SpecError("Life.refused", self.refused, "is no exception", "give an OSError")
         for signum, (seconds, code) in self.handles.items():
             if parse_signal("Life.handles", signum) in (signal.SIGKILL, signal.SIGSTOP):
                 raise SpecError("Life.handles", signum, "cannot be handled", "take it out; see undying")

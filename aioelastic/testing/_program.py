@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
+from ..checks import check_seconds
+from ..errors import SpecError
+
 STDOUT = {"pipe": "", "closed": ">&-", "full": ">/dev/full"}
 
 
@@ -33,6 +36,9 @@ class Program:
         code: how it ended, as `subprocess` tells it; None while it runs.
         output, errors: what it has written so far; complete after `wait`.
 
+    Raises:
+        SpecError: `stdout` or `bound` is not usable.
+
     Example::
 
         with Program(SOURCE) as program:
@@ -50,6 +56,9 @@ class Program:
         before: Sequence[str] = (),
         bound: float = 60.0,
     ) -> None:
+        if stdout not in STDOUT:
+            raise SpecError("stdout", stdout, "is not known", f"use one of {', '.join(map(repr, STDOUT))}")
+        check_seconds("bound", bound)
         # a shell, for it is the only one that can be asked to close descriptor 1; it becomes the program
         shell = ["/bin/sh", "-c", f'exec "$@" {STDOUT[stdout]}', "sh"]
         self._argv = [*shell, *before, sys.executable, "-c", source]
