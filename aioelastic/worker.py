@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import stop as _stop
 from .errors import LaunchFailed, RemoteError
 from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
-from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, owner
+from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
 from .replies import Replies
@@ -149,7 +149,7 @@ class Worker:
     def launch(self, launcher: Launcher) -> None:
         """Begin to start it; `adopt` when `starting` is done."""
         self._to(Trigger.LAUNCH)
-        self.starting = launcher.start(self.plan)
+        self.starting = begin(launcher, self.plan)
 
     def adopt(self) -> None:
         """It was started: watch it, make its sinks. Raises `LaunchFailed` if it was refused."""

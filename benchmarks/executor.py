@@ -15,7 +15,7 @@ from typing import Any
 from _common import Report, available, main, on_loop, paired
 
 from aioelastic import WorkerExecutor
-from aioelastic.launch import end_zygotes
+from aioelastic.launch import end_helpers
 
 WORKERS = 4
 
@@ -51,7 +51,7 @@ def warm(executor: Executor) -> Iterator[Executor]:
         yield executor
 
 
-def end_helpers() -> None:
+def end_helpers_of_others() -> None:
     """The processes that multiprocessing and loky keep for as long as the interpreter lives."""
     from multiprocessing import forkserver, resource_tracker
 
@@ -109,8 +109,8 @@ def measure(quick: bool) -> Report:
             cases["anyio.to_process"] = lambda: on_loop(lambda: anyio_tasks(tasks // 4))
         for name, values in paired(cases, rounds).items():
             report.add(name, "tasks/s", values)
-    end_zygotes()
     end_helpers()
+    end_helpers_of_others()
     work = "10,000 tiny tasks on a warm executor, one per message"
     ours = "ours"
     report.ratio(work, "≥ 1.5 × ProcessPoolExecutor's throughput", 1.5, "high", ours, "ProcessPoolExecutor", ours=ours)

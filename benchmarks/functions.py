@@ -27,7 +27,7 @@ from lag import ticking
 import aioelastic
 from aioelastic import Function, Group, Logs, Std, supervise
 from aioelastic.events import Exited
-from aioelastic.launch import end_zygotes
+from aioelastic.launch import end_helpers
 
 QUIET = Logs(tee=Std.NONE)
 TORCH = ("torch",)
@@ -87,7 +87,7 @@ def torch_workers(report: Report, n: int, few: int, rounds: int) -> None:
     whole: Callable[[], float] = lambda: on_loop(lambda: ours(function, n, preload=TORCH))  # noqa: E731
     first = []
     for _ in range(few):
-        end_zygotes()
+        end_helpers()
         first.append(whole())
     report.add(f"ours, {n} with torch: the first call, which imports it", "ms", [s * 1e3 for s in first])
     # one of theirs takes as long as a hundred of ours
@@ -300,7 +300,7 @@ def measure(quick: bool) -> Report:
             restart(report, rounds)
             memory(report, n, 1 if quick else 2)
     finally:
-        end_zygotes()
+        end_helpers()
     return report
 
 

@@ -14,12 +14,13 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh
+from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
 
 from aioelastic import Command, Group, Stop, Unkillable, supervise
-from aioelastic.events import Drained, Event, Exited, Spawned, Stopping
+from aioelastic.events import Drained, Event, Exited, Spawned
 from aioelastic.launch import DirectLauncher
 from aioelastic.lifecycle import State
+from aioelastic.testing import Program, Recorder, bystanders, daemon, fork_storm, made, stubborn
 
 TREE = "sleep 1000 & setsid sleep 1000 & sleep 1000 >/dev/null 2>&1 & echo up; "
 
@@ -71,31 +72,16 @@ async def test_a_random_party_dies_at_a_random_event(seed: int) -> None:
 
 
 async def test_a_worker_that_forks_while_it_is_killed() -> None:
-    storm = "while :; do sleep 1000 >/dev/null 2>&1 & done"
-    async with Group(sh(storm), logs=QUIET, stop=Stop(grace=0.05)) as group:
+    async with Group(fork_storm(), logs=QUIET, stop=Stop(grace=0.05)) as group:
         await event_of(group, Spawned)
     assert group[0].exit is not None
 
 
 async def test_many_cancels_in_a_row() -> None:
-    stubborn = sh("trap '' TERM; while :; do sleep 1000 & wait; done")
-    stopping = asyncio.Event()
-
-    def watch(event: Event) -> None:
-        if isinstance(event, Stopping):
-            stopping.set()
-
-    up = asyncio.Event()
-    task = asyncio.create_task(
-        supervise(
-            stubborn,
-            n=3,
-            logs=QUIET,
-            stop=Stop(grace=3600),
-            on_event=lambda e: (watch(e), up.set() if isinstance(e, Spawned) and e.rank == 2 else None),
-        )
-    )
-    await up.wait()
+    recorder = Recorder()
+    stop = Stop(grace=3600)
+    task = asyncio.create_task(supervise(stubborn(), n=3, logs=QUIET, stop=stop, on_event=recorder))
+    await recorder.wait(Spawned, rank=2)
     for _ in range(20):
         task.cancel()
         await asyncio.sleep(0)
@@ -181,20 +167,9 @@ async def test_unkillable_is_data() -> None:
 
 async def test_bystanders_live() -> None:
     """Processes of every kind that are not ours, some of them much alike, are never touched."""
-    script = "trap '' HUP; echo $$; exec sleep 1000"
-    env = {key: value for key, value in os.environ.items() if not key.startswith("AIOELASTIC")}
-    bystanders = [
-        subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, env=env, **how)  # type: ignore[call-overload]
-        for how in ({}, {"start_new_session": True}, {"process_group": 0}, {"stdin": subprocess.PIPE})
-    ]
-    try:
+    with bystanders():
         for _ in range(3):
             await supervise(sh(TREE + "exit 1"), n=3, logs=QUIET, stop=Stop(grace=0.1), check=False)
-        assert all(one.poll() is None for one in bystanders)
-    finally:
-        for one in bystanders:
-            one.kill()
-            one.communicate()
 
 
 async def test_exit_event_comes_before_the_pipes_end() -> None:
@@ -261,22 +236,21 @@ def test_ctrl_c_twice_in_a_script() -> None:
 import asyncio, sys
 from aioelastic import *
 from aioelastic.events import *
+from aioelastic.testing import stubborn
 def told(event):
     if isinstance(event, (Stopping, Killed)):
         print(type(event).__name__, event.pid, flush=True)
-stubborn = Command("/bin/sh", "-c", "trap '' TERM; echo up $$; while :; do sleep 1000 & wait; done")
 logs = Logs(tee=Std.NONE, callback=lambda line: print(line.text, flush=True))
-asyncio.run(supervise(stubborn, n=2, logs=logs, stop=Stop(grace=3600), on_event=told))
+asyncio.run(supervise(stubborn(), n=2, logs=logs, stop=Stop(grace=3600), on_event=told))
 """
-    script = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert script.stdout is not None
-    pids = [int(script.stdout.readline().split()[1]) for _ in range(2)]
-    script.send_signal(signal.SIGINT)
-    assert script.stdout.readline().startswith("Stopping")
-    assert script.stdout.readline().startswith("Stopping")
-    script.send_signal(signal.SIGINT)
-    _, err = script.communicate()
-    assert "KeyboardInterrupt" in err
+    with Program(code) as script:
+        for _ in range(2):
+            script.line("up")
+        script.send_signal(signal.SIGINT)
+        pids = [int(script.line("Stopping")) for _ in range(2)]
+        script.send_signal(signal.SIGINT)
+        script.wait()
+    assert "KeyboardInterrupt" in script.errors
     assert not any(map(alive, pids))
 
 
@@ -324,20 +298,8 @@ async def test_pipe_closed_by_the_worker_itself() -> None:
 
 
 async def test_worker_that_daemonises() -> None:
-    daemon = py(
-        "import os, sys\n"
-        "r, w = os.pipe()\n"
-        "if os.fork(): os.read(r, 1); os._exit(0)\n"
-        "os.setsid()\n"
-        "if os.fork(): os._exit(0)\n"
-        "print(os.getpid(), flush=True)\n"
-        "n = os.open('/dev/null', os.O_RDWR)\n"
-        "[os.dup2(n, fd) for fd in (0, 1, 2)]\n"
-        "os.write(w, b'x')\n"
-        "import time; time.sleep(1000)\n"
-    )
-    result = await supervise(daemon, logs=QUIET)
-    pid = int(str(result[0].stdout))
+    result = await supervise(daemon(clean=False), logs=QUIET)
+    (pid,) = made(result[0].stdout)
     assert not alive(pid)
     assert [one.pid for one in result.leaked] == [pid]
 

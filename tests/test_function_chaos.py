@@ -18,12 +18,9 @@ from helpers import QUIET
 
 from aioelastic import Function, Group, Restart, SpecError, Stop, WorkerExecutor, WorkerFailed, supervise
 from aioelastic.events import Event
-from aioelastic.launch import end_zygotes
+from aioelastic.launch import end_helpers
 from aioelastic.lifecycle import State
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+from aioelastic.testing import kill, zygote
 
 
 @pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
@@ -45,8 +42,8 @@ async def test_a_random_party_dies_at_a_random_event(seed: int, start: Any) -> N
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             if what == "worker" and pids:
                 os.kill(dice.choice(pids), dice.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
-            elif what == "zygote" and pids and start == "zygote":
-                os.kill(parent_of(pids[0]), signal.SIGKILL)
+            elif what == "zygote":
+                kill(zygote)(event)
             elif what == "cancel":
                 task.cancel()
             elif what in ("stop", "hurry"):
@@ -151,6 +148,6 @@ def test_shutdown_from_a_callback_and_from_many_threads() -> None:
 def test_zygotes_may_be_ended_under_an_executor() -> None:
     with WorkerExecutor(2) as executor:
         assert executor.submit(abs, -1).result() == 1
-    end_zygotes()
+    end_helpers()
     with WorkerExecutor(2) as executor:
         assert executor.submit(abs, -1).result() == 1

@@ -47,6 +47,7 @@ ORDER = [
     "group",
     "run",
     "cli",
+    "testing",
     "__main__",
 ]
 
@@ -115,6 +116,11 @@ def test_a_worker_imports_little() -> None:
     out = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     mine = ["aioelastic", *(f"aioelastic.child{one}" for one in ("", "._context", "._record", "._stacks"))]
     assert out.stdout.strip() == str(mine)
+
+
+def test_only_the_plugin_imports_pytest() -> None:
+    code = "import sys, aioelastic.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_typed() -> None:

@@ -47,6 +47,7 @@ from aioelastic.launch import DirectLauncher
 from aioelastic.lifecycle import State
 from aioelastic.restart import MOST, Verdict, decide
 from aioelastic.spec import GroupSpec
+from aioelastic.testing import FakeLauncher, Life
 
 SLEEP = "exec sleep 1000"
 ONE, ALL = Restart.on_failure(max=3, scope="one"), Restart.on_failure(max=3, scope="all")
@@ -523,23 +524,11 @@ async def test_files_that_cannot_be_made_are_told_and_the_attempt_goes_on(
 # --- refused by the system ---
 
 
-class Refusing(DirectLauncher):
+def refusing(refuses: Callable[[int, int], bool]) -> FakeLauncher:
     """Refuses what `refuses(rank, attempt)` says, as a system that is out of processes does."""
-
-    refuses: Callable[[int, int], bool]
-
-    def start(self, worker: Any) -> Any:
-        if self.refuses(worker.rank, worker.attempt):
-            refused = asyncio.get_running_loop().create_future()
-            refused.set_exception(BlockingIOError(11, "Resource temporarily unavailable"))
-            return refused
-        return super().start(worker)
-
-
-def refusing(refuses: Callable[[int, int], bool]) -> Refusing:
-    launcher = Refusing(dict(os.environ))
-    launcher.refuses = refuses
-    return launcher
+    no = Life(refused=BlockingIOError(11, "Resource temporarily unavailable"))
+    real = DirectLauncher(dict(os.environ))
+    return FakeLauncher(lambda one: no if refuses(one.rank, one.attempt) else None, otherwise=real)
 
 
 @pytest.mark.parametrize("policy", [ONE, ALL], ids=["one", "all"])

@@ -51,24 +51,32 @@ def main(supervisor: int) -> NoReturn:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
     guardian = os.fork()
     if guardian:
-        libc.prctl(_PR_SET_NAME, b"aioelastic-keep", 0, 0, 0)
+        libc.prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
         control.close()
         os.dup2(null, 2)
-        while os.waitpid(-1, 0)[0] != guardian:  # others only come when it is gone
-            pass
-        end_children()
+        pid, status = os.waitpid(-1, 0)
+        while pid != guardian:  # others only come when it is gone
+            pid, status = os.waitpid(-1, 0)
+        if status:
+            end_children()
         os._exit(0)
-    libc.prctl(_PR_SET_NAME, b"aioelastic-guard", 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
     mask = (ctypes.c_uint64 * 16)(1 << (_signal.SIGCHLD - 1))
     deaths = libc.signalfd(-1, mask, _SFD_FLAGS)
     keeping = os.pidfd_open(keeper)
+    asked = False
     try:
         if os.getppid() == keeper and deaths >= 0:
-            Guardian(control, (lifeline, keeping), deaths, null).serve()
+            asked = Guardian(control, (lifeline, keeping), deaths, null).serve()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()  # a bug of ours
     finally:
-        os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-        end_children()
+        if not asked:
+            os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
+            end_children()
         os._exit(0)
 
 
@@ -197,8 +205,8 @@ class Guardian:
         self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
         self._epoll = select.epoll()
 
-    def serve(self) -> None:
-        """Until the program, or the keeper, is gone."""
+    def serve(self) -> bool:
+        """Until the program, or the keeper, is gone. Whether it was asked to leave: then its own children are gone."""
         for fd in (*self._lifelines, self._deaths, self._control.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         looking = False
@@ -215,14 +223,19 @@ class Guardian:
                     looking = True
                 elif fd in self._links:
                     self._serve_link(self._links[fd], event)
-                elif fd in self._lifelines or (fd == self._control.fileno() and not self._hear()):
-                    return
+                elif fd in self._lifelines:
+                    return False
+                elif fd == self._control.fileno() and (end := self._hear()) is not None:
+                    return end
 
-    def _hear(self) -> bool:
-        """Whether the program is there."""
+    def _hear(self) -> bool | None:
+        """None: there will be more. True: it was the last word of the program. False: the program is gone."""
         packet, fds = _socket.receive(self._control)
         if not packet:
             return False
+        if packet[:1] == _order.LEAVE:
+            self._end_own()
+            return True
         try:
             body, given = _order.decode(packet, fds)
             if packet[:1] == _order.CONNECT:
@@ -244,7 +257,14 @@ class Guardian:
                         self._kill(child)
         finally:
             _socket.close(fds)
-        return True
+        return None
+
+    def _end_own(self) -> None:
+        # groups have ended what their workers left behind, or were told to leave it (`Stop(scope="leader")`)
+        for child in self._children.values():
+            self._kill(child)
+        for child in self._children.values():
+            os.waitpid(child.pid, 0)
 
     def _serve_link(self, link: Link, event: int) -> None:
         if event & select.EPOLLOUT:

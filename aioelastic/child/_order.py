@@ -21,6 +21,7 @@ FORK = b"F"  # (id, environ, cwd, cpus, streams, mark); descriptors: its channel
 CONNECT = b"O"  # (); descriptor: the other end of a new connection
 HELPER = b"H"  # (id, argv, environ): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper
+LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
 # supervisor → guardian, over one of the connections
 GROUP = b"P"  # (environ, surroundings): what its workers begin with
 EXEC = b"A"  # (id, program, argv, overlay, cwd, mark, streams); descriptors: stdin, stdout, stderr, if they are there

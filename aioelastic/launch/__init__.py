@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from ._answer import Answer
 from ._call import Call, Calls, importable_main
-from ._contract import Launcher, LiveProcess, RawExit
+from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, end_guardian
+from ._guardian import GuardianLauncher
 from ._launchers import Launchers
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
-from ._zygote import ZygoteLauncher, end_zygotes
+from ._zygote import ZygoteLauncher, end_helpers
 
 __all__ = [
     "TAG",
@@ -37,10 +37,10 @@ __all__ = [
     "WorkerPlan",
     "ZygoteLauncher",
     "absolute",
+    "begin",
     "check_limits",
     "check_open",
-    "end_guardian",
-    "end_zygotes",
+    "end_helpers",
     "importable_main",
     "merged",
     "new_run_id",

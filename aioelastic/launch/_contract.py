@@ -76,3 +76,13 @@ class Launcher(Protocol):
             exception is an `OSError` where the system refused, with errno and path as execve(2) or fork(2) gave
             them; nothing is left of that process then.
         """
+
+
+def begin(launcher: Launcher, worker: WorkerPlan) -> asyncio.Future[Any]:
+    """`launcher.start`; what it raises itself, against the contract, is in the future too."""
+    try:
+        return launcher.start(worker)
+    except Exception as exc:
+        failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        failed.set_exception(exc)
+        return failed

@@ -6,7 +6,6 @@ One process for the whole program, started at the first need; a connection of it
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import os
 import resource
@@ -107,12 +106,12 @@ class Guardian:
     def end(self) -> None:
         """It leaves, and whatever it still holds ends before."""
         with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
-        self._control.close()
+            self._send(_order.LEAVE, (), [])
         ended = select.poll()
         ended.register(self._pidfd, select.POLLIN)
         ended.poll(LAST * 1000)
         os.close(self._pidfd)
+        self._control.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.session, os.WNOHANG)
 
@@ -218,9 +217,8 @@ def guardian() -> Guardian:
         return _guardian
 
 
-@atexit.register
 def end_guardian() -> None:
-    """End it: at the interpreter's end, or to leave nothing running before that."""
+    """End it, and with it whatever it still holds."""
     global _guardian
     with _lock:
         one, _guardian = _guardian, None

@@ -17,7 +17,7 @@ from ..errors import SpecError
 from ..watch import Poller
 from ._call import Main, interpreter, search_path
 from ._ends import Ends, above_two
-from ._guardian import Guardian, guardian, here
+from ._guardian import Guardian, end_guardian, guardian, here
 from ._plan import WorkerPlan
 from ._served import ServedProcess, Server
 from ._spawn import start_helper
@@ -197,10 +197,11 @@ def _forget(zygote: Zygote) -> None:
 
 
 @atexit.register
-def end_zygotes() -> None:
-    """End all that are warm: at the interpreter's end, or to leave nothing running before that."""
+def end_helpers() -> None:
+    """End what stays warm, zygotes and the guardian: at the interpreter's end, or to leave nothing running before."""
     with _lock:
         for one in _zygotes:
             if one.key[0] == os.getpid():
                 one.end()
         _zygotes.clear()
+    end_guardian()

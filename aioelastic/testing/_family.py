@@ -1,0 +1,84 @@
+"""Who descends from this process, by /proc(5), and who once did, by a mark in the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..launch import TAG
+
+
+@contextlib.contextmanager
+def marked() -> Iterator[str]:
+    """Whatever is started in this block carries a mark of this process in its environment, and is found wherever it
+    goes, unless it clears that. Groups in it pass it on. Nothing happens if it is there already."""
+    before = os.environ.get(TAG)
+    mark = f"tests-{os.getpid()}"
+    if before is not None and mark in before.split(":"):
+        yield mark
+        return
+    os.environ[TAG] = f"{before}:{mark}" if before else mark
+    try:
+        yield mark
+    finally:
+        if before is None:
+            os.environ.pop(TAG, None)
+        else:
+            os.environ[TAG] = before
+
+
+def descendants() -> dict[int, list[str]]:
+    """pid → the fields of /proc/pid/stat from its name on, of all that descend from us, zombies too."""
+    stats: dict[int, list[str]] = {}
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := read_stat(int(name))) is not None:
+            stats[int(name)] = stat
+            children.setdefault(int(stat[2]), []).append(int(name))
+    found: dict[int, list[str]] = {}
+    look = [os.getpid()]
+    while look:
+        for pid in children.get(look.pop(), ()):
+            found[pid] = stats[pid]
+            look.append(pid)
+    return found
+
+
+def read_stat(pid: int | str) -> list[str] | None:
+    """Name, state, parent, group, session, … (proc(5)); None when it is gone. `pid` may be `"1/task/2"`."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    return [name, *rest.split()]
+
+
+def strays(family: Mapping[int, object]) -> Iterator[tuple[str, str]]:
+    """Identity and words of those with our mark that are none of `family`."""
+    own = [one for one in os.environ.get(TAG, "").split(":") if one == f"tests-{os.getpid()}"]
+    if not own:
+        return
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in family or int(name) == os.getpid():
+            continue
+        try:
+            items = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        lineage = next((one.partition(b"=")[2] for one in items if one.startswith(f"{TAG}=".encode())), b"")
+        stat = read_stat(int(name))
+        if own[0].encode() in lineage.split(b":") and stat is not None and stat[1] not in "ZX":
+            yield f"{name} {stat[20]}", process(int(name), stat)
+
+
+def process(pid: int, stat: list[str]) -> str:
+    """One of them in words."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+    except OSError:
+        command = b""
+    words = " ".join(command.decode(errors="replace").split())[:200] or f"({stat[0]})"
+    return f"{pid} {words}, a child of {stat[2]}"
