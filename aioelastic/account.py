@@ -124,7 +124,7 @@ def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
             stuck="" if stuck is None else str(stuck),
             parent=worker.parent,
             raised=told,
-            instead=worker.cause if worker.answer is not None else "",
+            instead=worker.cause if worker.answer is not None and worker.cause != str(exit) else "",
             sent=frozenset(worker.trail.sent),
             said=str(worker.output(Std.ERR)),
             found=found,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from .outcome import ErrorReport, Exit
 
+SHOWN = 500  # characters of one piece of evidence
+
 Kind = Literal[
     "exit_code",
     "exception",
@@ -148,7 +150,11 @@ def cause_of(facts: Facts) -> Cause:
         return Cause("not_started", "could not be started", (facts.refused,))
     if facts.stage is not None and exit.stopped_by is not None:
         return _stopped(facts.stage, exit)
-    if facts.parent:
+    if facts.raised or exit.stopped_by is not None:  # ... before we came to stop it
+        cause = _library(facts, 1) or Cause("exception", "raised", (facts.raised.partition("\n")[0],))
+        if exit.signal is not None and exit.stopped_by is None:
+            cause = replace(cause, evidence=(*cause.evidence, f"then it ended with {exit}"))
+    elif facts.parent:
         cause = Cause("parent_died", "killed with its parent", (facts.parent,))
     elif exit.signal is not None:
         cause = _signalled(facts, exit, exit.signal)
@@ -162,7 +168,7 @@ def cause_of(facts: Facts) -> Cause:
     if cause.kind not in ("out_of_memory", "foreign_signal") and facts.found.kills.group:
         words = f"the kernel has killed {facts.found.kills.group} of its memory cgroup for lack of memory meanwhile"
         cause = replace(cause, evidence=(*cause.evidence, words))
-    return cause
+    return replace(cause, evidence=tuple(one if len(one) <= SHOWN else f"{one[:SHOWN]}…" for one in cause.evidence))
 
 
 def is_kill(exit: Exit) -> bool:
@@ -253,7 +259,7 @@ def _foreign(facts: Facts, number: int) -> Cause:
         return Cause("foreign_signal", words)
     words += ", or for a hard RLIMIT_CPU"
     if kills.group is None and kills.machine is None:
-        return Cause("foreign_signal", words, ("whether memory ran out cannot be read here",))
+        return Cause("foreign_signal", words, ("whether memory ran out is not known here",))
     return Cause("foreign_signal", words, ("not for lack of memory, for the kernel's oom_kill counters did not rise",))
 
 
@@ -280,17 +286,14 @@ def _library(facts: Facts, code: int) -> Cause | None:
 
 
 def _fatal(facts: Facts, code: int) -> Cause | None:
-    lines = facts.said.splitlines()
+    said = facts.said.rpartition(_TRACE)[2] if code else facts.said  # one that raised after it was another process
+    lines = said.splitlines()
     told = _last(_FATAL, lines)
     if not told:
         return None
     after = lines[len(lines) - 1 - lines[::-1].index(told) :]
     where = next((one.strip() for one in after if _FRAME.match(one)), "")
     return Cause("fatal_error", "Python itself gave up", (f"{told}, at {where}" if where else told,))
-
-
-def _raised(facts: Facts, code: int) -> Cause | None:
-    return Cause("exception", "raised", (facts.raised,)) if facts.raised else None
 
 
 def _not_returned(facts: Facts, code: int) -> Cause | None:
@@ -331,7 +334,6 @@ def _plain(facts: Facts, code: int) -> Cause:
 _JUDGES: tuple[Callable[[Facts, int], Cause | None], ...] = (
     _library,
     _fatal,
-    _raised,
     _not_returned,
     _not_run,
     _of_a_child,

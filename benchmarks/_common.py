@@ -74,6 +74,8 @@ class Report:
     series: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    # words, where figures do not say it: the head, then the rows
+    table: list[list[str]] = field(default_factory=list)
 
     def add(self, name: str, unit: str, values: Sequence[float]) -> None:
         self.series[name] = (unit, list(values))
@@ -314,6 +316,8 @@ def show(report: Report) -> None:
         print(f"  {name:<44} {amount(statistics.median(values), unit):>14}   ({spread})")
     for name, reason in report.skipped.items():
         print(f"  {name:<44} skipped: {reason}")
+    for row in report.table:
+        print("  " + " | ".join(f"{cell:<34}" for cell in row))
     for one in report.figures:
         verdict = "met" if one.met else "MISSED"
         spread = f"{one.low:.2f} to {one.high:.2f}"

@@ -54,6 +54,7 @@ KINDS: list[tuple[str, Entry, str]] = [
     ("exception", py("x = bytearray(1 << 60)"), "MemoryError"),
     ("exception", Function(jobs.product, "a", "b"), "TypeError"),
     ("no_value", Function(os._exit, 0), "without returning"),
+    ("exit_code", Function(os._exit, 3), "exit code 3"),
     ("exec_failed", sh("no-such-program"), "no-such-program: not found"),
     ("exec_failed", sh("/etc/passwd"), "Permission denied"),
     ("missing_library", py("import ctypes; ctypes.CDLL('libabsent.so.3')"), "libabsent.so.3"),
@@ -114,7 +115,7 @@ async def test_sigkill_of_somebody_else() -> None:
     why = result.failures[0].why
     assert why is not None
     assert why.kind == "foreign_signal"
-    expected = "did not rise" if oom_kills() != Kills() else "cannot be read"
+    expected = "did not rise" if oom_kills() != Kills() else "is not known"
     assert expected in str(why)
     assert f"why: {why}" in result.failures[0].describe()
 
@@ -299,7 +300,7 @@ def test_sigkill_and_counters() -> None:
     def why(exit: Any = KILLED, **more: Any) -> Cause:
         return cause_of(Facts(exit, found=Evidence(**more)))
 
-    assert "whether memory ran out cannot be read" in str(why())
+    assert "whether memory ran out is not known" in str(why())
     assert why(kills=Kills(0, 0)).kind == "foreign_signal"
     mine = why(kills=Kills(2, 5))
     assert (mine.kind, mine.certain) == ("out_of_memory", False)
@@ -332,6 +333,28 @@ def test_a_report_counts_for_more_than_a_traceback() -> None:
     assert not cause_of(Facts(exit_with(3), said=said)).certain
     # one that was caught and printed earlier, or the words of another program
     assert cause_of(Facts(exit_with(1), said="KeyError: 1\n")).kind == "exit_code"
+
+
+def test_who_raised_and_was_killed_then_has_raised() -> None:
+    ours = cause_of(Facts(exit_with(signal=9, stopped_by=9), raised="ValueError: x\nmore"))
+    assert (ours.kind, ours.evidence) == ("exception", ("ValueError: x",))
+    own = cause_of(Facts(exit_with(signal=6), raised="ValueError: x"))
+    assert (own.kind, own.evidence) == ("exception", ("ValueError: x", "then it ended with SIGABRT"))
+
+
+def test_a_fatal_error_of_a_child_that_made_it_raise() -> None:
+    said = "Fatal Python error: Segmentation fault\nTraceback (most recent call last):\n  File\nOSError: lost it\n"
+    assert cause_of(Facts(exit_with(1), said=said)).kind == "exception"
+    assert cause_of(Facts(exit_with(signal=11), said=said)).kind == "fatal_error"
+
+
+def test_evidence_is_cut() -> None:
+    for facts in (
+        Facts(exit_with(127), said="x" * 100_000 + ": not found"),
+        Facts(exit_with(1), raised="y" * 100_000),
+        Facts(exit_with(signal=6), said="z" * 100_000),
+    ):
+        assert len(str(cause_of(facts))) < 700
 
 
 def test_a_library_that_a_program_can_do_without() -> None:
