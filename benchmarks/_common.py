@@ -295,7 +295,8 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
         **asdict(report),
         "machine": machine(),
         "versions": versions(
-            "aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"
+            *("aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"),
+            *("loky", "pebble", "mpire", "psutil", "trio", "simpervisor"),
         ),
         "load before": round(load, 2),
         "quick": args.quick,

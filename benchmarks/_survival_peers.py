@@ -61,6 +61,19 @@ async def _asyncio(path: str) -> None:
     await process.wait()
 
 
+def _in_scope(work: Callable[[str], Coroutine[Any, Any, Any]], path: str) -> None:
+    """anyio's own way to cancel: after a bare task.cancel() its run_process waits for the process to end by itself."""
+    import anyio
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, scope.cancel)
+            await work(path)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+
+
 async def _anyio(path: str) -> None:
     import anyio
 
@@ -71,6 +84,31 @@ async def _anyio_function(path: str) -> None:
     from anyio import to_process
 
     await to_process.run_sync(_survivor.worker, path, cancellable=True)
+
+
+def _trio(path: str) -> None:
+    import trio
+
+    async def cancel_on_signal(scope: Any) -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                scope.cancel()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(cancel_on_signal, scope)
+                await trio.run_process(command(path))
+            await trio.sleep_forever()
+
+    trio.run(main)
+
+
+async def _simpervisor(path: str) -> None:
+    from simpervisor import SupervisedProcess
+
+    await SupervisedProcess("worker", *command(path)).start()
+    await asyncio.Event().wait()
 
 
 async def _processkit(path: str) -> None:
@@ -203,8 +241,10 @@ CANCELLABLE: dict[str, tuple[str, Callable[[str], None]]] = {
     "ours: WorkerExecutor": ("aioelastic", _async(_ours_executor)),
     "asyncio": ("asyncio", _async(_asyncio)),
     "uvloop": ("uvloop", _uvloop),
-    "anyio.run_process": ("anyio", _async(_anyio)),
-    "anyio.to_process": ("anyio", _async(_anyio_function)),
+    "anyio.run_process": ("anyio", lambda path: _in_scope(_anyio, path)),
+    "anyio.to_process": ("anyio", lambda path: _in_scope(_anyio_function, path)),
+    "trio.run_process": ("trio", _trio),
+    "simpervisor": ("simpervisor", _async(_simpervisor)),
     "asyncio + ProcessPoolExecutor": ("concurrent.futures", _async(_executor)),
     "processkit group": ("processkit", _async(_processkit)),
     "processkit kill_on_parent_death": ("processkit", _async(_processkit_with_parent)),
@@ -222,6 +262,7 @@ OTHERS: dict[str, tuple[str, Callable[[str], None]]] = {
 }
 
 if __name__ == "__main__":
+    signal.alarm(_survivor.LIFE)  # one that lives on after its worker must not do so for ever
     name, where = sys.argv[1:]
     _, run = {**CANCELLABLE, **OTHERS}[name]
     run(where)
