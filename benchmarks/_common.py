@@ -327,25 +327,34 @@ def show(report: Report) -> None:
         print(f"  note: {note}")
 
 
-def leftovers(mark: str) -> list[str]:
-    """Processes that carry this run's mark in their environment; they are ended, and it is an error."""
-    found = []
+def marked(mark: str) -> Iterator[tuple[int, str]]:
+    """Processes that carry this run's mark in their environment: a pidfd, closed after its turn, and the command."""
     wanted = f"{TAG}={mark}".encode()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            if wanted not in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                continue
-            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             pidfd = os.pidfd_open(int(name))
         except OSError:
             continue
         try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
+            if wanted not in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                continue
+            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            yield pidfd, command.strip()
+        except OSError:
             continue
         finally:
             os.close(pidfd)
-        found.append(command.strip())
+
+
+def leftovers(mark: str) -> list[str]:
+    """The commands of those that carry it; they are ended, and it is an error."""
+    found = []
+    for pidfd, command in marked(mark):
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        found.append(command)
     return found

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import TAG, Report, available, leftovers, main, scratch
+from _common import TAG, Report, available, leftovers, main, marked, scratch
 from _peers import circusd, supervisord
 from _survival_peers import CANCELLABLE, OTHERS, command
 from _survivor import ROLES
@@ -213,7 +213,11 @@ def once(set_up: SetUp, signum: int, place: Path) -> Outcome:
                     for pidfd in held:  # the supervisor first, which might start others
                         finish(pidfd)
     finally:
-        while leftovers(os.environ[TAG]):  # helpers of the peers; what dies may have forked
+        # helpers of the peers end by themselves when they see it, and unlink their semaphores then
+        late = time.monotonic() + LOOK
+        for pidfd, _ in marked(os.environ[TAG]):
+            ended(pidfd, max(late - time.monotonic(), 0))
+        while leftovers(os.environ[TAG]):  # what dies may have forked
             pass
         shutil.rmtree(home, ignore_errors=True)
 

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_who_survives_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     finally:
         bystander.kill()
         bystander.wait()
+
+
+@pytest.mark.skipif(not find_spec("loky"), reason="loky is not installed")
+def test_what_a_killed_peer_left_is_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its semaphores in /dev/shm too, which its own tracker unlinks if it is let: see the fixture `no_leaks`."""
+    monkeypatch.setenv(_common.TAG, "mark-of-this-test")
+    _, loky, _ = survival.SET_UPS["loky"]
+    assert survival.once(loky, signal.SIGKILL, tmp_path).stays == survival.ROLES
+    assert list(_common.marked("mark-of-this-test")) == []
 
 
 def test_a_supervisor_that_cannot_start_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
