@@ -40,6 +40,7 @@ _HOMES = {
     "Result": "outcome",
     "Unkillable": "outcome",
     "Usage": "outcome",
+    "Cause": "why",
     "GroupFailed": "errors",
     "GroupTimeout": "errors",
     "RemoteError": "errors",
@@ -79,6 +80,7 @@ __all__ = [
     "Result",
     "Unkillable",
     "Usage",
+    "Cause",
     "GroupFailed",
     "GroupTimeout",
     "RemoteError",
@@ -136,6 +138,7 @@ if TYPE_CHECKING:
     from .spec import Std as Std
     from .spec import Stop as Stop
     from .streams import Line as Line
+    from .why import Cause as Cause
     from .worker import Worker as Worker
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from .launch import LaunchPlan
 from .outcome import ErrorReport, Failure, GroupResult, Process, Reason, Result
 from .spec import Std
+from .why import Cause, Evidence, Facts, cause_of
 from .worker import Worker
 
 
@@ -16,7 +17,7 @@ def account(
     workers: Sequence[Worker],
     ended: Sequence[Worker],
     answered: Callable[[Worker], bool],
-    reports: Mapping[Worker, ErrorReport | None],
+    found: Mapping[Worker, Evidence],
     *,
     reason: Reason,
     leaked: Sequence[Process],
@@ -29,9 +30,9 @@ def account(
         workers: the last one of each rank.
         ended: those of earlier attempts.
         answered: whether a failure was within the limits of `Restart`, so that it is not the group's.
-        reports: what those that ended badly wrote about themselves.
+        found: what there is about those that ended badly.
     """
-    failed = {one: at for one in (*ended, *workers) if (at := one.failed_at(reports.get(one))) is not None}
+    failed = {one: at for one in (*ended, *workers) if (at := one.failed_at(_report(found, one))) is not None}
     order = sorted(failed, key=failed.__getitem__)
     final = [one for one in order if not answered(one)]
     past = [one for one in order if answered(one)]
@@ -40,13 +41,13 @@ def account(
     firsts.update({one.attempt: one for one in reversed(past)}.values() if plan.restart.scope == "all" else past)
     earlier: dict[int, list[Failure]] = {}
     for one in sorted(past, key=lambda one: one.attempt):
-        failure = _result(one, plan, reports.get(one), failed=True, first=one in firsts).failure
+        failure = _result(one, plan, found.get(one), failed=True, first=one in firsts).failure
         assert failure is not None
         earlier.setdefault(one.rank, []).append(failure)
     ours = set(final)
     results = tuple(
         dataclasses.replace(
-            _result(one, plan, reports.get(one), failed=one in ours, first=one in firsts),
+            _result(one, plan, found.get(one), failed=one in ours, first=one in firsts),
             earlier=tuple(earlier.get(one.rank, ())),
         )
         for one in workers
@@ -65,7 +66,7 @@ def account(
     )
 
 
-def failure_of(worker: Worker, plan: LaunchPlan, report: ErrorReport | None = None, first: bool = True) -> Failure:
+def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, first: bool = True) -> Failure:
     """Of one attempt that has failed by itself."""
     return Failure(
         rank=worker.rank,
@@ -77,18 +78,19 @@ def failure_of(worker: Worker, plan: LaunchPlan, report: ErrorReport | None = No
         cwd=worker.plan.cwd,
         exit=worker.exit,
         cause=worker.cause or str(worker.exit),
-        error=report,
+        error=None if found is None else found.report,
         stdout=worker.output(Std.OUT),
         stderr=worker.output(Std.ERR),
         first=first,
         exception=worker.error,
+        why=why(worker, found, failed=True),
     )
 
 
-def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed: bool, first: bool) -> Result:
+def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bool, first: bool) -> Result:
     """Of one attempt, with its failure if it `failed` by itself."""
     stdout, stderr = worker.output(Std.OUT), worker.output(Std.ERR)
-    failure = failure_of(worker, plan, report, first) if failed else None
+    failure = failure_of(worker, plan, found, first) if failed else None
     return Result(
         rank=worker.rank,
         name=plan.name,
@@ -103,4 +105,32 @@ def _result(worker: Worker, plan: LaunchPlan, report: ErrorReport | None, failed
         value=worker.value,
         unkillable=worker.unkillable,
         stacks=worker.stacks,
+        why=why(worker, found, failed=False) if failure is None else failure.why,
     )
+
+
+def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
+    """Why it ended badly; or why it ended, if it was stopped and has not `failed` by itself. None: all is well."""
+    exit, stuck, found = worker.exit, worker.unkillable, found or Evidence()
+    stopped = exit is not None and exit.stopped_by is not None
+    if not failed and not stopped and stuck is None:
+        return None
+    told = worker.error.headline if worker.error else found.report.message if found.report else ""
+    return cause_of(
+        Facts(
+            exit,
+            stage=None if failed or not stopped else worker.trail.stage,
+            refused=worker.cause if exit is None else "",
+            stuck="" if stuck is None else str(stuck),
+            parent=worker.parent,
+            raised=told,
+            instead=worker.cause if worker.answer is not None and worker.cause != str(exit) else "",
+            sent=frozenset(worker.trail.sent),
+            said=str(worker.output(Std.ERR)),
+            found=found,
+        )
+    )
+
+
+def _report(found: Mapping[Worker, Evidence], worker: Worker) -> ErrorReport | None:
+    return found[worker].report if worker in found else None

@@ -7,10 +7,10 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from .errors import SpecError
 from .launch import (
@@ -27,7 +27,6 @@ from .launch import (
     plan,
     preflight,
 )
-from .outcome import ErrorReport
 from .report import read_report
 from .sinks import Sinks
 from .spec import GroupSpec
@@ -35,8 +34,11 @@ from .stacks import Stacks
 from .stop import Patience
 from .thread import HelperThread, completed, insist
 from .watch import Census, Poller
+from .why import Evidence
+from .witness import Witness
 
-K = TypeVar("K")
+if TYPE_CHECKING:
+    from .worker import Worker
 
 TAKE_BACK = 1.0  # seconds for a helper thread to end when nothing was started
 
@@ -64,6 +66,7 @@ class Ground:
         self.census = Census(self._proc, TAG)
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
         self.stacks = Stacks(loop, self._proc, self._files, self.poller, self.environ, on_trouble)
+        self.witness = Witness(self._proc)
         self._launchers = Launchers(self.environ, self._proc, self.poller)
         self._calls = Calls()
         self._port: Port | None = None
@@ -101,24 +104,30 @@ class Ground:
         """The default one."""
         return self._launchers
 
-    async def close(
-        self, patience: Patience, bound: float, error_files: Mapping[K, Path]
-    ) -> dict[K, ErrorReport | None]:
-        """Flush what is queued, each within `bound` seconds; returns what workers wrote about themselves."""
-        reports: dict[K, ErrorReport | None] = {}
+    async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
+        """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
+        found: dict[Worker, Evidence] = {}
         await self.stacks.close()
         await self.sinks.close(patience, bound)
         if await _ended(self._files, patience, bound):
-            reports = await insist(self._proc.submit(lambda: self._read_reports(error_files)))
+            try:
+                found = await insist(self.evidence(ended_badly))
+            finally:
+                await insist(self._proc.submit(self._remove_error_dir))
         else:  # then do not touch that disk any more
             self._on_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
         await _ended(self._proc, patience, bound)
         self._release()
-        return reports
+        return found
+
+    def evidence(self, ended_badly: Collection[Worker]) -> asyncio.Future[dict[Worker, Evidence]]:
+        """What they wrote about themselves, and what was seen from outside."""
+        return self._proc.submit(lambda: self._find(ended_badly))
 
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
         check_limits(self._spec)
+        self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
             try:
@@ -168,11 +177,12 @@ class Ground:
         )
         return replace(later, workers=workers)
 
-    def _read_reports(self, error_files: Mapping[K, Path]) -> dict[K, ErrorReport | None]:
-        try:
-            return {who: read_report(path) for who, path in error_files.items()}
-        finally:
-            self._remove_error_dir()
+    def _find(self, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
+        found = self.witness.find(ended_badly)
+        for one in ended_badly:
+            if one.plan.error_file is not None and (report := read_report(one.plan.error_file)) is not None:
+                found[one] = replace(found.get(one, Evidence()), report=report)
+        return found
 
     def _remove_error_dir(self) -> None:
         if self._error_dir is not None:
@@ -202,6 +212,7 @@ class Ground:
     def _release(self) -> None:
         self._launchers.close()
         self._calls.close()
+        self.witness.close()
         if self._port is not None:
             self._port.close()
 

@@ -401,11 +401,10 @@ class Group:
         else:
             await _stop.sweep(find, self._passes.patience, self.stop_policy, self.leaked)
         passes = self._passes
-        ended_badly = (
+        ended_badly = [
             w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
-        )
-        written = {w: w.plan.error_file for w in ended_badly if w.plan.error_file is not None}
-        reports = await self._ground.close(passes.patience, self.stop_policy.bound, written)
+        ]
+        found = await self._ground.close(passes.patience, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
         assert self.plan is not None
         result = account(
@@ -413,7 +412,7 @@ class Group:
             passes.workers,
             passes.ended,
             passes.answered,
-            reports,
+            found,
             reason=self._reason,
             leaked=self._leaked,
             timeout=self._timeout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal as _signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,14 @@ from resource import struct_rusage
 from typing import Any, Literal, overload
 
 from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
+from .why import Cause, signal_name
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
 TAIL_LINES = 20  # how many last lines of stderr a failure shows
 ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
 LINE_SHOWN = 500  # how much of one of them
+TOLD = ("exit_code", "exception", "no_value", "not_started")  # causes of which the exit and the traceback say all
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ class Failure:
         exception: what a function worker raised.
         cause: why it could not start, when it never did; else the exit in words. A worker that had raised an error
             of its own before we came to stop it has failed by itself, however it ended then.
+        why: the same as data, with the evidence that there is beyond the exit.
     """
 
     rank: int
@@ -190,6 +192,7 @@ class Failure:
     stderr: Output
     first: bool = False
     exception: RemoteError | None = None
+    why: Cause | None = None
 
     @property
     def status(self) -> int:
@@ -210,7 +213,10 @@ class Failure:
         command = shlex.join(self.argv)
         if len(command) > COMMAND_SHOWN:
             command = command[:COMMAND_SHOWN] + f"… ({len(command)} characters)"
-        lines = [self.headline, f"  command: {command}"]
+        lines = [self.headline]
+        if self.why is not None and self.why.kind not in TOLD:
+            lines.append(f"  why: {self.why}")
+        lines.append(f"  command: {command}")
         if self.cwd is not None:
             lines.append(f"  in: {self.cwd}")
         lines += [f"  log: {out.path}" for out in (self.stdout, self.stderr) if out.path]
@@ -275,6 +281,7 @@ class Result:
             one may be of this very attempt, if the group was stopped before a new one began.
         stacks: its Python stacks when they were last taken (`Group.dump_stacks`, `Stop.dump`), or why they could not
             be; None when nobody asked.
+        why: why it ended badly, or how far we had to go to end it; None when it ended well by itself.
     """
 
     rank: int
@@ -291,6 +298,7 @@ class Result:
     earlier: tuple[Failure, ...] = ()
     unkillable: Unkillable | None = None
     stacks: str | None = None
+    why: Cause | None = None
 
     @property
     def ok(self) -> bool:
@@ -401,11 +409,3 @@ class GroupResult(Sequence[Result]):
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results)
-
-
-def signal_name(number: int) -> str:
-    """`11` → `"SIGSEGV"`; real-time signals and unknown ones by number."""
-    try:
-        return _signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

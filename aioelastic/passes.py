@@ -114,6 +114,8 @@ class Passes:
 
     def exited(self, worker: Worker) -> None:
         """The moment of an exit, or of a refusal: what a failure of its own means is decided now."""
+        if worker.failed and worker.exit is not None:
+            self._ground.witness.note(worker)
         if not worker.failed or self._host.is_stopping() or worker in self._reasons:
             return
         verdict = self._verdict(worker)

@@ -25,7 +25,8 @@ from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
 from .tasks import Task, encode, settle
-from .thread import finished
+from .thread import finished, insist
+from .why import Evidence
 from .worker import Worker
 
 FALSE_STARTS = 3  # workers in a row that ended before their first task: then the next one will too
@@ -230,7 +231,7 @@ class Pool:
         finally:
             while self._background:
                 await asyncio.wait(self._background)
-            await self._ground.close(Patience(), self.stop_policy.bound, {})
+            await self._ground.close(Patience(), self.stop_policy.bound, [])
 
     def _feed(self) -> None:
         """Hand out what waits; start workers for the rest."""
@@ -339,7 +340,7 @@ class Pool:
         slot.expired = True
         slot.worker.kill(leader_only=False)
 
-    def _gone(self, slot: _Slot, refused: LaunchFailed | None = None) -> None:
+    def _gone(self, slot: _Slot, refused: LaunchFailed | None = None, found: Evidence | None = None) -> None:
         """Nothing is left of that worker."""
         self._slots.pop(slot.worker, None)
         with self._lock:
@@ -355,12 +356,12 @@ class Pool:
             self._starting -= 1
             self._false_starts += 1
             if worker.error is not None or self._false_starts >= FALSE_STARTS:
-                self._break(refused or WorkerFailed(failure_of(worker, self._plan)))
+                self._break(refused or WorkerFailed(failure_of(worker, self._plan, found)))
         if task is not None and slot.expired:
             assert self.limits.timeout is not None
             task.future.set_exception(TaskTimeout(self.limits.timeout))
         elif task is not None:
-            task.future.set_exception(WorkerFailed(failure_of(worker, self._plan)))
+            task.future.set_exception(WorkerFailed(failure_of(worker, self._plan, found)))
         self._feed()
         self._fit()
 
@@ -428,8 +429,14 @@ class Pool:
         pass
 
     def settled(self, worker: Worker) -> None:
-        if worker.state is not State.UNSTARTED:
+        if worker.failed and worker.exit is not None:
+            self._start(self._examine(worker))
+        elif worker.state is not State.UNSTARTED:
             self._gone(self._slots[worker])
+
+    async def _examine(self, worker: Worker) -> None:
+        found = await insist(self._ground.evidence([worker]))
+        self._gone(self._slots[worker], found=found.get(worker))
 
     def leaked(self, process: Process, worker: Worker | None) -> None:
         pass

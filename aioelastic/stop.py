@@ -20,6 +20,7 @@ from .watch import Stray
 if TYPE_CHECKING:
     from .spec import Stop
     from .watch import Census
+    from .why import Stage
     from .worker import Worker
 
 # After a worker's grace its process group gets the polite signal too, and this many seconds (or the grace, if that
@@ -63,6 +64,25 @@ class Patience:
         return True
 
 
+class Trail:
+    """What was done to end one worker.
+
+    Attributes:
+        stage: how far its cascade came.
+        sent: signals that the program sent it through us.
+    """
+
+    def __init__(self) -> None:
+        self.stage: Stage = "asked"
+        self.sent: set[int] = set()
+
+    def sending(self, signum: int, reached: bool) -> bool:
+        """Note it if it has `reached` the worker, and return that."""
+        if reached:
+            self.sent.add(signum)
+        return reached
+
+
 async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
     """End one worker that was asked to stop. Returns when it has exited, or has been given up as unkillable."""
     patience = worker.patience
@@ -72,11 +92,15 @@ async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
         if stop.scope == "leader_then_group" and not patience.hurried:
             others = (await insist(census.take())).of(worker.owner, worker.pid)
             if others and not worker.has_exited():
+                worker.trail.stage = "group"
                 worker.signal_group(stop.signum)
                 await patience.until(worker.has_exited, min(stop.grace, GROUP_GRACE))
     if worker.has_exited():
         return
+    stage: Stage = "hurried" if patience.hurried else "grace_over" if stop.grace > 0 else "at_once"
     worker.kill(leader_only=stop.scope == "leader")
+    if worker.state is State.KILLING:
+        worker.trail.stage = stage
     if not await patience.until(worker.has_exited, stop.bound, grace=False):
         if worker.pid is None:  # no process of ours
             worker.give_up("?", "")

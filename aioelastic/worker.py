@@ -82,8 +82,9 @@ class Worker:
         self.refused: LaunchFailed | None = None
         self.ended_ns = 0  # monotonic, of the exit or the refusal
         self.unkillable: Unkillable | None = None
-        self._reason = ""  # of its end, where the exit does not say it
+        self.parent = ""  # what ended it with its parent
         self.patience = _stop.Patience()
+        self.trail = _stop.Trail()
         self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
         self._keeper = keeper
         keeper.census.know(plan.mark, self.owner)
@@ -119,11 +120,13 @@ class Worker:
         Raises:
             PermissionError: it has changed its user.
         """
-        return self.state in ALIVE and self._process is not None and self._process.send_signal(signum)
+        sent = self.state in ALIVE and self._process is not None and self._process.send_signal(signum)
+        return self.trail.sending(signum, sent)
 
     def signal_group(self, signum: int) -> bool:
         """Send a signal to the worker's whole process group. False: it does not run."""
-        return self.state in ALIVE and self._process is not None and self._process.signal_group(signum)
+        sent = self.state in ALIVE and self._process is not None and self._process.signal_group(signum)
+        return self.trail.sending(signum, sent)
 
     async def wait(self) -> Exit | None:
         """Wait until it has ended; returns its `Exit` within a millisecond, however long its output still flows.
@@ -265,7 +268,7 @@ class Worker:
             return f"could not start: {self.refused.cause}" if self.refused else ""
         own = "" if self.exit.ok else str(self.exit)
         words = self.answer.cause(self.exit) if self.answer else own
-        return f"{words}: {self._reason}" if words and self._reason else words
+        return f"{words}: {self.parent}" if words and self.parent else words
 
     @property
     def error(self) -> RemoteError | None:
@@ -388,7 +391,7 @@ class Worker:
             raw.ended_at,
             self._stopped_by,
         )
-        self._reason = raw.reason
+        self.parent = raw.reason
         self._to(Trigger.EXIT)
         self._tell_waiters()  # first: somebody may be counting microseconds
         self._keeper.loop.call_soon(self._follow_exit, self.exit)

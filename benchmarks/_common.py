@@ -74,6 +74,8 @@ class Report:
     series: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    # words, where figures do not say it: the head, then the rows
+    table: list[list[str]] = field(default_factory=list)
 
     def add(self, name: str, unit: str, values: Sequence[float]) -> None:
         self.series[name] = (unit, list(values))
@@ -293,7 +295,8 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
         **asdict(report),
         "machine": machine(),
         "versions": versions(
-            "aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"
+            *("aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"),
+            *("loky", "pebble", "mpire", "psutil", "trio", "simpervisor"),
         ),
         "load before": round(load, 2),
         "quick": args.quick,
@@ -314,6 +317,8 @@ def show(report: Report) -> None:
         print(f"  {name:<44} {amount(statistics.median(values), unit):>14}   ({spread})")
     for name, reason in report.skipped.items():
         print(f"  {name:<44} skipped: {reason}")
+    for row in report.table:
+        print("  " + " | ".join(f"{cell:<34}" for cell in row))
     for one in report.figures:
         verdict = "met" if one.met else "MISSED"
         spread = f"{one.low:.2f} to {one.high:.2f}"
@@ -322,25 +327,34 @@ def show(report: Report) -> None:
         print(f"  note: {note}")
 
 
-def leftovers(mark: str) -> list[str]:
-    """Processes that carry this run's mark in their environment; they are ended, and it is an error."""
-    found = []
+def marked(mark: str) -> Iterator[tuple[int, str]]:
+    """Processes that carry this run's mark in their environment: a pidfd, closed after its turn, and the command."""
     wanted = f"{TAG}={mark}".encode()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            if wanted not in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                continue
-            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             pidfd = os.pidfd_open(int(name))
         except OSError:
             continue
         try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
+            if wanted not in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                continue
+            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            yield pidfd, command.strip()
+        except OSError:
             continue
         finally:
             os.close(pidfd)
-        found.append(command.strip())
+
+
+def leftovers(mark: str) -> list[str]:
+    """The commands of those that carry it; they are ended, and it is an error."""
+    found = []
+    for pidfd, command in marked(mark):
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        found.append(command)
     return found

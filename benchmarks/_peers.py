@@ -68,11 +68,18 @@ def _daemon(argv: Sequence[str], count: int, output: int) -> Iterator[Running]:
 
 @contextmanager
 def supervisord(
-    home: Path, argv: Sequence[str], n: int = 1, stdout: str = "NONE", listener: Sequence[str] = (), told: bool = False
+    home: Path,
+    argv: Sequence[str],
+    n: int = 1,
+    stdout: str = "NONE",
+    listener: Sequence[str] = (),
+    told: bool = False,
+    options: Sequence[str] = (),
 ) -> Iterator[Running]:
     """supervisord with `n` workers, whose output it reads; `listener` is a process that it tells of exits.
 
-    With `told`, it says on its own stdout what it does, as it always does in the foreground.
+    With `told`, it says on its own stdout what it does, as it always does in the foreground. `options` are lines for
+    the program's section.
     """
     with tempfile.TemporaryDirectory(dir=home) as place:
         lines = [
@@ -93,6 +100,7 @@ def supervisord(
             f"stdout_logfile = {stdout}",
             "stdout_logfile_maxbytes = 0",
             "stderr_logfile = NONE",
+            *options,
         ]
         if listener:
             lines += [
@@ -111,8 +119,10 @@ def supervisord(
 
 
 @contextmanager
-def circusd(home: Path, argv: Sequence[str], n: int = 1, stdout: str = os.devnull) -> Iterator[Running]:
-    """circusd with `n` workers, whose output it reads."""
+def circusd(
+    home: Path, argv: Sequence[str], n: int = 1, stdout: str = os.devnull, options: Sequence[str] = ()
+) -> Iterator[Running]:
+    """circusd with `n` workers, whose output it reads. `options` are lines for the watcher's section."""
     with tempfile.TemporaryDirectory(dir=home) as place:
         lines = [
             "[circus]",
@@ -127,6 +137,7 @@ def circusd(home: Path, argv: Sequence[str], n: int = 1, stdout: str = os.devnul
             f"stdout_stream.filename = {stdout}",
             "stderr_stream.class = FileStream",
             f"stderr_stream.filename = {os.devnull}",
+            *options,
         ]
         config = Path(place) / "circus.ini"
         config.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,8 @@
 python benchmarks/run_all.py            all of it: half an hour
 python benchmarks/run_all.py --quick    does everything work? (writes nothing unless --out is given)
 
-Peers are anyio, processkit-py, torch, honcho, circus and supervisor; one that is not installed is skipped by name.
+Peers are anyio, processkit-py, torch, honcho, circus and supervisor, and for survival loky, pebble, mpire and psutil;
+one that is not installed is skipped by name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ from typing import Any
 from _common import Figure, amount
 
 HERE = Path(__file__).parent
-ALL = ("start_reap", "exit_latency", "cascade", "throughput", "idle", "lag", "scale", "functions", "executor")
+ALL = (
+    "start_reap",
+    "exit_latency",
+    "cascade",
+    "throughput",
+    "idle",
+    "lag",
+    "scale",
+    "functions",
+    "executor",
+    "survival",
+)
 
 
 def run(name: str, quick: bool, where: Path) -> dict[str, Any]:
@@ -89,6 +101,8 @@ def markdown(reports: list[dict[str, Any]], note: str = "") -> str:
                     "FILE | sed", "FILE \\| sed"
                 )
             )
+        if table := report.get("table"):
+            lines += ["", cells(*table[0]), cells(*["---"] * len(table[0])), *(cells(*row) for row in table[1:])]
         if report["notes"] or report["skipped"]:
             lines.append("")
         lines += [f"- {note}" for note in report["notes"]]

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ sys.path.insert(0, str(HOME))
 
 import _common  # noqa: E402  # it lies beside the benchmarks, which are scripts
 import run_all  # noqa: E402
+import survival  # noqa: E402
 
-CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor")
+CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor", "survival")
 
 
 @pytest.mark.parametrize("name", CHEAP)
@@ -93,3 +96,46 @@ def test_left_overs_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None
     assert _common.leftovers("another mark") == []
     assert _common.leftovers("mark-of-this-test") == ["/bin/sleep 600"]
     assert process.wait() == -9
+
+
+def test_a_table_is_written_up() -> None:
+    whole: dict[str, object] = {"name": "demo", "rounds": 1, "machine": {}, "versions": {}, "load before": 0.0}
+    whole |= {"figures": [], "series": {}, "skipped": {}, "notes": [], "table": [["who", "how"], ["a | b", "well"]]}
+    text = run_all.markdown([whole])
+    assert "| who | how |\n| --- | --- |\n| a \\| b | well |" in text
+
+
+def test_who_survives_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody of a family dies with a Popen loop; PR_SET_PDEATHSIG takes the worker alone. Strangers live."""
+    monkeypatch.setenv(_common.TAG, "mark-of-this-test")
+    bystander = subprocess.Popen(["/bin/sleep", "600"], env={_common.TAG: "another mark"})
+    try:
+        _, plain, _ = survival.SET_UPS["subprocess.Popen"]
+        assert survival.once(plain, signal.SIGKILL, tmp_path).stays == survival.ROLES
+        _, tied, _ = survival.SET_UPS["Popen + PR_SET_PDEATHSIG"]
+        outcome = survival.once(tied, signal.SIGKILL, tmp_path)
+        assert outcome.stays == ("grandchild", "setsid", "daemon")
+        assert outcome.last > 0
+        assert survival.cell([outcome]) == "stays: grandchild, setsid, daemon"
+        assert list(tmp_path.iterdir()) == []
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.skipif(not find_spec("loky"), reason="loky is not installed")
+def test_what_a_killed_peer_left_is_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its semaphores in /dev/shm too, which its own tracker unlinks if it is let: see the fixture `no_leaks`."""
+    monkeypatch.setenv(_common.TAG, "mark-of-this-test")
+    _, loky, _ = survival.SET_UPS["loky"]
+    assert survival.once(loky, signal.SIGKILL, tmp_path).stays == survival.ROLES
+    assert list(_common.marked("mark-of-this-test")) == []
+
+
+def test_a_supervisor_that_cannot_start_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(_common.TAG, "mark-of-this-test")
+    with pytest.raises(survival.Absent, match="is not installed"):
+        survival.once(survival.line("no-such-supervisor"), signal.SIGKILL, tmp_path)
+    with pytest.raises(survival.Absent, match="ended at once: sorry"):
+        survival.once(survival.line("sh", "-c", "echo sorry >&2"), signal.SIGKILL, tmp_path)

@@ -157,6 +157,8 @@ async def test_unkillable_is_data() -> None:
         assert group[0].state is State.UNKILLABLE
         assert await group[0].wait() is None
         assert "would not die" in result[0].outcome
+        assert all(one.why is not None and one.why.kind == "stuck" for one in result)
+        assert f"pid {pids[0]}, state " in str(result[0].why)
     finally:
         for pid in pids:
             assert pid is not None

@@ -14,6 +14,7 @@ import pytest
 from helpers import QUIET, sh
 
 from aioelastic import (
+    Cause,
     Command,
     Exit,
     Failure,
@@ -30,9 +31,10 @@ from aioelastic import (
     plan,
     supervise,
 )
-from aioelastic.outcome import ATTEMPTS_SHOWN, LINE_SHOWN, TAIL_LINES, ErrorReport, Process, signal_name
+from aioelastic.outcome import ATTEMPTS_SHOWN, LINE_SHOWN, TAIL_LINES, ErrorReport, Process
 from aioelastic.spec import GroupSpec
 from aioelastic.streams import Line
+from aioelastic.why import Evidence, Facts, Kills, signal_name
 
 
 def exit_with(code: int | None = None, signal: int | None = None, **more: Any) -> Exit:
@@ -257,6 +259,11 @@ VALUES: list[Any] = [
     ErrorReport("m", "t", 1.0),
     failure_of(error=ErrorReport("m")),
     Process(1, "sleep", "S"),
+    Cause("crash", "crashed", ("a line",), certain=False, core=Path("core")),
+    Kills(1, 2),
+    Evidence(ErrorReport("m"), Kills(1), ("a line",), Path("core"), "core dump: core"),
+    Facts(exit_with(3), sent=frozenset({9})),
+    failure_of(why=Cause("exit_code", "ended")),
     Unkillable(0, 1, "D", "nfs"),
     result_of(failure_of()),
     dataclasses.replace(result_of(failure_of()), earlier=(failure_of(),)),
