@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .errors import SpecError
 from .launch import (
     TAG,
+    By,
     Calls,
     Launcher,
     Launchers,
@@ -54,9 +55,9 @@ class Ground:
         loop: asyncio.AbstractEventLoop,
         spec: GroupSpec,
         on_trouble: Callable[[str, str, int], None],
-        guarded: bool = True,
+        launcher: Launcher | By = "guardian",
     ):
-        self._guarded = guarded
+        self._launcher = launcher
         self.environ: Mapping[str, str] = dict(os.environ)
         self._spec = spec
         self._on_trouble = on_trouble
@@ -101,8 +102,8 @@ class Ground:
         return await completed(self._proc.submit(lambda: self._prepare_again(attempt, ranks)))
 
     def launcher(self) -> Launcher:
-        """The default one."""
-        return self._launchers
+        """What starts the workers."""
+        return self._launchers if isinstance(self._launcher, str) else self._launcher
 
     async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
@@ -146,7 +147,7 @@ class Ground:
         self._first = self._pack(preflight(planned, self.environ))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
-        if self._guarded and any(one.start in (None, "spawn") for one in planned.workers):
+        if self._launcher == "guardian" and any(one.start in (None, "spawn") for one in planned.workers):
             self.census.spare(self._launchers.open_guardian())
         return self._first
 

@@ -25,7 +25,7 @@ from .errors import SpecError
 from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
-from .launch import Launcher, LaunchPlan, new_run_id, reap_abandoned
+from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import GroupResult, Process, Reason
 from .passes import Passes
@@ -69,7 +69,7 @@ class Group:
         restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
-        launcher: Launcher | Literal["guardian", "direct"] = "guardian",
+        launcher: Launcher | By = "guardian",
     ) -> None:
         if isinstance(entry, GroupSpec):
             spec = entry
@@ -80,10 +80,7 @@ class Group:
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
-        if isinstance(launcher, str) and launcher not in ("guardian", "direct"):
-            raise SpecError("launcher", launcher, "is none of ours", 'use "guardian" or "direct", or give a Launcher')
-        if not isinstance(launcher, str) and not isinstance(spec.start, str):
-            raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
+        check_launcher(launcher, spec.start)
         self.spec = spec
         self.logs = spec.logs
         self.stop_policy = spec.stop
@@ -91,8 +88,7 @@ class Group:
         self.plan: LaunchPlan | None = None
         self._check = check
         self._told = False  # the caller has seen the failures
-        self._launcher = None if isinstance(launcher, str) else launcher
-        self._guarded = launcher == "guardian"
+        self._launcher = launcher
         self._passes = Passes(self, spec.restart)
         self._entered = False
         self._owner_pid = os.getpid()
@@ -347,18 +343,16 @@ class Group:
         self.loop = asyncio.get_running_loop()
         self._outcome = self.loop.create_future()
         reap_abandoned()
-        self._ground = Ground(self.loop, self.spec, self.sink_trouble, self._guarded)
+        self._ground = Ground(self.loop, self.spec, self.sink_trouble, self._launcher)
         self.census, self.poller = self._ground.census, self._ground.poller
         try:
             self.plan = await self._ground.open(self.run_id)
         except BaseException:
             self._entered = False
             raise
-        if self._launcher is None:
-            self._launcher = self._ground.launcher()
         _alive.add(self)
         try:
-            await self._passes.begin(self.plan, self._ground, self._launcher)
+            await self._passes.begin(self.plan, self._ground, self._ground.launcher())
         except BaseException as exc:
             self.begin_reading()
             await self._until_done(int(isinstance(exc, asyncio.CancelledError)))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from .entry import Entry
 from .events import Event
 from .group import Group
-from .launch import Launcher
+from .launch import By, Launcher
 from .outcome import GroupResult
 from .restart import Restart
 from .spec import Logs, Start, Stop, check_timeout
@@ -28,7 +27,7 @@ async def supervise(
     timeout: float | None = None,
     check: bool = True,
     on_event: Callable[[Event], object] | None = None,
-    launcher: Launcher | Literal["guardian", "direct"] = "guardian",
+    launcher: Launcher | By = "guardian",
 ) -> GroupResult:
     """Run a group of workers to its end.
 

@@ -12,7 +12,7 @@ from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
 from ._guardian import GuardianLauncher
-from ._launchers import Launchers
+from ._launchers import By, Launchers, check_launcher
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
@@ -21,6 +21,7 @@ from ._zygote import ZygoteLauncher, end_helpers
 __all__ = [
     "TAG",
     "Answer",
+    "By",
     "Call",
     "Calls",
     "DirectLauncher",
@@ -38,6 +39,7 @@ __all__ = [
     "ZygoteLauncher",
     "absolute",
     "begin",
+    "check_launcher",
     "check_limits",
     "check_open",
     "end_helpers",

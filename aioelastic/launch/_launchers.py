@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
+from ..errors import SpecError
 from ..thread import HelperThread
 from ..watch import Poller
 from ._contract import Launcher
@@ -15,6 +16,19 @@ from ._fork import ForkLauncher
 from ._guardian import GuardianLauncher
 from ._plan import WorkerPlan
 from ._zygote import ZygoteLauncher
+
+By: TypeAlias = Literal["guardian", "direct"]
+
+
+def check_launcher(launcher: Launcher | By, start: object) -> None:
+    """`supervise(launcher=)`, beside `start=`. Raises `SpecError`."""
+    if isinstance(launcher, str):
+        if launcher not in get_args(By):
+            raise SpecError("launcher", launcher, "is none of ours", 'use "guardian" or "direct", or give a Launcher')
+    elif not callable(getattr(launcher, "start", None)):
+        raise SpecError("launcher", launcher, "cannot start anything", "give an object like aioelastic.launch.Launcher")
+    elif not isinstance(start, str):
+        raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
 
 
 class Launchers:
