@@ -82,7 +82,9 @@ class Live:
         self.process.send_signal(signum)
 
     def workers(self) -> list[int]:
-        return [one.pid for one in psutil.Process(self.process.pid).children()]
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        (guardian,) = [one for one in family if one.name() == "aio-guardian"]
+        return [one.pid for one in guardian.children()]
 
     def end(self) -> tuple[int, str, str]:
         """Exit status, and what was not read yet of stdout and stderr."""
@@ -593,12 +595,12 @@ def hook(name, args):
             os.kill(os.getpid(), signum)
 sys.addaudithook(hook)
 from aioelastic.cli import main
-from aioelastic.launch._spawn import Spawner
-real = Spawner.spawn
-def spawn(self, program, *args):
-    sys.audit("spawn", program)
-    return real(self, program, *args)
-Spawner.spawn = spawn
+from aioelastic.launch import GuardianLauncher
+real = GuardianLauncher.start
+def start(self, worker):
+    sys.audit("spawn", worker.program)
+    return real(self, worker)
+GuardianLauncher.start = start
 sys.exit(main(["run", *sys.argv[5:]]))
 """
 

@@ -145,10 +145,11 @@ def _children_by_search(parent: int) -> list[int]:
 class Child:
     """A worker or a helper that runs, or is not reaped yet."""
 
-    __slots__ = ("link", "number", "pid")
+    __slots__ = ("link", "mark", "number", "pid")
 
-    def __init__(self, pid: int, number: int, link: Link | None) -> None:
+    def __init__(self, pid: int, mark: int, number: int, link: Link | None) -> None:
         self.pid = pid
+        self.mark = mark
         self.number = number
         self.link = link
 
@@ -203,6 +204,7 @@ class Guardian:
         self._null = null
         self._links: dict[int, Link] = {}
         self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
+        self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
         self._epoll = select.epoll()
 
     def serve(self) -> bool:
@@ -215,6 +217,7 @@ class Guardian:
             events = self._epoll.poll(0 if looking else None)
             if looking and not events:
                 looking = self._reap_others()
+            self._adopted = None
             for fd, event in events:
                 if fd in self._children:
                     self._tell_exit(fd)
@@ -248,7 +251,7 @@ class Guardian:
                 stdin, stderr = given
                 try:
                     os.chdir("/")
-                    self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), number, None)
+                    self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), 0, number, None)
                 except OSError:
                     pass  # its own socket closes, which says it
             elif packet[:1] == _order.END:
@@ -277,10 +280,10 @@ class Guardian:
             return
         except (OSError, ValueError):
             packet, fds = b"", []
+        if not packet:
+            self._forget(link)
+            return
         try:
-            if not packet:
-                self._forget(link)
-                return
             body, given = _order.decode(packet, fds)
             if packet[:1] == _order.EXEC:
                 self._start(link, body, given)
@@ -291,6 +294,8 @@ class Guardian:
                         self._signal(os.killpg, child, signum)
             elif packet[:1] == _order.GROUP:
                 link.environ, link.surroundings = body
+        except Exception:  # not a message of ours
+            self._forget(link)
         finally:
             _socket.close(fds)
 
@@ -322,7 +327,7 @@ class Guardian:
                 pid = self._spawn(program, argv, environ, stdio, mark)
             else:
                 pid = self._fork(program, argv, environ, stdio, mark, link.surroundings)
-            pidfd = self._keep(pid, number, link)
+            pidfd = self._keep(pid, mark, number, link)
         except OSError as exc:
             link.say(_order.REFUSED, (number, exc.errno, os.fsdecode(where)))
             return
@@ -381,7 +386,7 @@ class Guardian:
             raise OSError(int(code), os.strerror(int(code)))
         return pid
 
-    def _keep(self, pid: int, number: int, link: Link | None) -> int:
+    def _keep(self, pid: int, mark: int, number: int, link: Link | None) -> int:
         """Watch it; returns its pidfd."""
         try:
             pidfd = os.pidfd_open(pid)
@@ -389,7 +394,7 @@ class Guardian:
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        self._children[pidfd] = Child(pid, number, link)
+        self._children[pidfd] = Child(pid, mark, number, link)
         self._epoll.register(pidfd, select.EPOLLIN)
         return pidfd
 
@@ -405,10 +410,17 @@ class Guardian:
             os.killpg(child.pid, 0)  # the id of a group that has members is never given to a new process
             left = True
         except ProcessLookupError:
-            left = False
+            left = self._has_left(child.mark)
         except PermissionError:
             left = True  # they changed their user
         child.link.say(_order.EXITED, (child.number, status, tuple(rusage), at, wall, left))
+
+    def _has_left(self, mark: int) -> bool:
+        """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
+        if self._adopted is None:
+            known = {child.pid for child in self._children.values()}
+            self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
+        return mark in self._adopted or None in self._adopted
 
     def _reap_others(self) -> bool:
         """Reap those that were left to us. Whether to look again, after one of our own."""

@@ -266,6 +266,21 @@ def status_of_reaped(pidfd: int) -> int | None:
     return exit_code if mask & _PIDFD_INFO_EXIT else None
 
 
+def status_of_others(pid: int, pidfd: int) -> int | None:
+    """The wait status of a process that has ended and is not our child, where the kernel tells it."""
+    status = status_of_reaped(pidfd)
+    if status is None:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()
+        except OSError:
+            fields = []
+        if fields[:1] == [b"Z"]:
+            return int(fields[49])  # exit_code, proc(5)
+        status = status_of_reaped(pidfd)  # reaped while we looked
+    return status
+
+
 def reap_abandoned() -> None:
     """Reap those given up earlier that have died since."""
     for pid in list(_abandoned):

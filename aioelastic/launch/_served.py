@@ -18,7 +18,7 @@ from typing import Any
 from ..child import _order, _socket
 from ..watch import Poller
 from ._contract import RawExit
-from ._direct import status_of_reaped
+from ._direct import status_of_others
 from ._ends import Ends
 from ._plan import WorkerPlan
 
@@ -311,7 +311,7 @@ class ServedProcess:
     def _orphan_ended(self) -> None:
         self._poller.remove(self._pidfd)
         at_ns, at = time.monotonic_ns(), time.time()
-        raw = RawExit(status_of_reaped(self._pidfd), at_ns, at, self._orphan)
+        raw = RawExit(status_of_others(self.pid, self._pidfd), at_ns, at, self._orphan)
         self.tell(raw, None, True)
 
     def _has_ended(self) -> bool:

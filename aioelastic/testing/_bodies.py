@@ -35,7 +35,7 @@ def setsid_escape(then: str = "exit 0") -> Command:
 def daemon(then: str = "exit 0", clean: bool = True) -> Command:
     """Leaves a daemon: forked twice, a session of its own, no output, no parent; with `clean` no environment either.
 
-    Nobody finds a clean one by its lineage: a test that runs it must end it, by its pid.
+    A clean one is found by its mark alone (`docs/explanation/nothing-left-behind.md`).
     """
     inner = f"sleep {LONG} </dev/null >/dev/null 2>&1 & echo made $!"
     return _sh(f"{'env -i ' if clean else ''}setsid /bin/sh -c {shlex.quote(inner)}; {then}")

@@ -1,0 +1,319 @@
+"""The guardian, and its keeper: each party dies, hides or changes, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import os
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jobs
+import psutil
+import pytest
+from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
+
+from aioelastic import Command, Function, Group, SpecError, supervise
+from aioelastic.child import _guardian, _order
+from aioelastic.events import Drained, Spawned
+from aioelastic.launch import GuardianLauncher, end_helpers, plan, preflight
+from aioelastic.spec import GroupSpec
+from aioelastic.testing import Program, daemon, guardian, keeper, kill, made, when
+
+STAY = "exec sleep 1000"
+
+FAMILY = """
+import asyncio
+from aioelastic import *
+from aioelastic.testing import daemon, setsid_escape, made
+async def main():
+    stay = "exec sleep 1000"
+    entries = [daemon(stay), setsid_escape(stay), Command("/bin/sh", "-c", "sleep 1000 & echo up; wait")]
+    async with Group(entries, logs=Logs(tee=Std.NONE)) as group:
+        seen = 0
+        async for line in group.lines():
+            print("said", line.text, flush=True)
+            seen += 1
+            if seen == 3:
+                print("ready", *group.pids.values(), flush=True)
+asyncio.run(main())
+"""
+
+
+def family_of(pid: int) -> list[int]:
+    return [one.pid for one in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+async def test_the_supervisor_dies(signum: signal.Signals) -> None:
+    """A plain worker and its child, one that left the session, a daemon without a variable: all gone."""
+    with Program(FAMILY) as program:
+        await asyncio.to_thread(program.line, "ready")
+        family = family_of(program.pid)
+        assert len(family) >= 7  # guardian, keeper, three workers and what they have started
+        os.kill(program.pid, signum)
+        for pid in family:
+            await gone(pid)
+
+
+@pytest.mark.parametrize("party", [guardian, keeper], ids=["guardian", "keeper"])
+async def test_one_of_the_two_is_killed(party: Any) -> None:
+    """The group fails and says why; what had hidden is gone too; the next group has a guardian again."""
+    blow = kill(party)
+    async with Group([daemon(STAY), sh(STAY)], logs=QUIET, check=False) as group:
+        async for line in group.lines():
+            (hidden,) = made(line.text)
+            break
+        blow(await event_of(group, Spawned, rank=1))
+        result = await group.wait()
+    assert blow.struck
+    assert not result.ok
+    assert {one.rank for one in result.failures} <= {0, 1}
+    assert all("the guardian that had started it died" in one.cause for one in result.failures)
+    assert all(one.exit.signal == signal.SIGKILL for one in result if one.exit)
+    await gone(hidden)
+    assert (await supervise(sh("exit 0"), logs=QUIET)).ok
+
+
+async def test_the_guardian_is_killed_under_function_workers() -> None:
+    blow = kill(guardian)
+    listen = when(Spawned, blow, rank=1)
+    result = await supervise(Function(jobs.sleeps), n=2, logs=QUIET, on_event=listen, check=False)
+    assert blow.struck
+    assert "zygote" in result.failures[0].cause
+    assert (await supervise(Function(jobs.parent), logs=QUIET)).ok
+
+
+async def test_a_guardian_that_is_gone_is_replaced() -> None:
+    await supervise(sh("exit 0"), logs=QUIET)
+    pid = guardian(None)  # type: ignore[arg-type]
+    kill_and_see_it_dead(pid, signal.SIGKILL)
+    assert (await supervise(sh("exit 0"), logs=QUIET)).ok
+    assert guardian(None) != pid  # type: ignore[arg-type]
+
+
+async def test_it_answers_no_signal_that_is_for_the_program() -> None:
+    """As a service manager sends it to all processes of a service at once."""
+    async with Group(sh(STAY), logs=QUIET) as group:
+        for party in (guardian, keeper):
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(party(None), signum)  # type: ignore[arg-type]
+        result = await group.stop()
+    assert result[0].stopped
+    assert group[0].exit is not None
+    assert group[0].exit.signal == signal.SIGTERM
+
+
+async def test_orphans_are_reaped() -> None:
+    """A worker that lives on and leaves children of children behind does not fill the table of processes."""
+    script = "for i in 1 2 3 4 5; do (setsid sh -c 'echo $$' &); done; exec sleep 1000"
+    async with Group(sh(script), logs=QUIET) as group:
+        pids = []
+        async for line in group.lines():
+            pids.append(int(line.text))
+            if len(pids) == 5:
+                break
+        for pid in pids:
+            await gone(pid)
+        above = guardian(None)  # type: ignore[arg-type]
+        assert above is not None
+        while any(one.pid in pids for one in psutil.Process(above).children()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_each_stray_is_its_own_workers() -> None:
+    """Without variables, in sessions of their own, children of the guardian both: only one of them is to end."""
+    async with Group([daemon(STAY), daemon(STAY)], logs=QUIET) as group:
+        pids: dict[int, int] = {}
+        async for line in group.lines():
+            pids[line.rank] = made(line.text)[0]
+            if len(pids) == 2:
+                break
+        await group[0].stop()
+        await event_of(group, Drained, rank=0)
+        await gone(pids[0])
+        assert alive(pids[1])
+    await gone(pids[1])
+
+
+async def test_what_the_program_changes_later_counts() -> None:
+    script = "umask; ulimit -n; ulimit -Hn; nice; exec cat /proc/self/status"
+    environ = {"PATH": os.environ["PATH"]}
+    before = await supervise(sh(script, env=environ), logs=QUIET)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cpus = os.sched_getaffinity(0)
+    old = os.umask(0o027)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+        os.sched_setaffinity(0, {min(cpus)})
+        after = await supervise(sh(script, env=environ), logs=QUIET)
+    finally:
+        os.umask(old)
+        os.sched_setaffinity(0, cpus)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    first, second = str(before[0].stdout).split("\n"), str(after[0].stdout).split("\n")
+    assert second[0] == "0027" != first[0]
+    assert (int(first[1]), int(second[1])) == (soft, soft - 1)
+    assert f"Cpus_allowed_list:\t{min(cpus)}" in second
+    assert [one for one in second if one.startswith("SigBlk")] == ["SigBlk:\t0000000000000000"]
+
+
+async def test_what_cannot_be_executed_with_changed_surroundings(tmp_path: Path) -> None:
+    await supervise(sh("exit 0"), logs=QUIET)
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh("exit 0")), environ=environ), environ).workers[0]
+    missing = str(tmp_path / "missing")
+    old = os.umask(0o027)
+    try:
+        launcher = GuardianLauncher(environ)
+        with pytest.raises(FileNotFoundError) as caught:
+            await launcher.start(dataclasses.replace(worker, program=missing))
+        launcher.end()
+    finally:
+        os.umask(old)
+    assert caught.value.filename == missing
+
+
+async def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    here = os.getcwd()
+    place = tmp_path / "place"
+    place.mkdir()
+    os.chdir(place)
+    try:
+        place.rmdir()
+        result = await supervise(Command("/bin/true"), logs=QUIET)
+    finally:
+        os.chdir(here)
+    assert result.ok
+
+
+async def test_large_arguments_and_environment() -> None:
+    """More than a datagram holds."""
+    value = "x" * 100_000
+    entry = Command("/bin/sh", "-c", "echo ${#LARGE} ${#1}", "sh", value, env={"LARGE": value})
+    result = await supervise(entry, logs=QUIET)
+    assert str(result[0].stdout) == "100000 100000\n"
+
+
+async def test_bytes_that_are_no_text() -> None:
+    odd = os.fsdecode(b"\xff\xfe")
+    result = await supervise(Command("/bin/sh", "-c", 'printf %s "$ODD$1"', "sh", odd, env={"ODD": odd}), logs=QUIET)
+    assert bytes(result[0].stdout.tail) == b"\xff\xfe\xff\xfe"
+
+
+def test_two_loops_share_it() -> None:
+    seen: list[int | None] = []
+
+    async def main() -> None:
+        async with Group(sh(STAY), logs=QUIET) as group:
+            stat = Path(f"/proc/{group[0].pid}/stat").read_text()
+            seen.append(int(stat.rpartition(")")[2].split()[1]))
+
+    threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(set(seen)) == 1
+
+
+async def test_a_forked_copy_has_one_of_its_own() -> None:
+    async with Group(sh(STAY), logs=QUIET) as group:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                asyncio._set_running_loop(None)
+                loop = asyncio.SelectorEventLoop()
+                loop.run_until_complete(supervise(sh("exit 0"), logs=QUIET))
+                end_helpers()
+                code = 0
+            finally:
+                os._exit(code)
+        code = await asyncio.to_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert code == 0
+        assert alive(group[0].pid or 0)
+
+
+async def test_chosen_by_name() -> None:
+    async with Group(sh(STAY), logs=QUIET, launcher="direct") as group:
+        assert psutil.Process(group[0].pid).ppid() == os.getpid()
+    async with Group(sh(STAY), logs=QUIET, launcher="guardian") as group:
+        assert psutil.Process(group[0].pid).ppid() == guardian(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["nobody", "", None, 3])
+async def test_a_launcher_that_is_none(value: Any) -> None:
+    with pytest.raises(SpecError, match="launcher="):
+        await supervise(sh("exit 0"), launcher=value)
+
+
+async def test_where_none_can_run_it_is_done_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aioelastic.launch import _launchers
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.ENOSYS, "no pidfd")
+
+    monkeypatch.setattr(_launchers, "GuardianLauncher", refuse)
+    async with Group(sh(STAY), logs=QUIET) as group:
+        assert psutil.Process(group[0].pid).ppid() == os.getpid()
+
+
+async def test_junk_for_the_guardian_ends_that_connection_only() -> None:
+    async with Group(sh(STAY), logs=QUIET) as other:
+        async with Group(sh(STAY), logs=QUIET, check=False) as group:
+            server: Any = group._ground._launchers._guardian
+            server.send(_order.EXEC + b"\0nonsense", [])
+            result = await group.wait()
+        assert "guardian" in result.failures[0].cause
+        assert other[0].exit is None
+
+
+async def test_the_hosts_loop_may_stand_still() -> None:
+    """A supervisor that does not read its exits holds up no other group of the program."""
+    done = threading.Event()
+
+    def elsewhere() -> None:
+        asyncio.run(supervise(sh("exit 0"), n=50, logs=QUIET))
+        done.set()
+
+    async with Group(sh("exit 0"), n=300, logs=QUIET):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()  # our loop stands still
+        assert done.is_set()
+
+
+def test_children_are_found_without_the_kernels_list() -> None:
+    import subprocess
+
+    children = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
+    try:
+        assert {one.pid for one in children} <= set(_guardian._children_by_search(os.getpid()))
+        assert set(_guardian._children_by_search(os.getpid())) == set(_guardian.children(os.getpid()))
+    finally:
+        for one in children:
+            one.kill()
+            one.wait()
+
+
+def test_it_is_small() -> None:
+    """Isolated, one thread, and none of the modules that would double its size."""
+    code = (
+        "import sys\n"
+        "for name, path in (('aioelastic', sys.argv[1]), ('aioelastic.child', sys.argv[1] + '/child')):\n"
+        "    module = sys.modules[name] = type(sys)(name)\n"
+        "    module.__path__ = [path]\n"
+        "import aioelastic.child._guardian\n"
+        "print(*sorted({'asyncio', 'socket', 'signal', 'pickle', 'typing', 'subprocess', 're'} & set(sys.modules)))"
+    )
+    import subprocess
+
+    home = str(Path(_guardian.__file__).parent.parent)
+    out = subprocess.run([sys.executable, "-I", "-S", "-c", code, home], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == ""
