@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from aioelastic.launch import TAG, end_zygotes
+from aioelastic.memory import trim
 
 # whatever this test run starts descends from it, and can be told from what others run on this machine
 os.environ[TAG] = ROOT = f"tests-{os.getpid()}"
@@ -45,6 +46,7 @@ def no_leaks(warm: None) -> Iterator[None]:
     yield
     end_zygotes()  # they would stay warm for the next group
     gc.collect()
+    trim()  # so would memory
     after = _holdings()
     assert {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]} == {}
 

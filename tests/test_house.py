@@ -28,6 +28,7 @@ ORDER = [
     "lifecycle",
     "report",
     "thread",
+    "memory",
     "child",
     "watch",
     "launch",
