@@ -30,6 +30,7 @@ ORDER = [
     "thread",
     "memory",
     "child",
+    "sharing",
     "watch",
     "launch",
     "streams",

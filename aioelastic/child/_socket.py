@@ -33,14 +33,15 @@ def send(sock: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
             send(sock, _MORE + packet, [outer.fileno()])
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """Receive one datagram; b"" when the other end is gone. `BlockingIOError` when there is none yet.
 
     Raises:
         ValueError: it was larger than any of ours, or descriptors of it are missing, as this process may have no more;
             what came with it is closed.
     """
-    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    room = socket.CMSG_SPACE(FDS * 4)
+    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, room, flags | socket.MSG_CMSG_CLOEXEC)
     if not rights and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         return packet, []
     fds: list[int] = []

@@ -24,6 +24,7 @@ def serve(
     """
     channel = _context.channel
     assert channel is not None
+    _context.serving = True
     if initializer is not None:
         initializer(*initargs)
     _context.ready()

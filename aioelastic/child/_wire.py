@@ -9,6 +9,7 @@ segments, behind that of the body.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import pickle
@@ -41,9 +42,12 @@ ERROR = b"E"  # (phase, what `_failure.describe` says)
 
 # between a supervisor and a function, both ways: what `send` is given
 OBJECT = b"O"  # (value,)
+# in a `sharing.Queue`; its last descriptor is the item's place
+ITEM = b"I"  # (value,)
 
 INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
 APART = 16_384  # bytes from which a buffer is worth a place of its own
+SHORT = 512  # the same for an item of a queue: 128 of them fit into one socket
 POOL = 65_536  # bytes from which a body is copied into memory that was used before
 PACKET = INLINE + 18  # the largest datagram
 # where a body is: a pickle, here; pieces in a memfd; pieces here; and whether there are arrays among them
@@ -99,12 +103,13 @@ def _packed(
 ) -> tuple[bytes, list[int]]:
     """The datagram of these pieces, of which the first is the pickle."""
     sizes = [one.nbytes for one in pieces]
-    if len(pieces) == 1 and sizes[0] <= INLINE:
+    inline = SHORT if kind == ITEM else INLINE
+    if len(pieces) == 1 and sizes[0] <= inline:
         return kind + bytes((_HERE,)) + pieces[0], []
     head = struct.pack(f"<{len(sizes) + 2}Q", len(sizes), arrays, *sizes)
-    if sum(sizes) + (len(sizes) + 1) * _ALIGN <= INLINE:
+    if sum(sizes) + (len(sizes) + 1) * _ALIGN <= inline:
         out = bytearray(kind + bytes((_PIECES | what,)))
-        for piece in (head, *pieces):
+        for piece in (memoryview(head), *pieces):
             out += bytes(-(len(out) - 2) % _ALIGN)
             out += piece
         return bytes(out), []
@@ -191,7 +196,16 @@ def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[memo
         whole = memoryview(bytearray(memoryview(packet)[2:]))  # arrays may be written to
     elif where == _MEMFD and fds:
         size = os.fstat(fds[0]).st_size
-        whole = memoryview(mmap.mmap(fds[0], size, flags=mmap.MAP_PRIVATE if private else mmap.MAP_SHARED))
+        if private or size < POOL:
+            whole = memoryview(mmap.mmap(fds[0], size, flags=mmap.MAP_PRIVATE if private else mmap.MAP_SHARED))
+        else:
+            # by a lease of our own (see `aioelastic.memory`): the one that came is in the sender's name
+            mine = os.open(f"/proc/self/fd/{fds[0]}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(mine, fcntl.LOCK_SH)
+                whole = memoryview(mmap.mmap(mine, size))
+            finally:
+                os.close(mine)
     else:
         raise ValueError("not a message of aioelastic's")
     count, arrays = struct.unpack_from("<2Q", whole)

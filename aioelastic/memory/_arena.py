@@ -104,7 +104,11 @@ class Arena:
         """Memory for one array: its segment, and the loan."""
         if nbytes > SMALL:
             segment = self.take(nbytes)
-            return segment, segment.loan(0, nbytes)
+            try:
+                return segment, segment.loan(0, nbytes)
+            except MemoryError:
+                self._drop(segment)
+                raise
         if self._slab is None or self._at + nbytes > SLAB:
             full, self._slab = self._slab, None
             if full is not None and not full.loans:

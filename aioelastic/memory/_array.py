@@ -13,7 +13,7 @@ from ..errors import SpecError
 from . import _dlpack
 from ._arena import arena
 from ._dlpack import contiguous
-from ._dtypes import DType, parse
+from ._dtypes import FORMATS, DType, parse
 from ._errors import NotShareable
 from ._segment import find, gate
 
@@ -84,7 +84,8 @@ class SharedArray:
         if not self.size:
             return memoryview(bytearray())
         flat = memoryview(self._loan).cast("B")[self._offset : self._offset + self.nbytes]
-        return flat.cast(self._type.format, self.shape) if self._type.format else flat
+        format: Any = self._type.format
+        return flat.cast(format, self.shape) if format else flat
 
     @property
     def address(self) -> int:
@@ -234,10 +235,11 @@ def _from_interface(array: Any) -> _dlpack.Foreign:
             raise NotShareable(problem) from None
         if not flat.c_contiguous:
             raise NotShareable("a buffer that is not contiguous; give an array of it")
-        kind = parse({"c": "uint8", "l": "int64", "L": "uint64"}.get(flat.format, flat.format))
+        kind = parse(FORMATS.get(flat.format, flat.format))
         held = flat if not flat.readonly else memoryview(bytearray(flat))
         address = ctypes.addressof((ctypes.c_ubyte * held.nbytes).from_buffer(held)) if held.nbytes else 0
-        return _dlpack.Foreign(address, tuple(flat.shape or ()), contiguous(flat.shape or (), kind.itemsize), kind, held)
+        shape = tuple(flat.shape or ())
+        return _dlpack.Foreign(address, shape, contiguous(shape, kind.itemsize), kind, held)
     try:
         dtype = parse(str(getattr(array, "dtype", "")) or told["typestr"])
     except SpecError as exc:
@@ -264,9 +266,7 @@ def _copy(source: _dlpack.Foreign, out: SharedArray) -> None:
     _runs(source.address, source.strides, out.address, out.strides, source.shape[:depth], run)
 
 
-def _runs(
-    source: int, steps: Sequence[int], target: int, pace: Sequence[int], shape: Sequence[int], run: int
-) -> None:
+def _runs(source: int, steps: Sequence[int], target: int, pace: Sequence[int], shape: Sequence[int], run: int) -> None:
     if not shape:
         ctypes.memmove(target, source, run)
         return

@@ -50,6 +50,7 @@ DTYPES = {
     )
 }
 _SHORT = {one.typestr[1:]: one for one in DTYPES.values() if one.typestr[1] != "V"}
+FORMATS = {one.format: one.name for one in DTYPES.values() if one.format} | {"c": "uint8", "l": "int64", "L": "uint64"}
 _PYTHON = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
 
 

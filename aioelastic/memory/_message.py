@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from . import _segment
-from ._array import SharedArray, contiguous, elements
+from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
 from ._segment import attach, find, gate, view
@@ -59,7 +59,8 @@ class Outgoing:
         if by_value:
             import cloudpickle
 
-            kind = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": cloudpickle.Pickler.dispatch_table | table})
+            base = cloudpickle.Pickler
+            kind = type("Pickler", (base,), {"dispatch_table": {**base.dispatch_table, **table}})
             pickler = kind(out, protocol=5, buffer_callback=place)
         else:
             pickler = pickle.Pickler(out, protocol=5, buffer_callback=place)
@@ -150,6 +151,8 @@ class Outgoing:
             return (_rebuild_empty, (array.shape, array.strides, array.dtype))
         low, high = bounds(array.address, array.shape, array.strides, array.itemsize)
         number = self.ref(low, high, array.nbytes, array)
+        if self._refs[number].slot < 0:
+            raise ShareLost("its memory is not this process's any more: it was inherited when descriptors were short")
         return (_rebuild, (number, array.address - low, array.shape, array.strides, array.dtype))
 
 
@@ -165,7 +168,9 @@ class Incoming:
         self._before = getattr(_here, "message", None)
         _here.message = self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _here.message = self._before
 
     def take(self, number: int) -> tuple[Any, tuple[int, ...] | None]:
@@ -264,6 +269,3 @@ def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
         with gate:
             arena.give(segment)
     return fd
-
-
-__all__ = ["Incoming", "Outgoing", "bounds", "carry", "contiguous", "elements", "incoming", "register", "store"]

@@ -27,6 +27,7 @@ from ._errors import ShareLimit, ShareLost
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NAME = "aioelastic"  # of memfds, as /proc/PID/maps shows them: /memfd:aioelastic-PID-NUMBER
 _HUGE = 2 << 20
+_HIGH = 64
 _PROT, _SHARED = 3, 1
 _MADV_HUGEPAGE = 14
 
@@ -51,7 +52,9 @@ class Gate:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         while True:
             self._drain()
             self._lock.release()
@@ -86,7 +89,7 @@ class Segment:
         on_idle: called, behind the gate, when the last of them has died.
     """
 
-    __slots__ = ("__weakref__", "address", "born", "fd", "key", "loans", "name", "on_idle", "owned", "path", "pid", "size")
+    __slots__ = ("__weakref__", "address", "born", "fd", "key", "loans", "name", "on_idle", "owned", "path", "size")
 
     def __init__(self, fd: int, size: int, name: str, owned: bool) -> None:
         self.fd = fd
@@ -98,7 +101,6 @@ class Segment:
         self.address = 0
         self.loans = 0
         self.born = time.monotonic()
-        self.pid = os.getpid()
         self.path: str | None = None
         self.on_idle: Callable[[Segment], None] = Segment.close
         _known[self.key] = self
@@ -127,12 +129,7 @@ class Segment:
 
     def lend(self) -> int:
         """A descriptor for a message: an open file description of its own, whose lock holds the segment."""
-        try:
-            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            raise ShareLimit(f"cannot open a shared segment: {exc}") from exc
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        return fd
+        return held(self.fd)
 
     def is_free(self) -> bool:
         """Nobody but us holds it. Only for its owner."""
@@ -168,6 +165,16 @@ class Segment:
             self.on_idle(self)
 
 
+def held(fd: int) -> int:
+    """The same file by a description of its own, with a lease. Raises `ShareLimit`."""
+    try:
+        mine = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ShareLimit(f"cannot open a shared segment: {exc}") from exc
+    fcntl.flock(mine, fcntl.LOCK_SH)
+    return mine
+
+
 def create(size: int, directory: str | None = None) -> Segment:
     """A new one of this process, zeroed. Behind the gate.
 
@@ -192,7 +199,8 @@ def create(size: int, directory: str | None = None) -> Segment:
     try:
         os.ftruncate(fd, size)
         if path is None:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)  # nobody can cut it off under another's feet
+            # nobody can cut it off under another's feet
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         else:
             os.posix_fallocate(fd, 0, size)  # a full file system says so now, and not by a SIGBUS later
         segment = Segment(fd, size, name, True)
@@ -215,10 +223,7 @@ def attach(fd: int) -> Segment:
     known = _known.get((stat.st_dev, stat.st_ino))
     if known is not None:
         return known
-    try:
-        mine = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except OSError as exc:
-        raise ShareLimit(f"cannot take a shared segment: {exc}") from exc
+    mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
     name = os.path.basename(target.removesuffix(" (deleted)")).removeprefix("memfd:")
     if not name.startswith(NAME) or not stat.st_size:
@@ -261,9 +266,9 @@ def view(address: int, nbytes: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
 
 
-# --- fork: what a copied process inherits is held for it too, and it owns nothing ---
+# --- fork: a copied process may use what it inherits, by leases of its own, and owns nothing ---
 
-_held: list[int] = []  # leases for the copy, made before it
+_inherited: list[tuple[Segment, int]] = []  # leases for the copy, made before it
 
 
 def _before_fork() -> None:
@@ -271,34 +276,49 @@ def _before_fork() -> None:
     for segment in _known.values():
         if segment.loans:
             try:
-                _held.append(segment.lend())
-            except ShareLimit:
+                fd = segment.lend()
+                # out of the way of those that a worker is given
+                _inherited.append((segment, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)))
+                os.close(fd)
+            except (OSError, ShareLimit):
                 pass  # no descriptors left: the fork itself is worth more
 
 
 def _in_parent() -> None:
-    while _held:
-        os.close(_held.pop())
+    for _, fd in _inherited:
+        os.close(fd)
+    _inherited.clear()
     gate.__exit__(None, None, None)
 
 
 def _in_child() -> None:
-    for fd in _held:
-        # descriptors may be closed at any time; a mapping stays, and with it the lease
-        _libc.mmap(None, PAGE, 0, _SHARED, fd, 0)
-        os.close(fd)
-    _held.clear()
-    for segment in _known.values():
-        os.close(segment.fd)
-        segment.fd = -1
-    _known.clear()
-    _starts.clear()
-    _mapped.clear()
     gate._later.clear()
     gate._lock = threading.Lock()
+    leases = dict(_inherited)
+    _inherited.clear()
+    for segment in list(_known.values()):
+        if segment in leases:
+            os.close(segment.fd)
+            segment.fd = leases[segment]
+            segment.owned, segment.path, segment.on_idle = False, None, Segment.close
+        else:
+            segment.path = None
+            segment.close()
     for forget in after_fork:
         forget()
 
 
+def descriptors() -> list[int]:
+    """Those that a copied process must keep to use what it inherits."""
+    return sorted(one.fd for one in _known.values())
+
+
+def peer_gone() -> None:
+    """A process has ended that may have used what we share: who waits for it shall look again."""
+    for look in list(after_exit):
+        look()
+
+
+after_exit: list[Callable[[], None]] = []
 after_fork: list[Callable[[], None]] = []
 os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -39,11 +39,11 @@ def reducers(message: Outgoing) -> dict[type, Any]:
             return (nested, (one.requires_grad, one.detach().values(), *parts))
         if one.layout is torch.sparse_coo:
             plain = one.detach()
-            parts = (plain._indices(), plain._values(), tuple(plain.shape), plain.is_coalesced())
-            return (coo, (one.requires_grad, *parts))
+            entries = (plain._indices(), plain._values(), tuple(plain.shape), plain.is_coalesced())
+            return (coo, (one.requires_grad, *entries))
         if one.layout in _SPARSE:
-            parts = tuple(getattr(one.detach(), name)() for name in _SPARSE[one.layout])
-            return (compressed, (one.requires_grad, parts, tuple(one.shape), one.layout))
+            indices = tuple(getattr(one.detach(), name)() for name in _SPARSE[one.layout])
+            return (compressed, (one.requires_grad, indices, tuple(one.shape), one.layout))
         if one.layout is not torch.strided or one.device.type not in ("cpu", "meta") or one.is_quantized:
             return one.__reduce_ex__(5)
         shape, steps, kind = tuple(one.shape), one.stride(), one.dtype
@@ -127,4 +127,4 @@ def as_storage(number: int) -> Any:
 
 def as_typed(plain: Any, kind: Any) -> Any:
     """The memory itself, with a type."""
-    return torch.storage.TypedStorage(wrap_storage=plain, dtype=kind, _internal=True)
+    return torch.storage.TypedStorage(wrap_storage=plain, dtype=kind, _internal=True)  # type: ignore[no-untyped-call]

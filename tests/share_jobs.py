@@ -1,0 +1,88 @@
+"""Functions that workers run in tests of sharing: they must be found by name in another process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+
+import aioelastic
+from aioelastic import sharing
+
+
+def add_one(x: Any) -> Any:
+    """To all elements, in place; the same array comes back."""
+    np.asarray(x)[...] += 1
+    return x
+
+
+def total(x: Any) -> float:
+    return float(np.asarray(x).sum())
+
+
+def facts(*arrays: Any) -> list[tuple[str, bool, float]]:
+    """Of each: its type, whether it is shared here, and its sum."""
+    return [(type(x).__name__, sharing.is_shared(x), total(x)) for x in arrays]
+
+
+def born_here(n: int) -> Any:
+    x = sharing.empty(n, "float64")
+    np.asarray(x)[:] = aioelastic.rank()
+    return x
+
+
+def echo() -> int:
+    """Sends back what it is sent, until it gets None; returns how many."""
+    count = 0
+    while (value := sharing.receive()) is not None:
+        sharing.send(value)
+        del value
+        count += 1
+    return count
+
+
+async def echo_async() -> int:
+    count = 0
+    while (value := await sharing.receive_async()) is not None:
+        sharing.send(value)
+        count += 1
+    return count
+
+
+def holds() -> None:
+    """What it is sent; says so, and waits for a word that will not come."""
+    x = sharing.receive()
+    sharing.send(os.getpid())
+    sharing.receive()
+    print(x)
+
+
+def dies_with(x: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def takes(q: Any) -> list[Any]:
+    return [item if not sharing.is_shared(item) else total(item) for item in q]
+
+
+async def takes_async(q: Any) -> list[Any]:
+    return [item async for item in q]
+
+
+def puts(q: Any, items: list[Any]) -> None:
+    for item in items:
+        q.put_sync((aioelastic.rank(), item))
+
+
+def pipes(first: Any, second: Any) -> None:
+    """From one queue into the other."""
+    for item in first:
+        second.put_sync(item)
+    second.close()
+
+
+def puts_and_dies(q: Any, item: Any) -> None:
+    q.put_sync(item)
+    os.kill(os.getpid(), signal.SIGKILL)
