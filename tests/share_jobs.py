@@ -86,3 +86,35 @@ def pipes(first: Any, second: Any) -> None:
 def puts_and_dies(q: Any, item: Any) -> None:
     q.put_sync(item)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def takes_half(q: Any) -> None:
+    """Takes an item out of the socket and no further, as one that is killed at that moment."""
+    from aioelastic.child import _socket
+
+    while True:
+        try:
+            q._taken = _socket.receive(q._get)
+            break
+        except BlockingIOError:
+            pass
+    sharing.send("has it")
+    sharing.receive()
+
+
+def sends(n: int) -> None:
+    for i in range(n):
+        sharing.send(sharing.copy(np.full(10, i)))
+
+
+def sends_refused() -> None:
+    import jobs
+
+    sharing.send(jobs.Refuses())
+    sharing.send("after")
+
+
+def sends_and_stays() -> None:
+    sharing.send(sharing.copy(np.full(100_000, 3.0)))
+    sharing.send(np.full(100_000, 4.0))
+    sharing.receive()

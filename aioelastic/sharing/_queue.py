@@ -23,6 +23,7 @@ from .. import memory
 from ..checks import check_whole
 from ..child import _letters, _socket, _wire, _work
 
+_CLOSED = 0x2000  # POLLRDHUP: nothing more will be written at the other end; `select` has it from 3.14 on
 MOST = 128  # items: so many small ones fit into one socket of the default size
 
 
@@ -129,11 +130,16 @@ class Queue:
 
     def put_nowait(self, item: Any) -> None:
         """As `put`; `queue.Full` when it is."""
-        _, put = self._ends()
+        get, put = self._ends()
         try:
             os.eventfd_read(self._room)  # a place that became free is looked at once
         except BlockingIOError:
             pass
+        poll = select.poll()
+        poll.register(get, _CLOSED)
+        if poll.poll(0):
+            os.eventfd_write(self._room, 1)  # others who wait shall see it too
+            raise QueueClosed("the queue is closed")
         place = self._place()
         try:
             packet, fds = _work.pack(_wire.ITEM, (item,))
