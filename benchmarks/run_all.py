@@ -20,7 +20,18 @@ from typing import Any
 from _common import Figure, amount
 
 HERE = Path(__file__).parent
-ALL = ("start_reap", "exit_latency", "cascade", "throughput", "idle", "lag", "scale", "functions", "executor")
+ALL = (
+    "start_reap",
+    "exit_latency",
+    "cascade",
+    "throughput",
+    "idle",
+    "lag",
+    "scale",
+    "functions",
+    "executor",
+    "sharing",
+)
 
 
 def run(name: str, quick: bool, where: Path) -> dict[str, Any]:

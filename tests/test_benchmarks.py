@@ -17,7 +17,7 @@ sys.path.insert(0, str(HOME))
 import _common  # noqa: E402  # it lies beside the benchmarks, which are scripts
 import run_all  # noqa: E402
 
-CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor")
+CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor", "sharing")
 
 
 @pytest.mark.parametrize("name", CHEAP)

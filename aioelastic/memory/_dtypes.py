@@ -15,7 +15,7 @@ class DType(NamedTuple):
     Attributes:
         typestr: as in `__array_interface__`; raw bytes where numpy has no such type.
         code: its kind in DLPack (dlpack.h, DLDataTypeCode).
-        format: of the struct module, where that has one.
+        format: as memoryview.cast takes it, where it has one.
     """
 
     name: str
@@ -39,7 +39,7 @@ DTYPES = {
         _plain("bool", "b", 1, _BOOL, "?"),
         *(_plain(f"int{8 * n}", "i", n, _INT, f) for n, f in ((1, "b"), (2, "h"), (4, "i"), (8, "q"))),
         *(_plain(f"uint{8 * n}", "u", n, _UINT, f) for n, f in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))),
-        *(_plain(f"float{8 * n}", "f", n, _FLOAT, f) for n, f in ((2, "e"), (4, "f"), (8, "d"))),
+        *(_plain(f"float{8 * n}", "f", n, _FLOAT, f) for n, f in ((2, ""), (4, "f"), (8, "d"))),
         *(_plain(f"complex{8 * n}", "c", n, _COMPLEX, "") for n in (8, 16)),
         DType("bfloat16", 2, "|V2", _BFLOAT, ""),
         DType("float8_e4m3fn", 1, "|V1", 10, ""),
