@@ -118,3 +118,7 @@ def sends_and_stays() -> None:
     sharing.send(sharing.copy(np.full(100_000, 3.0)))
     sharing.send(np.full(100_000, 4.0))
     sharing.receive()
+
+
+def private(n: int) -> Any:
+    return np.ones(n, "u1")

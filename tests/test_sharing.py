@@ -400,6 +400,16 @@ async def test_an_executor_maps_over_arrays() -> None:
         assert [x[-1] for x in others] == [1, 2, 3, 4, 5, 6]
 
 
+async def test_memory_that_lies_idle_does_not_count_as_growth() -> None:
+    async with WorkerExecutor(1, memory_limit=200 << 20) as executor:
+        first = await executor.run(share_jobs.private, 64 << 20)
+        pids = executor.pids
+        for _ in range(6):
+            await executor.run(share_jobs.private, 64 << 20)
+        assert executor.pids == pids
+    assert first.sum() == 64 << 20
+
+
 async def test_a_task_that_died_holds_nothing() -> None:
     from aioelastic import WorkerFailed
 

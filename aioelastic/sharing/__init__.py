@@ -4,6 +4,8 @@ In: arrays. Out: the same memory in other processes, as long as anybody uses it.
 or a thread, or import numpy, torch or asyncio by itself.
 """
 
+from typing import TYPE_CHECKING
+
 from ..child._letters import receive, receive_async, send
 from ..memory import (
     NotShareable,
@@ -23,6 +25,11 @@ from ..memory import (
 from ._books import Held, Lease, audit, configure, leases, scope
 from ._queue import Queue, QueueClosed
 
+if TYPE_CHECKING:
+    from ._endpoint import Attachment as Attachment
+    from ._endpoint import Endpoint as Endpoint
+    from ._endpoint import attach as attach
+
 __all__ = [
     "empty",
     "copy",
@@ -34,6 +41,9 @@ __all__ = [
     "send",
     "receive",
     "receive_async",
+    "Endpoint",
+    "attach",
+    "Attachment",
     "stats",
     "trim",
     "configure",
@@ -49,3 +59,11 @@ __all__ = [
     "ShareLimit",
     "ShareLeakWarning",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Attachment", "Endpoint", "attach"):
+        from . import _endpoint  # it needs asyncio
+
+        return getattr(_endpoint, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
