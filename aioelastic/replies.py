@@ -90,6 +90,7 @@ class Replies(Answer):
         while self._channel is not None and self._read():
             pass
         self._close()
+        _look_again()  # its channel may have ended before its other descriptors
 
     def _read(self) -> bool:
         """One message. False: there was none, or it was the last."""
@@ -156,9 +157,6 @@ class Replies(Answer):
             self._channel.close()
             self._channel = None
             self._wake()
-            memory = sys.modules.get("aioelastic.memory")
-            if memory is not None:
-                memory.peer_gone()
 
 
 class Correspondent:
@@ -227,6 +225,13 @@ async def writable(fd: int) -> None:
     finally:
         loop.remove_writer(mine)
         os.close(mine)
+
+
+def _look_again() -> None:
+    """A process is gone: what it held is free."""
+    memory = sys.modules.get("aioelastic.memory")
+    if memory is not None:
+        memory.peer_gone()
 
 
 def remote_error(packet: bytes, fds: list[int]) -> RemoteError:

@@ -122,3 +122,26 @@ def sends_and_stays() -> None:
 
 def private(n: int) -> Any:
     return np.ones(n, "u1")
+
+
+def sends_round(first: Any, last: Any) -> bool:
+    """Whether what comes back is the memory that was sent."""
+    x = sharing.copy(np.ones(100_000))
+    first.put_sync(x)
+    y = last.get_sync()
+    np.asarray(y)[:] += 1
+    return bool(y.address == x.address and (np.asarray(x) == 2).all())
+
+
+def works_until_killed(tasks: Any, done: Any) -> None:
+    for number, x, private in tasks:
+        array = np.asarray(x)
+        assert (array == number).all()
+        assert (private == number).all()
+        array += 1
+        done.put_sync((number, x, private + 1))
+        del x, private, array
+
+
+def pipes_one(first: Any, second: Any) -> None:
+    second.put_sync(first.get_sync())

@@ -49,7 +49,7 @@ class Endpoint:
         self.path = _checked(path)
         self._objects = objects
         self._allowed = {os.geteuid(), *uids}
-        self._peers: set[socket.socket] = set()
+        self._peers: dict[int, socket.socket] = {}  # by pidfd
         self._listener: socket.socket | None = None
 
     async def __aenter__(self) -> Self:
@@ -83,8 +83,8 @@ class Endpoint:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         os.unlink(self.path)
-        for peer in list(self._peers):
-            self._gone(peer)
+        for pidfd in list(self._peers):
+            self._gone(pidfd)
 
     def _is_stale(self) -> bool:
         """Whether it is a socket that nobody listens to."""
@@ -110,7 +110,14 @@ class Endpoint:
         except OSError:
             return  # it has gone again
         peer.setblocking(False)
-        if _uid(peer) not in self._allowed:
+        pid, uid, _ = _who(peer)
+        if uid not in self._allowed:
+            peer.close()
+            return
+        try:
+            # its connection may end before its other descriptors do
+            pidfd = os.pidfd_open(pid)
+        except OSError:
             peer.close()
             return
         try:
@@ -121,15 +128,16 @@ class Endpoint:
                 _socket.close(fds)
         except Exception as exc:
             peer.close()
+            os.close(pidfd)
             self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
             return
-        self._peers.add(peer)
-        self._loop.add_reader(peer.fileno(), self._gone, peer)  # it says nothing: its end is what comes
+        self._peers[pidfd] = peer
+        self._loop.add_reader(pidfd, self._gone, pidfd)
 
-    def _gone(self, peer: socket.socket) -> None:
-        self._loop.remove_reader(peer.fileno())
-        self._peers.discard(peer)
-        peer.close()
+    def _gone(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        self._peers.pop(pidfd).close()
+        os.close(pidfd)
         memory.peer_gone()
 
 
@@ -182,8 +190,9 @@ def attach(path: str | os.PathLike[str], uids: Collection[int] = ()) -> Attachme
             connection.connect(where)
         except (FileNotFoundError, ConnectionRefusedError):
             raise memory.ShareLost(f"nobody offers anything at {where}") from None
-        if _uid(connection) not in {os.geteuid(), *uids}:
-            raise PermissionError(f"{where} belongs to user {_uid(connection)}; name that one in uids= to trust it")
+        _, owner, _ = _who(connection)
+        if owner not in {os.geteuid(), *uids}:
+            raise PermissionError(f"{where} belongs to user {owner}; name that one in uids= to trust it")
         try:
             packet, fds = _socket.receive(connection)
         except ConnectionResetError:
@@ -207,7 +216,8 @@ def _checked(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def _uid(connection: socket.socket) -> int:
+def _who(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group at the other end."""
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid: int = struct.unpack("3i", told)[1]
-    return uid
+    pid, uid, gid = struct.unpack("3i", told)
+    return pid, uid, gid
