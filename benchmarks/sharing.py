@@ -204,10 +204,12 @@ def small_ones(report: Report, count: int, few: int, torch: Any) -> None:
         mine.many(array, count)
         after = [(one.num_fds(), one.memory_info().rss) for one in processes]
         report.add(
-            "descriptors more after them", "", [float(sum(b[0] - a[0] for a, b in zip(before, after, strict=True)))]
+            "descriptors more after them",
+            "descriptors",
+            [float(sum(b[0] - a[0] for a, b in zip(before, after, strict=True)))],
         )
         report.add("MiB more after them", "MiB", [sum(b[1] - a[1] for a, b in zip(before, after, strict=True)) / MIB])
-        report.add("segments made for them", "", [float(sharing.stats().made - made)])
+        report.add("segments made for them", "segments", [float(sharing.stats().made - made)])
         work = f"{count:,} sends of a small array"
         report.plain(work + ": descriptors", "0 more", 0, "descriptors more after them")
         report.plain(work + ": segments", "0 more", 0, "segments made for them")
