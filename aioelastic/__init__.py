@@ -58,7 +58,7 @@ _HOMES = {
     "ready": "child",
     "stopping": "child",
 }
-_MODULES = {"errors", "events"}
+_MODULES = {"errors", "events", "sharing"}
 
 __all__ = [
     "supervise",
@@ -99,11 +99,13 @@ __all__ = [
     "stopping",
     "errors",
     "events",
+    "sharing",
 ]
 
 if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
+    from . import sharing as sharing
     from .child import attempt as attempt
     from .child import local_rank as local_rank
     from .child import rank as rank

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import socket
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from .child import _failure, _socket, _wire
+from .child import _context, _failure, _socket, _wire, _work
 from .errors import RemoteError
 from .launch import Answer
 from .watch import Poller
+
+LETTERS = 64  # that a worker may have sent and nobody has received; then it waits
 
 
 class Replies(Answer):
@@ -28,6 +34,10 @@ class Replies(Answer):
         self._channel: socket.socket | None = channel
         self._on_ready = on_ready
         self._on_task = on_task
+        # what it sends besides, unpickled, or why it could not be
+        self._letters: deque[tuple[Any, Exception | None]] = deque()
+        self._full = False  # nothing more is read until they are
+        self._came: set[asyncio.Future[None]] = set()
         poller.add_reader(channel.fileno(), self._read)
 
     def send(self, packet: bytes, fds: list[int]) -> None:
@@ -35,6 +45,39 @@ class Replies(Answer):
         if self._channel is None:
             raise BrokenPipeError("it is gone")
         _socket.send(self._channel, packet, fds)
+
+    async def post(self, packet: bytes, fds: list[int]) -> None:
+        """As `send`, and wait while it is full."""
+        while True:
+            try:
+                return self.send(packet, fds)
+            except BlockingIOError:
+                assert self._channel is not None
+                await writable(self._channel.fileno())
+
+    async def letter(self) -> Any:
+        """The next of what it sends besides.
+
+        Raises:
+            EOFError: it has ended, or closed its channel, and there are no more.
+            Exception: whatever unpickling it raised.
+        """
+        while not self._letters:
+            if self._channel is None:
+                raise EOFError("the worker will send nothing more")
+            came = asyncio.get_running_loop().create_future()
+            self._came.add(came)
+            try:
+                await came
+            finally:
+                self._came.discard(came)
+        value, problem = self._letters.popleft()
+        if self._full and self._channel is not None:
+            self._full = False
+            self._poller.add_reader(self._channel.fileno(), self._read)
+        if problem is not None:
+            raise problem
+        return value
 
     def no_more(self) -> None:
         """Tell it that nothing more will be sent."""
@@ -47,6 +90,7 @@ class Replies(Answer):
         while self._channel is not None and self._read():
             pass
         self._close()
+        _look_again()  # its channel may have ended before its other descriptors
 
     def _read(self) -> bool:
         """One message. False: there was none, or it was the last."""
@@ -83,14 +127,111 @@ class Replies(Answer):
             self.error = remote_error(packet, fds)
         elif kind == _wire.RUNS:
             self._on_ready()
+        elif kind == _wire.OBJECT:
+            self._letter_came(packet, fds)
         else:
             raise ValueError(f"a message of kind {kind!r}")
 
+    def _letter_came(self, packet: bytes, fds: list[int]) -> None:
+        assert self._channel is not None
+        try:
+            with main_has_both_names():
+                (value,) = _wire.decode(packet, fds)
+            self._letters.append((value, None))
+        except Exception as exc:
+            self._letters.append((None, exc))
+        if len(self._letters) >= LETTERS and not self._full:
+            self._full = True
+            self._poller.remove(self._channel.fileno())
+        self._wake()
+
+    def _wake(self) -> None:
+        for one in self._came:
+            if not one.done():
+                one.set_result(None)
+
     def _close(self) -> None:
         if self._channel is not None:
-            self._poller.remove(self._channel.fileno())
+            if not self._full:
+                self._poller.remove(self._channel.fileno())
             self._channel.close()
             self._channel = None
+            self._wake()
+
+
+class Correspondent:
+    """What a live function worker can be sent, and sends."""
+
+    rank: int
+    replies: Replies | None
+
+    async def send(self, value: Any) -> None:
+        """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
+
+        Shared arrays in it stay shared; others are copied once. Waits while the worker has not received what was sent
+        before: a few hundred small objects.
+
+        Raises:
+            RuntimeError: it does not run, or is no function worker.
+            BrokenPipeError: it has ended.
+            Exception: whatever pickling it raises.
+
+        Example::
+
+            async with Group(Function(serve), n=2) as group:
+                await group[0].send({"weights": x})
+                print(await group[0].receive())
+        """
+        replies = self._correspondence()
+        packet, fds = _work.pack(_wire.OBJECT, (value,))
+        try:
+            await replies.post(packet, fds)
+        finally:
+            _socket.close(fds)
+
+    async def receive(self) -> Any:
+        """The next object that the function sends by `aioelastic.sharing.send`; also after it has ended.
+
+        Raises:
+            RuntimeError: it was not started, or is no function worker.
+            EOFError: it has ended, and there are no more.
+            Exception: the object could not be unpickled.
+        """
+        return await self._correspondence().letter()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """All that it sends, until it ends."""
+        while True:
+            try:
+                value = await self.receive()
+            except EOFError:
+                return
+            yield value
+
+    def _correspondence(self) -> Replies:
+        if self.replies is None:
+            raise RuntimeError(f"worker {self.rank} is no function worker that was started in a process of its own")
+        return self.replies
+
+
+async def writable(fd: int) -> None:
+    """Wait until something can be written there."""
+    loop = asyncio.get_running_loop()
+    can = loop.create_future()
+    mine = os.dup(fd)  # several may wait, and somebody else reads there
+    loop.add_writer(mine, _context.settle, can)
+    try:
+        await can
+    finally:
+        loop.remove_writer(mine)
+        os.close(mine)
+
+
+def _look_again() -> None:
+    """A process is gone: what it held is free."""
+    memory = sys.modules.get("aioelastic.memory")
+    if memory is not None:
+        memory.peer_gone()
 
 
 def remote_error(packet: bytes, fds: list[int]) -> RemoteError:

@@ -18,7 +18,7 @@ from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
-from .replies import Replies
+from .replies import Correspondent, Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail, Tap
 from .thread import insist
@@ -57,7 +57,7 @@ class Keeper(Protocol):
     def background(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
-class Worker:
+class Worker(Correspondent):
     """One worker of a group, as `group[rank]` shows it.
 
     Attributes:

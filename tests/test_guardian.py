@@ -19,7 +19,7 @@ import pytest
 from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
 
 from aioelastic import Command, Function, Group, SpecError, supervise
-from aioelastic.child import _guardian, _order
+from aioelastic.child import _children, _guardian, _order
 from aioelastic.events import Drained, Spawned
 from aioelastic.launch import GuardianLauncher, end_helpers, plan, preflight
 from aioelastic.spec import GroupSpec
@@ -294,8 +294,8 @@ def test_children_are_found_without_the_kernels_list() -> None:
 
     children = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
     try:
-        assert {one.pid for one in children} <= set(_guardian._children_by_search(os.getpid()))
-        assert set(_guardian._children_by_search(os.getpid())) == set(_guardian.children(os.getpid()))
+        assert {one.pid for one in children} <= set(_children.by_search(os.getpid()))
+        assert set(_children.by_search(os.getpid())) == set(_children.children(os.getpid()))
     finally:
         for one in children:
             one.kill()

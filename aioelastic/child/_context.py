@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 importing_main = False  # while the caller's main module is imported here: it must not start workers of its own
 channel: socket.socket | None = None  # to the supervisor; a function worker's own
+serving = False  # tasks of an executor come by it
 
 
 def rank() -> int:

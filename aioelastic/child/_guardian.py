@@ -22,6 +22,7 @@ import time
 from _socket import socket
 
 from . import _mark, _order, _socket
+from ._children import children, end_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 _LATER = {_signal.SIGCHLD, _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM}  # the program answers these
-_READ = os.O_RDONLY | os.O_CLOEXEC
 
 Environ = dict[bytes, bytes]
 
@@ -78,68 +78,6 @@ def main(supervisor: int) -> NoReturn:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
             end_children()
         os._exit(0)
-
-
-def end_children() -> None:
-    """Kill whatever is a child of this process, and what becomes one thereby, until there is none.
-
-    Its children are not reaped by anybody else, so their pids are their own. What has changed its user and cannot be
-    killed is left to whoever is next to adopt it.
-    """
-    me, killed = os.getpid(), set()
-    while True:
-        refused = False
-        for pid in children(me):
-            if pid not in killed:
-                try:
-                    os.kill(pid, _signal.SIGKILL)
-                    killed.add(pid)
-                except ProcessLookupError:
-                    pass
-                except PermissionError:
-                    refused = True
-        if refused and not killed:
-            return
-        try:
-            pid, _ = os.waitpid(-1, 0)
-            while pid:  # all that have ended, before the next look
-                killed.discard(pid)
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-
-
-def children(parent: int) -> list[int]:
-    """The pids of its children, zombies too."""
-    try:
-        fd = os.open(f"/proc/{parent}/task/{parent}/children", _READ)
-    except OSError:
-        return _children_by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
-    data = b""
-    while more := os.read(fd, 65536):
-        data += more
-    os.close(fd)
-    return [int(one) for one in data.split()]
-
-
-def _children_by_search(parent: int) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                fd = os.open(f"/proc/{name}/stat", _READ)
-            except OSError:
-                continue
-            try:
-                data = os.read(fd, 1024)
-            except OSError:
-                continue
-            finally:
-                os.close(fd)
-            # the name, in parentheses, may hold anything
-            if int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
-                found.append(int(name))
-    return found
 
 
 class Child:

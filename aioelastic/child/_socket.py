@@ -5,15 +5,16 @@ from __future__ import annotations
 import array
 import os
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
+from _socket import socket as AnySocket
 
 TYPE_CHECKING = False  # `socket` and `typing` take 5 ms each to import
 if TYPE_CHECKING:
     import socket
-    from _socket import socket as AnySocket
     from collections.abc import Sequence
 
 PACKET = 32_786  # the largest datagram
-FDS = 4  # descriptors one datagram may carry
+FDS = 250  # descriptors that one datagram may carry: the kernel lets 253 pass (SCM_MAX_FD, unix(7))
+_MORE = b"+"  # in front of a datagram: its descriptors are in a socket, which is what came with it
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -27,27 +28,59 @@ def send(sock: AnySocket, packet: bytes, fds: Sequence[int] = ()) -> None:
     """Send one datagram. `BlockingIOError` when a non-blocking socket is full."""
     if not fds:
         sock.send(packet, MSG_NOSIGNAL)
-        return
-    sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", fds))], MSG_NOSIGNAL)
+    elif len(fds) <= FDS:
+        sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", fds))], MSG_NOSIGNAL)
+    else:
+        inner, outer = pair()
+        with inner, outer:
+            inner.setblocking(False)
+            for at in range(0, len(fds), FDS):
+                send(inner, b".", fds[at : at + FDS])
+            send(sock, _MORE + packet, [outer.fileno()])
 
 
-def receive(sock: AnySocket) -> tuple[bytes, list[int]]:
+def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
     """Receive one datagram; b"" when the other end is gone. `BlockingIOError` when there is none yet.
 
     Raises:
-        ValueError: it was larger than any of ours; what came with it is closed.
+        ValueError: it was larger than any of ours, or descriptors of it are missing, as this process may have no more;
+            what came with it is closed.
     """
-    packet, rights, flags, _ = sock.recvmsg(PACKET, CMSG_SPACE(FDS * 4), MSG_CMSG_CLOEXEC)
-    if not rights and not flags & MSG_TRUNC:
+    room = CMSG_SPACE(FDS * 4)
+    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, room, flags | MSG_CMSG_CLOEXEC)
+    if not rights and not flags & (MSG_TRUNC | MSG_CTRUNC):
         return packet, []
     fds: list[int] = []
     for level, kind, data in rights:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             fds += array.array("i", data[: len(data) - len(data) % 4])
-    if flags & (MSG_TRUNC | MSG_CTRUNC):
+    if flags & MSG_CTRUNC:
+        close(fds)
+        raise ValueError("not all of its descriptors could be taken: this process may have too many open")
+    if flags & MSG_TRUNC:
         close(fds)
         raise ValueError("not a message of aioelastic's")
+    if packet[:1] == _MORE:
+        inner = AnySocket(fileno=fds[0])
+        try:
+            return packet[1:], _all(inner)
+        finally:
+            inner.close()
     return packet, fds
+
+
+def _all(sock: AnySocket) -> list[int]:
+    """All descriptors in a socket that nobody writes to any more."""
+    fds: list[int] = []
+    try:
+        while True:
+            packet, more = receive(sock)
+            if not packet:
+                return fds
+            fds += more
+    except BaseException:
+        close(fds)
+        raise
 
 
 def close(fds: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,7 @@ def serve(
     """
     channel = _context.channel
     assert channel is not None
+    _context.serving = True
     if initializer is not None:
         initializer(*initargs)
     _context.ready()
@@ -62,5 +64,8 @@ def chunk(fn: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]
 
 
 def _resident() -> int:
+    memory = sys.modules.get("aioelastic.memory")
+    if memory is not None:
+        memory.trim()  # what lies idle for the next result is no growth
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE

@@ -2,15 +2,19 @@
 
 A datagram (unix(7), SOCK_SEQPACKET) is a kind (one byte), where its body is (one byte), and the body: a pickle. A body
 that is large, or has large buffers out of band (PEP 574), is in a memfd that travels beside it: it is written once by
-the sender and mapped by the receiver, never squeezed through the socket.
+the sender and mapped by the receiver, never squeezed through the socket. Arrays are told apart from the pickle by
+`aioelastic.memory`, which is imported when there can be any: those that are shared travel as the descriptors of their
+segments, behind that of the body.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import pickle
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -27,9 +31,18 @@ FAILED = b"L"  # as ERROR
 VALUE = b"V"  # (value,)
 ERROR = b"E"  # (phase, what `_failure.describe` says)
 
-INLINE = 32_768  # bytes a body may have in its datagram: several wait in a socket of the default size
+# between a supervisor and a function, both ways: what `send` is given
+OBJECT = b"O"  # (value,)
+# in a `sharing.Queue`; its last descriptor is the item's place
+ITEM = b"I"  # (value,)
+
+INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
 APART = 16_384  # bytes from which a buffer is worth a place of its own
-_HERE, _MEMFD = b"\0", b"\1"
+SHORT = 512  # the same for an item of a queue: 128 of them fit into one socket
+POOL = 65_536  # bytes from which a body is copied into memory that was used before
+# where a body is: a pickle, here; pieces in a memfd; pieces here; and whether there are arrays among them
+_HERE, _MEMFD, _PIECES, _ARRAYS = 0, 1, 2, 4
+_ONCE = (SETUP, CALL, VALUE)  # one such message in a life: there is nothing to be used again
 _ALIGN = 64  # of buffers, for vector instructions
 
 Dumps = Callable[..., bytes]
@@ -57,25 +70,58 @@ def encode(kind: bytes, body: tuple[Any, ...], dumps: Dumps = pickle.dumps) -> t
         apart.append(raw)
         return False
 
-    data = dumps(body, protocol=5, buffer_callback=place)
-    if not apart and len(data) <= INLINE:
-        return kind + _HERE + data, []
-    sizes = [len(data), *(one.nbytes for one in apart)]
-    head = struct.pack(f"<{len(sizes) + 1}Q", len(sizes), *sizes)
+    memory = _memory() if body else None
+    if memory is None:
+        return _packed(kind, 0, [memoryview(dumps(body, protocol=5, buffer_callback=place)), *apart], None)
+    message = memory.Outgoing()
+    data = memoryview(message.dumps(body, place, dumps is not pickle.dumps))
+    try:
+        found = message.finish()
+        store = None if kind in _ONCE else memory.store
+        if found is None:
+            return _packed(kind, 0, [data, *apart], store)
+        table, arrays = found
+        packet, fds = _packed(kind, _ARRAYS, [data, memoryview(table), *arrays, *apart], store, len(arrays))
+        return packet, fds + message.fds
+    except BaseException:
+        message.close()
+        raise
+
+
+def _packed(
+    kind: bytes, what: int, pieces: list[memoryview], store: Any = None, arrays: int = 0
+) -> tuple[bytes, list[int]]:
+    """The datagram of these pieces, of which the first is the pickle."""
+    sizes = [one.nbytes for one in pieces]
+    inline = SHORT if kind == ITEM else INLINE
+    if len(pieces) == 1 and sizes[0] <= inline:
+        return kind + bytes((_HERE,)) + pieces[0], []
+    head = struct.pack(f"<{len(sizes) + 2}Q", len(sizes), arrays, *sizes)
+    if sum(sizes) + (len(sizes) + 1) * _ALIGN <= inline:
+        out = bytearray(kind + bytes((_PIECES | what,)))
+        for piece in (memoryview(head), *pieces):
+            out += bytes(-(len(out) - 2) % _ALIGN)
+            out += piece
+        return bytes(out), []
+    placed, at = [], 0
+    for piece in (memoryview(head), *pieces):
+        at += -at % _ALIGN
+        placed.append((at, piece))
+        at += piece.nbytes
+    packet = kind + bytes((_MEMFD | what,))
+    if store is not None and at >= POOL:
+        return packet, [store(placed, at)]
     fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
     try:
-        at = 0
-        for piece in (memoryview(head), memoryview(data), *apart):
-            at += -at % _ALIGN
-            os.lseek(fd, at, os.SEEK_SET)
-            at += piece.nbytes
+        for offset, piece in placed:
             while piece:
-                piece = piece[os.write(fd, piece) :]
+                done = os.pwrite(fd, piece, offset)
+                piece, offset = piece[done:], offset + done
         os.ftruncate(fd, at)
     except BaseException:
         os.close(fd)
         raise
-    return kind + _MEMFD, [fd]
+    return packet, [fd]
 
 
 def decode(packet: bytes, fds: Sequence[int], private: bool = False) -> tuple[Any, ...]:
@@ -87,9 +133,16 @@ def decode(packet: bytes, fds: Sequence[int], private: bool = False) -> tuple[An
     Raises:
         Exception: whatever unpickling raises.
     """
-    data, *buffers = _pieces(packet, fds, private)
     # what is unpickled holds on to the mapping as long as it uses one of the buffers
-    body = pickle.loads(data, buffers=buffers)
+    (data, *pieces), arrays = _pieces(packet, fds, private)
+    if not packet[1] & _ARRAYS:
+        body = pickle.loads(data, buffers=pieces)
+    else:
+        from .. import memory
+
+        table, pieces = pieces[0], pieces[1:]
+        with memory.Incoming(table, pieces[:arrays], fds[1:] if in_memfd(packet) else fds):
+            body = pickle.loads(data, buffers=pieces[arrays:])
     if not isinstance(body, tuple):
         raise ValueError("not a message of aioelastic's")
     return body
@@ -97,7 +150,7 @@ def decode(packet: bytes, fds: Sequence[int], private: bool = False) -> tuple[An
 
 def pickled(packet: bytes, fds: Sequence[int]) -> bytes:
     """The pickle in it, without its large buffers."""
-    return bytes(_pieces(packet, fds, True)[0])
+    return bytes(_pieces(packet, fds, True)[0][0])
 
 
 def by_value() -> Dumps | None:
@@ -111,23 +164,46 @@ def by_value() -> Dumps | None:
 
 def in_memfd(packet: bytes) -> bool:
     """Whether the first descriptor beside this datagram holds its body."""
-    return packet[1:2] == _MEMFD
+    return packet[1] & ~_ARRAYS == _MEMFD
 
 
-def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> list[memoryview]:
-    """The pickle and its buffers."""
-    if packet[1:2] == _HERE:
-        return [memoryview(packet)[2:]]
-    if packet[1:2] != _MEMFD or not fds:
+def _memory() -> Any:
+    """`aioelastic.memory`, where there can be arrays in a message: it is loaded, or a library that has them."""
+    loaded = sys.modules
+    if "aioelastic.memory" in loaded or "numpy" in loaded or "torch" in loaded:
+        from .. import memory
+
+        return memory
+    return None
+
+
+def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[memoryview], int]:
+    """The pickle and what is beside it, and how many of that are arrays."""
+    where = packet[1] & ~_ARRAYS if len(packet) > 1 else -1
+    if where == _HERE:
+        return [memoryview(packet)[2:]], 0
+    if where == _PIECES:
+        whole = memoryview(bytearray(memoryview(packet)[2:]))  # arrays may be written to
+    elif where == _MEMFD and fds:
+        size = os.fstat(fds[0]).st_size
+        if private or size < POOL:
+            whole = memoryview(mmap.mmap(fds[0], size, flags=mmap.MAP_PRIVATE if private else mmap.MAP_SHARED))
+        else:
+            # by a lease of our own (see `aioelastic.memory`): the one that came is in the sender's name
+            mine = os.open(f"/proc/self/fd/{fds[0]}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(mine, fcntl.LOCK_SH)
+                whole = memoryview(mmap.mmap(mine, size))
+            finally:
+                os.close(mine)
+    else:
         raise ValueError("not a message of aioelastic's")
-    size = os.fstat(fds[0]).st_size
-    whole = memoryview(mmap.mmap(fds[0], size, flags=mmap.MAP_PRIVATE if private else mmap.MAP_SHARED))
-    (count,) = struct.unpack_from("<Q", whole)
-    sizes = struct.unpack_from(f"<{count}Q", whole, 8)
-    at = 8 * (count + 1)
+    count, arrays = struct.unpack_from("<2Q", whole)
+    sizes = struct.unpack_from(f"<{count}Q", whole, 16)
+    at = 8 * (count + 2)
     pieces = []
     for length in sizes:
         at += -at % _ALIGN
         pieces.append(whole[at : at + length])
         at += length
-    return pieces
+    return pieces, arrays

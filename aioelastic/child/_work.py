@@ -225,7 +225,12 @@ def _only(stdout: int | None, stderr: int | None, keep: int) -> int:
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in wanted]
     for number, fd in enumerate(high):
         os.dup2(fd, number, inheritable=number < 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    memory = sys.modules.get("aioelastic.memory")
+    first = 4
+    for fd in memory.descriptors() if memory is not None else ():  # of arrays that were inherited
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
     return 3
 
 

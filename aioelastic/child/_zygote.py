@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import _order, _socket, _work
+from . import _order, _socket, _wire, _work
 
 _PR_SET_PDEATHSIG = 1
 
@@ -173,6 +173,7 @@ def _warm_up(preload: list[str], where: tuple[str, str] | None) -> tuple[str, st
         _work.import_main(where)
     except BaseException as exc:
         return f"the main module could not be imported: {type(exc).__name__}: {exc}", traceback.format_exc()
+    _wire._memory()  # workers that have arrays will need it
     words = unsafe()
     if words:
         return f"it cannot be forked after its imports: {words}", ""

@@ -130,7 +130,9 @@ def explain(function: Function, field: str, dumps: Callable[..., bytes], names_m
 
 def _trouble(value: Any, dumps: Callable[..., bytes]) -> str:
     try:
-        dumps(value, protocol=5)
+        _, fds = _wire.encode(_wire.CALL, (value,), dumps)
     except Exception as exc:
         return f"{type(exc).__name__}: {exc}"
+    for fd in fds:
+        os.close(fd)
     return ""

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,9 +119,18 @@ def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
     with marked():
         before = Holdings.now()
         yield before
-        end_helpers()
+        cool_down()
         if leaks := Holdings.now().leaks(before, ignore):
             raise LeftBehind(leaks)
+
+
+def cool_down() -> None:
+    """End and give back what we keep warm for the next group: zygotes, the guardian, memory for arrays."""
+    end_helpers()
+    gc.collect()
+    memory = sys.modules.get("aioelastic.memory")
+    if memory is not None:
+        memory.trim()
 
 
 def pending_tasks() -> dict[str, str]:

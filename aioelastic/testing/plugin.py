@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 
-from ..launch import end_helpers
 from ._environment import Unavailable, pid_namespace
 from ._environment import full_disk as _full_disk
 from ._family import marked
-from ._holdings import Holdings, LeftBehind, pending_tasks
+from ._holdings import Holdings, LeftBehind, cool_down, pending_tasks
 
 INSIDE = "AIOELASTIC_TESTING_NAMESPACE"
 TURNS = 10  # of the loop, for tasks that were cancelled, and generators that were dropped, at the end of a test
@@ -51,7 +50,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     before = Holdings.now()
     yield
-    end_helpers()
+    cool_down()
     leaks = Holdings.now().leaks(before, request.config.getini("no_leaks_ignore"))
     if tasks := request.node.stash.get(_tasks, {}):
         leaks["task"] = [*tasks.values()]

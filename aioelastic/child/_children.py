@@ -1,0 +1,70 @@
+"""The children of this process, those it has adopted too: who they are, and their end."""
+
+from __future__ import annotations
+
+import os
+
+_SIGKILL = 9
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+def end_children() -> None:
+    """Kill whatever is a child of this process, and what becomes one thereby, until there is none.
+
+    Its children are not reaped by anybody else, so their pids are their own. What has changed its user and cannot be
+    killed is left to whoever is next to adopt it.
+    """
+    me, killed = os.getpid(), set()
+    while True:
+        refused = False
+        for pid in children(me):
+            if pid not in killed:
+                try:
+                    os.kill(pid, _SIGKILL)
+                    killed.add(pid)
+                except ProcessLookupError:
+                    pass
+                except PermissionError:
+                    refused = True
+        if refused and not killed:
+            return
+        try:
+            pid, _ = os.waitpid(-1, 0)
+            while pid:  # all that have ended, before the next look
+                killed.discard(pid)
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def children(parent: int) -> list[int]:
+    """The pids of its children, zombies too."""
+    try:
+        fd = os.open(f"/proc/{parent}/task/{parent}/children", _READ)
+    except OSError:
+        return by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
+    data = b""
+    while more := os.read(fd, 65536):
+        data += more
+    os.close(fd)
+    return [int(one) for one in data.split()]
+
+
+def by_search(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fd = os.open(f"/proc/{name}/stat", _READ)
+            except OSError:
+                continue
+            try:
+                data = os.read(fd, 1024)
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            # the name, in parentheses, may hold anything
+            if int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
+                found.append(int(name))
+    return found

@@ -1,0 +1,41 @@
+"""Memory that processes share: segments, arrays over them, and how they travel in messages.
+
+In: arrays, and descriptors that came with messages. Out: places in segments, and descriptors to send. Synchronous and
+of the standard library; numpy and torch are spoken to when somebody else has imported them. It must never import
+asyncio: workers use it.
+"""
+
+from ._arena import ShareStats, arena, stats, trim
+from ._array import SharedArray, copy, empty, is_shared
+from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
+from ._message import Incoming, Outgoing, carry, incoming, register, store
+from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
+
+__all__ = [
+    "Incoming",
+    "NotShareable",
+    "Outgoing",
+    "Segment",
+    "ShareLeakWarning",
+    "ShareLimit",
+    "ShareLost",
+    "ShareStats",
+    "SharedArray",
+    "SharingError",
+    "after_exit",
+    "after_fork",
+    "arena",
+    "carry",
+    "copy",
+    "descriptors",
+    "empty",
+    "gate",
+    "incoming",
+    "is_shared",
+    "peer_gone",
+    "register",
+    "segments",
+    "stats",
+    "store",
+    "trim",
+]

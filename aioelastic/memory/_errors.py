@@ -1,0 +1,23 @@
+"""What may go wrong between processes that share memory."""
+
+from __future__ import annotations
+
+
+class SharingError(Exception):
+    """Any of the below."""
+
+
+class NotShareable(SharingError, TypeError):
+    """This object cannot be shared; the message says what to do instead."""
+
+
+class ShareLost(SharingError):
+    """Memory, or a queue, of a process that is gone, and that nobody else holds."""
+
+
+class ShareLimit(SharingError, MemoryError):
+    """No room: the system has no more shared memory, or this process no more file descriptors."""
+
+
+class ShareLeakWarning(ResourceWarning):
+    """Shared memory was still held when its scope ended. The message names owner, holders, age and size."""

@@ -1,0 +1,271 @@
+"""What of a message is memory: which of it is shared and travels as it is, and which is copied once.
+
+While a message is pickled, each array in it becomes a number; what the number means is in a table beside the pickle.
+An array in a segment is a place in that segment, whose descriptor travels along. All others are copied after the
+pickling, when it is known what overlaps: views of one array in one message are views of one array again, and of an
+array of which only a part is sent, only that part is copied.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import marshal
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from . import _segment
+from ._array import SharedArray
+from ._dtypes import DTYPES
+from ._errors import ShareLost
+from ._segment import attach, find, gate, view
+
+Reducer = Callable[[Any], Any]
+_registered: dict[type, Reducer] = {}
+
+
+class _Ref:
+    """An array in a message."""
+
+    __slots__ = ("high", "keep", "low", "nbytes", "offset", "slot", "strides", "tight")
+
+    def __init__(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None) -> None:
+        self.low, self.high, self.nbytes, self.keep, self.tight = low, high, nbytes, keep, tight
+        self.slot, self.offset = -1, 0
+        self.strides: tuple[int, ...] | None = None
+
+
+class Outgoing:
+    """The memory in one message that is being pickled.
+
+    Attributes:
+        fds: descriptors to send with it, the caller's to close.
+    """
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self._refs: list[_Ref] = []
+        self._slots: dict[tuple[int, int], int] = {}
+
+    def dumps(self, body: Any, place: Callable[[pickle.PickleBuffer], bool], by_value: bool) -> bytes:
+        """The pickle. With `by_value`, by cloudpickle."""
+        table = {**copyreg.dispatch_table, **self._table()}
+        out = io.BytesIO()
+        if by_value:
+            import cloudpickle
+
+            base = cloudpickle.Pickler
+            kind = type("Pickler", (base,), {"dispatch_table": {**base.dispatch_table, **table}})
+            pickler = kind(out, protocol=5, buffer_callback=place)
+        else:
+            pickler = pickle.Pickler(out, protocol=5, buffer_callback=place)
+            pickler.dispatch_table = table
+        try:
+            pickler.dump(body)
+        except BaseException:
+            self.close()
+            raise
+        return out.getvalue()
+
+    def finish(self) -> tuple[bytes, list[memoryview]] | None:
+        """The table, and what is to be copied. None: there is no memory in it."""
+        if not self._refs and not self.fds:
+            return None
+        pieces = self._group([one for one in self._refs if one.slot < 0])
+        return marshal.dumps([(one.slot, one.offset, one.nbytes, one.strides) for one in self._refs]), pieces
+
+    def close(self) -> None:
+        """It will not be sent."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def ref(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None = None) -> int:
+        """The number of an array that lies at `low` up to `high`.
+
+        Args:
+            nbytes: what its elements need.
+            tight: makes a contiguous copy of it, as its address, strides and what keeps it.
+        """
+        one = _Ref(low, high, nbytes, keep, tight)
+        with gate:
+            segment = find(low, high - low)
+            if segment is not None:
+                one.slot = self._slots.get(segment.key, -1)
+                if one.slot < 0:
+                    one.slot = self._slots[segment.key] = len(self.fds)
+                    self.fds.append(segment.lend())
+                one.offset = low - segment.address
+                one.nbytes = high - low
+        self._refs.append(one)
+        return len(self._refs) - 1
+
+    def descriptor(self, fd: int) -> int:
+        """The number under which a copy of any descriptor travels along."""
+        self.fds.append(os.dup(fd))
+        return len(self.fds) - 1
+
+    def _group(self, refs: Sequence[_Ref]) -> list[memoryview]:
+        """Those that overlap are one piece."""
+        groups: list[list[_Ref]] = []
+        high = -1
+        for one in sorted(refs, key=lambda ref: ref.low):
+            if one.low >= high:
+                groups.append([])
+            groups[-1].append(one)
+            high = max(high, one.high)
+        pieces = []
+        for slot, group in enumerate(groups):
+            first, low = group[0], group[0].low
+            high = max(one.high for one in group)
+            if len(group) == 1 and first.tight is not None and high - low > 2 * first.nbytes:
+                low, first.strides, first.keep = first.tight()  # most of it is not wanted
+                first.low, high = low, low + first.nbytes
+            for one in group:
+                one.slot, one.offset, one.nbytes = -1 - slot, one.low - low, one.high - one.low
+            if len(group) == 1:
+                first.nbytes = high - low
+            pieces.append(view(low, high - low))
+        return pieces
+
+    def _table(self) -> dict[type, Reducer]:
+        table: dict[type, Reducer] = {SharedArray: self._shared, **_registered}
+        if "numpy" in sys.modules:
+            from ._numpy import reducers
+
+            table.update(reducers(self))
+        if "torch" in sys.modules:
+            from ._torch import reducers as of_torch
+
+            table.update(of_torch(self))
+        for kind, reducer in _carried.items():
+            table[kind] = lambda one, reducer=reducer: reducer(one, self)  # type: ignore[misc]
+        return table
+
+    def _shared(self, array: SharedArray) -> Any:
+        if not array.size:
+            return (_rebuild_empty, (array.shape, array.strides, array.dtype))
+        low, high = bounds(array.address, array.shape, array.strides, array.itemsize)
+        number = self.ref(low, high, array.nbytes, array)
+        if self._refs[number].slot < 0:
+            raise ShareLost("its memory is not this process's any more: it was inherited when descriptors were short")
+        return (_rebuild, (number, array.address - low, array.shape, array.strides, array.dtype))
+
+
+class Incoming:
+    """The memory of a message while it is unpickled, in this thread."""
+
+    def __init__(self, table: memoryview, pieces: Sequence[memoryview], fds: Sequence[int]) -> None:
+        self._refs = marshal.loads(table)
+        self._pieces = pieces
+        self._fds = fds
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "message", None)
+        _here.message = self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _here.message = self._before
+
+    def take(self, number: int) -> tuple[Any, tuple[int, ...] | None]:
+        """The memory of that number, and its strides if they are not those it had. Raises `ShareLost`."""
+        slot, offset, nbytes, strides = self._refs[number]
+        if slot < 0:
+            return self._pieces[-1 - slot][offset : offset + nbytes], strides
+        with gate:
+            segment = attach(self.fd(slot))
+            if offset + nbytes > segment.size:
+                raise ShareLost("a shared segment is smaller than what should be in it")
+            if segment.owned:
+                _arena().came_back(segment)
+            return segment.loan(offset, nbytes), strides
+
+    def fd(self, slot: int) -> int:
+        """A descriptor that came along, not ours to close. Raises `ShareLost`."""
+        try:
+            return self._fds[slot]
+        except IndexError:
+            raise ShareLost("a descriptor is missing: this process may have too many of them open") from None
+
+
+_here = threading.local()
+_carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
+
+
+def incoming() -> Incoming:
+    """The message that is being unpickled in this thread. Raises `ShareLost`."""
+    message: Incoming | None = getattr(_here, "message", None)
+    if message is None:
+        raise ShareLost("this is part of a message of aioelastic's, and cannot be unpickled by itself")
+    return message
+
+
+def carry(kind: type, reducer: Callable[[Any, Outgoing], Any]) -> None:
+    """Objects of this type are reduced so, in messages; the reducer is given the message, too."""
+    _carried[kind] = reducer
+
+
+def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], Any]) -> None:
+    """Let objects of a type travel by what they are made of, arrays first of all.
+
+    Args:
+        kind: this very type, not what is derived from it.
+        export: makes something of an object that can be pickled; shared arrays in it stay shared.
+        rebuild: makes the object of it again, in the other process; it must be found there by its name.
+
+    Example::
+
+        sharing.register(Frame, lambda frame: (frame.pixels, frame.time), make_frame)
+    """
+    _registered[kind] = lambda one: (rebuild, (export(one),))
+
+
+def bounds(address: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """The first byte of an array that has elements, and the one behind its last."""
+    low = high = address
+    for size, step in zip(shape, strides, strict=True):
+        if step < 0:
+            low += step * (size - 1)
+        else:
+            high += step * (size - 1)
+    return low, high + itemsize
+
+
+def _rebuild(number: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> SharedArray:
+    loan, _ = incoming().take(number)
+    return SharedArray(loan, offset, shape, strides, DTYPES[dtype])
+
+
+def _rebuild_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> SharedArray:
+    return SharedArray(None, 0, shape, strides, DTYPES[dtype])
+
+
+def _arena() -> Any:
+    from ._arena import arena
+
+    return arena
+
+
+def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
+    """Copy the pieces of a message to their offsets in a segment that nobody uses; a descriptor that holds it.
+
+    Raises:
+        ShareLimit: there is no room.
+    """
+    arena = _arena()
+    with gate:
+        segment = arena.take(size)
+    try:
+        for offset, piece in pieces:
+            _segment.fill(segment, offset, piece)
+        fd: int = segment.lend()
+    finally:
+        with gate:
+            arena.give(segment)
+    return fd

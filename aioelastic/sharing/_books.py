@@ -1,0 +1,266 @@
+"""Who holds what: the kernel's view, a scope that warns of what was left, and where memory comes from."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import psutil
+
+from .. import memory
+from ..checks import check_path, check_whole
+from ..errors import SpecError
+
+_NAME = "aioelastic-"
+_DIRECTORY = "aioelastic-shares-"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One hold on one segment.
+
+    Attributes:
+        segment: its name, as `/proc/PID/maps` shows it.
+        size: its bytes.
+        owner: process id of who made it.
+        holder: process id of who holds it: a process that uses it, or one whose message is under way.
+        age: seconds since this process knows the segment.
+    """
+
+    segment: str
+    size: int
+    owner: int
+    holder: int
+    age: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """One segment, as the kernel sees it.
+
+    Attributes:
+        segment: its name.
+        owner: process id of who made it.
+        size: the most bytes of it that a process has mapped.
+        mapped: process ids of those that have it mapped.
+        leased: process ids of those that have a lease, and of senders of messages under way.
+        unexplained: those that have it mapped, and are neither its owner nor have a lease: nothing keeps its owner from
+            using the memory for something else. A process that was forked is one of them: what it inherited is held for
+            it in the name of the process it was copied from.
+    """
+
+    segment: str
+    owner: int
+    size: int
+    mapped: tuple[int, ...]
+    leased: tuple[int, ...]
+
+    @property
+    def unexplained(self) -> tuple[int, ...]:
+        return tuple(pid for pid in self.mapped if pid != self.owner and pid not in self.leased)
+
+
+def leases() -> list[Lease]:
+    """All leases on the segments that this process has, its own and others', from `/proc/locks`."""
+    mine = {one.key[1]: one for one in memory.segments()}
+    now = time.monotonic()
+    found = []
+    for inode, holder in _locks():
+        one = mine.get(inode)
+        if one is not None:
+            found.append(Lease(one.name, one.size, _owner(one.name), holder, now - one.born))
+    return found
+
+
+def audit(pids: Collection[int] | None = None) -> list[Held]:
+    """What processes have mapped, by `/proc/PID/maps`, against the leases they have.
+
+    Args:
+        pids: which processes; this one and all that descend from it when not given. Those of other users are left out.
+    """
+    if pids is None:
+        me = psutil.Process()
+        pids = [me.pid, *(one.pid for one in me.children(recursive=True))]
+    leased: dict[int, set[int]] = {}
+    for inode, holder in _locks():
+        leased.setdefault(inode, set()).add(holder)
+    seen: dict[int, tuple[str, dict[int, int]]] = {}
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+        for line in lines:
+            where, _, _, _, number, *rest = line.split(None, 5)
+            name = os.path.basename(rest[0].removesuffix(" (deleted)")).removeprefix("memfd:") if rest else ""
+            if name.startswith(_NAME):
+                low, _, high = where.partition("-")
+                _, sizes = seen.setdefault(int(number), (name, {}))
+                sizes[pid] = sizes.get(pid, 0) + int(high, 16) - int(low, 16)
+    return [
+        Held(name, _owner(name), max(sizes.values()), tuple(sorted(sizes)), tuple(sorted(leased.get(inode, ()))))
+        for inode, (name, sizes) in seen.items()
+    ]
+
+
+class scope:
+    """At its end, nothing that was made in it may still be held: by a view in this process, a message, or a process.
+
+    It looks at segments of this process. What is still held is warned of (`ShareLeakWarning`), each with its owner, its
+    holders, its age and its size; or, with `strict`, raised as a group of them.
+
+    Args:
+        strict: raise instead of warning.
+
+    Raises:
+        ExceptionGroup: of `ShareLeakWarning`, at the end, with `strict`.
+
+    Example::
+
+        with sharing.scope(strict=True):
+            await supervise(Function(train, sharing.copy(data)), n=4)
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self._strict = strict
+
+    def __enter__(self) -> Self:
+        self._before = _uses()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exc is not None:
+            return  # its traceback may well hold arrays
+        gc.collect()  # what only waits for the collector is not held
+        now = time.monotonic()
+        found = []
+        for one, (views, holders) in _uses().items():
+            views_before, holders_before = self._before.get(one, (0, []))
+            new = [pid for pid in holders if holders.count(pid) > holders_before.count(pid)]
+            if views > views_before or new:
+                who = [f"{views - views_before} views in this process"] if views > views_before else []
+                who += [_words(pid) for pid in sorted(set(new))]
+                words = f"{one.size} bytes of shared memory ({one.name}) are still held by {', '.join(who)}"
+                found.append(memory.ShareLeakWarning(f"{words}; owner {os.getpid()}, age {now - one.born:.1f} s"))
+        if found and self._strict:
+            raise ExceptionGroup("shared memory is still held", found)
+        for leak in found:
+            warnings.warn(leak, stacklevel=2)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exc, trace)
+
+
+def configure(
+    *,
+    strategy: Literal["memfd", "file"] | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> None:
+    """How this process makes shared memory from now on. A worker is told by calling it there.
+
+    Args:
+        strategy: `"memfd"`, which has no name and no other limit than memory; or `"file"`: files in a directory of this
+            process's own below `directory`, which count against that file system. They are removed with their array,
+            the directory when the process ends; those of processes that were killed, by the next that calls this.
+        directory: for `"file"`; `/dev/shm` when not given.
+        limit: bytes of shared memory that may lie idle here for the next arrays; a quarter of the machine's memory, at
+            most 2 GiB, when never given.
+
+    Raises:
+        SpecError: an argument is wrong.
+        OSError: the directory cannot be used.
+    """
+    if limit is not None:
+        check_whole("limit", limit, 0)
+    if strategy not in (None, "memfd", "file"):
+        raise SpecError("strategy", strategy, "is not known", 'use "memfd" or "file"')
+    if directory is not None and strategy != "file":
+        raise SpecError("directory", str(directory), 'is for strategy="file"', "name that too")
+    place = None
+    if strategy == "file":
+        place = _own_directory(Path("/dev/shm" if directory is None else check_path("directory", directory)))
+    with memory.gate:
+        if strategy is not None:
+            memory.arena.directory = place
+            memory.arena.trim()
+        if limit is not None:
+            memory.arena.limit = limit
+            memory.arena.trim(limit)
+
+
+def _own_directory(below: Path) -> str:
+    me = os.getpid()
+    for old in below.glob(f"{_DIRECTORY}*"):
+        pid, _, started = old.name.removeprefix(_DIRECTORY).partition("-")
+        if not _runs(pid, started):
+            shutil.rmtree(old, ignore_errors=True)
+    own = below / f"{_DIRECTORY}{me}-{_started(me)}"
+    if not own.exists():
+        own.mkdir(mode=0o700)
+        atexit.register(_remove, own, me)
+    return str(own)
+
+
+def _remove(own: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _started(pid: int) -> int:
+    """In clock ticks since the boot: with the id, it names a process for ever."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _runs(pid: str, started: str) -> bool:
+    try:
+        return _started(int(pid)) == int(started)
+    except (OSError, ValueError):
+        return False
+
+
+def _uses() -> dict[memory.Segment, tuple[int, list[int]]]:
+    """Of our own segments: the views here, and who holds a lease."""
+    holders: dict[int, list[int]] = {}
+    for inode, holder in _locks():
+        holders.setdefault(inode, []).append(holder)
+    return {one: (one.loans, holders.get(one.key[1], [])) for one in memory.segments() if one.owned}
+
+
+def _locks() -> list[tuple[int, int]]:
+    """Inode and process id of each shared flock(2) of the system; inodes of memfds are those of one file system."""
+    found = []
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1:4] == ["FLOCK", "ADVISORY", "READ"]:
+            found.append((int(words[5].rpartition(":")[2]), int(words[4])))
+    return found
+
+
+def _owner(name: str) -> int:
+    return int(name.removeprefix(_NAME).partition("-")[0])
+
+
+def _words(pid: int) -> str:
+    if pid == os.getpid():
+        return "a message under way"
+    try:
+        return f"process {pid} ({psutil.Process(pid).name()})"
+    except psutil.Error:
+        return f"process {pid}"

@@ -1,0 +1,223 @@
+"""Objects for processes that we did not start: a socket with a name, and who may connect to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from .. import memory
+from ..checks import check_path
+from ..child import _socket, _wire, _work
+from ..errors import SpecError
+
+_LONGEST = 107  # bytes of a path, unix(7)
+
+
+class Endpoint:
+    """Offers objects (shared arrays, queues, anything that can be pickled) to other processes, by a path.
+
+    Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
+    the socket's own mode is 0600, or 0666 with `uids`. The socket is removed at the end; one that a process which died
+    has left is replaced.
+
+    Args:
+        path: of the socket.
+        objects: what is offered, by name; a dict that may change later.
+        uids: other users who may connect.
+
+    Raises:
+        SpecError: the path is too long, or in use.
+        OSError: the socket cannot be made.
+
+    Example::
+
+        async with sharing.Endpoint("/run/user/1000/frames", {"frames": queue}):
+            ...
+
+        with sharing.attach("/run/user/1000/frames") as offered:     # in another program
+            frame = offered["frames"].get_sync()
+    """
+
+    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], uids: Collection[int] = ()) -> None:
+        self.path = _checked(path)
+        self._objects = objects
+        self._allowed = {os.geteuid(), *uids}
+        self._peers: dict[int, socket.socket] = {}  # by pidfd
+        self._listener: socket.socket | None = None
+
+    async def __aenter__(self) -> Self:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
+            try:
+                listener.bind(self.path)
+            except OSError:
+                if not self._is_stale():
+                    problem = "is in use"
+                    raise SpecError("path", self.path, problem, "give another, or end who offers there") from None
+                os.unlink(self.path)
+                listener.bind(self.path)
+            if len(self._allowed) > 1:
+                os.chmod(self.path, 0o666)
+            listener.setblocking(False)
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener.fileno(), self._accept)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._listener is not None
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        os.unlink(self.path)
+        for pidfd in list(self._peers):
+            self._gone(pidfd)
+
+    def _is_stale(self) -> bool:
+        """Whether it is a socket that nobody listens to."""
+        try:
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                return False
+        except OSError:
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+            one.setblocking(False)
+            try:
+                one.connect(self.path)
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                pass
+        return False
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone again
+        peer.setblocking(False)
+        pid, uid, _ = _who(peer)
+        if uid not in self._allowed:
+            peer.close()
+            return
+        try:
+            # its connection may end before its other descriptors do
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            peer.close()
+            return
+        try:
+            packet, fds = _work.pack(_wire.OBJECT, (dict(self._objects),))
+            try:
+                _socket.send(peer, packet, fds)
+            finally:
+                _socket.close(fds)
+        except Exception as exc:
+            peer.close()
+            os.close(pidfd)
+            self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
+            return
+        self._peers[pidfd] = peer
+        self._loop.add_reader(pidfd, self._gone, pidfd)
+
+    def _gone(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        self._peers.pop(pidfd).close()
+        os.close(pidfd)
+        memory.peer_gone()
+
+
+class Attachment(Mapping[str, Any]):
+    """What an `Endpoint` offers, by name. What was taken out stays valid after `close()`, and after the other's end."""
+
+    def __init__(self, objects: dict[str, Any], connection: socket.socket) -> None:
+        self._objects = objects
+        self._over = weakref.finalize(self, connection.close)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._objects = {}
+        self._over()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._objects[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def attach(path: str | os.PathLike[str], uids: Collection[int] = ()) -> Attachment:
+    """Get what an `Endpoint` offers, in any process of this machine.
+
+    Args:
+        path: of its socket.
+        uids: other users than this one, whose objects are trusted: unpickling runs their code.
+
+    Raises:
+        ShareLost: nobody offers anything there.
+        PermissionError: it belongs to another user, or that one does not let us in.
+        SpecError: the path is too long.
+    """
+    where = _checked(path)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        try:
+            connection.connect(where)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise memory.ShareLost(f"nobody offers anything at {where}") from None
+        _, owner, _ = _who(connection)
+        if owner not in {os.geteuid(), *uids}:
+            raise PermissionError(f"{where} belongs to user {owner}; name that one in uids= to trust it")
+        try:
+            packet, fds = _socket.receive(connection)
+        except ConnectionResetError:
+            packet, fds = b"", []
+        if not packet:
+            raise PermissionError(f"{where} does not let user {os.geteuid()} in, or has just ended")
+        try:
+            (objects,) = _wire.decode(packet, fds)
+        finally:
+            _socket.close(fds)
+    except BaseException:
+        connection.close()
+        raise
+    return Attachment(objects, connection)
+
+
+def _checked(path: str | os.PathLike[str]) -> str:
+    text = check_path("path", path)
+    if len(os.fsencode(text)) > _LONGEST:
+        raise SpecError("path", text, f"is longer than the {_LONGEST} bytes of a socket's name", "give a shorter one")
+    return text
+
+
+def _who(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group at the other end."""
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", told)
+    return pid, uid, gid

@@ -1,0 +1,292 @@
+"""Arrays between processes: private and shared ones, small ones, against memcpy, and a consumer that is killed.
+
+A transfer is timed from the call that sends it to the acknowledgement of the process that has it. Ours goes between two
+event loops (uvloop). torch's queue moves a private tensor into shared memory in place, so it gets a new one each time.
+"""
+
+# ruff: noqa: RUF001  (the times sign is meant)
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+import _sharing
+import numpy
+import psutil
+from _common import Report, available, main, paired
+
+from aioelastic import Function, Group, GroupFailed, Logs, Std, sharing
+from aioelastic.launch import end_zygotes
+
+QUIET = Logs(tee=Std.NONE)
+MIB = 2**20
+QUEUE, PIPE = "torch's Queue (file_descriptor)", "multiprocessing.Pipe"
+
+
+class Ours:
+    """A group of one, in an event loop that stands between two calls."""
+
+    def __init__(self, job: Callable[[], Any]) -> None:
+        import uvloop
+
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self._group = Group(Function(job), logs=QUIET, preload=["numpy"])
+        self._runner.run(self._group.__aenter__())
+
+    def __call__(self, value: Any) -> float:
+        """Seconds until it is acknowledged."""
+        return self._runner.run(self._send(value))
+
+    async def _send(self, value: Any) -> float:
+        began = time.perf_counter()
+        await self._group[0].send(value)
+        await self._group[0].receive()
+        return time.perf_counter() - began
+
+    def many(self, value: Any, count: int) -> float:
+        """Seconds for so many of it, acknowledged at the end."""
+        return self._runner.run(self._many(value, count))
+
+    async def _many(self, value: Any, count: int) -> float:
+        began = time.perf_counter()
+        send = self._group[0].send
+        await send(count)
+        for _ in range(count):
+            await send(value)
+        await self._group[0].receive()
+        return time.perf_counter() - began
+
+    @property
+    def pid(self) -> int:
+        pid = self._group[0].pid
+        assert pid is not None
+        return pid
+
+    def close(self) -> None:
+        try:
+            self._runner.run(self._group.__aexit__(None, None, None))
+        except GroupFailed:
+            pass  # it was killed
+        self._runner.close()
+
+
+@contextmanager
+def ours(job: Callable[[], Any]) -> Iterator[Ours]:
+    one = Ours(job)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+class Torch:
+    """A process with a queue of torch's there and one back."""
+
+    def __init__(self) -> None:
+        import torch.multiprocessing
+
+        context = torch.multiprocessing.get_context("spawn")
+        torch.multiprocessing.set_sharing_strategy("file_descriptor")
+        self._there, self._back = context.Queue(), context.Queue()
+        self._process = context.Process(target=_sharing.torch_answers, args=(self._there, self._back))
+        self._process.start()
+        self(0)
+
+    def __call__(self, value: Any) -> float:
+        began = time.perf_counter()
+        self._there.put(value)
+        self._back.get()
+        return time.perf_counter() - began
+
+    def many(self, value: Any, count: int) -> float:
+        began = time.perf_counter()
+        self._there.put(count)
+        for _ in range(count):
+            self._there.put(value.clone())
+        self._back.get()
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._there.put(None)
+        self._process.join()
+
+
+class Pipe:
+    """A process with a pipe."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._end, other = context.Pipe()
+        self._process = context.Process(target=_sharing.pipe_answers, args=(other,))
+        self._process.start()
+        other.close()
+
+    def __call__(self, value: Any) -> float:
+        self._end.send_bytes(value.nbytes.to_bytes(8, "little"))
+        self._end.recv_bytes()
+        began = time.perf_counter()
+        self._end.send_bytes(value.data)
+        self._end.recv_bytes()
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._end.send_bytes(b"\0")
+        self._process.join()
+
+
+def milliseconds(report: Report, seen: dict[str, list[float]]) -> None:
+    for name, seconds in seen.items():
+        report.add(name, "ms", [s * 1e3 for s in seconds])
+
+
+def transfers(report: Report, sizes: dict[str, tuple[int, int, float]], torch: Any) -> None:
+    with ours(_sharing.answers) as mine:
+        theirs, pipe = (Torch() if torch else None), Pipe()
+        try:
+            for words, (size, rounds, least) in sizes.items():
+                array = numpy.ones(size, "u1")
+                name, peer, copy = f"ours, private {words}", f"{QUEUE}, private {words}", f"{PIPE}, {words}"
+                times = max(1, min(20, 64 * MIB // size))  # small ones are short: a round is the median of some
+                cases: dict[str, Callable[[], float]] = {
+                    name: lambda array=array, times=times: statistics.median(mine(array) for _ in range(times))
+                }
+                if theirs is not None:
+                    tensor = torch.from_numpy(array)
+                    cases[peer] = lambda tensor=tensor, times=times: statistics.median(
+                        theirs(tensor.clone()) for _ in range(times)
+                    )
+                if size == 64 * MIB:
+                    cases[copy] = lambda array=array: pipe(array)
+                milliseconds(report, paired(cases, rounds, warm=2))
+                work = f"a private array of {words}, process → process, acknowledged"
+                report.ratio(work, f"≥ {least:g} × faster than {QUEUE}", least, "high", peer, name, ours=name)
+                report.ratio(work, f"≥ 10 × faster than {PIPE}", 10, "high", copy, name, ours=name)
+            for words, (size, _, _) in sizes.items():
+                born = sharing.empty(size, "u1")
+                numpy.asarray(born)[:] = 1
+                name, peer = f"ours, shared {words}", f"{QUEUE}, shared {words}"
+                # one is short: a round is the median of many
+                cases = {name: lambda born=born: statistics.median(mine(born) for _ in range(20))}
+                if theirs is not None:
+                    moved = torch.ones(size, dtype=torch.uint8).share_memory_()
+                    cases[peer] = lambda moved=moved: statistics.median(theirs(moved) for _ in range(20))
+                milliseconds(report, paired(cases, 10))
+                work = f"an array of {words} that is shared already, through two event loops, acknowledged"
+                report.plain(work, "≤ 0.4 ms", 0.4, name)
+                report.ratio(work, f"≥ 2 × faster than {QUEUE}", 2.0, "high", peer, name, ours=name)
+                del born
+            first, *_, last = [f"ours, shared {words}" for words in sizes]
+            report.ratio(
+                "a shared array, the largest against the smallest", "≤ 1.5 ×", 1.5, "low", last, first, ours=last
+            )
+        finally:
+            pipe.close()
+            if theirs is not None:
+                theirs.close()
+
+
+def small_ones(report: Report, count: int, few: int, torch: Any) -> None:
+    array = numpy.arange(16, dtype="f4")
+    with ours(_sharing.answers) as mine:
+        processes = [psutil.Process(), psutil.Process(mine.pid)]
+        mine.many(array, few)
+        before = [(one.num_fds(), one.memory_info().rss) for one in processes]
+        made = sharing.stats().made
+        mine.many(array, count)
+        after = [(one.num_fds(), one.memory_info().rss) for one in processes]
+        report.add(
+            "descriptors more after them",
+            "descriptors",
+            [float(sum(b[0] - a[0] for a, b in zip(before, after, strict=True)))],
+        )
+        report.add("MiB more after them", "MiB", [sum(b[1] - a[1] for a, b in zip(before, after, strict=True)) / MIB])
+        report.add("segments made for them", "segments", [float(sharing.stats().made - made)])
+        work = f"{count:,} sends of a small array"
+        report.plain(work + ": descriptors", "0 more", 0, "descriptors more after them")
+        report.plain(work + ": segments", "0 more", 0, "segments made for them")
+        report.plain(work + ": memory of both processes", "≤ 4 MiB more", 4, "MiB more after them")
+        name, peer = "ours, small arrays", f"{QUEUE}, small arrays"
+        cases: dict[str, Callable[[], float]] = {name: lambda: few / mine.many(array, few)}
+        theirs = Torch() if torch else None
+        if theirs is not None:
+            tensor = torch.arange(16, dtype=torch.float32)
+            cases[peer] = lambda: few / theirs.many(tensor, few)
+        for one, values in paired(cases, 5).items():
+            report.add(one, "/s", values)
+        report.ratio("small private arrays, sends per second", f"≥ 2 × {QUEUE}'s", 2.0, "high", name, peer, ours=name)
+        if theirs is not None:
+            theirs.close()
+
+
+def copies(report: Report, size: int, rounds: int) -> None:
+    from aioelastic.child import _socket, _wire
+
+    array, other = numpy.ones(size, "u1"), numpy.ones(size, "u1")
+
+    def message() -> float:
+        began = time.perf_counter()
+        _, fds = _wire.encode(_wire.OBJECT, (array,))
+        took = time.perf_counter() - began
+        _socket.close(fds)
+        return size / took / 1e9
+
+    def memcpy() -> float:
+        began = time.perf_counter()
+        numpy.copyto(other, array)
+        return size / (time.perf_counter() - began) / 1e9
+
+    words = f"{size // MIB} MiB"
+    mine, peer = f"ours, a private array of {words} into a message", f"memcpy of {words}"
+    for name, values in paired({mine: message, peer: memcpy}, rounds, warm=3).items():
+        report.add(name, "GB/s", values)
+    report.ratio("a private array into a message, warm", "≥ 0.8 × memcpy", 0.8, "high", mine, peer, ours=mine)
+
+
+def killed(report: Report, size: int, rounds: int) -> None:
+    name = f"a consumer of {size // MIB} MiB"
+
+    def once() -> float:
+        born = sharing.empty(size, "u1")
+        with ours(_sharing.touches) as mine:
+            mine(born)
+            assert sharing.leases()
+            began = time.perf_counter()
+            os.kill(mine.pid, signal.SIGKILL)
+            while sharing.leases():
+                pass
+            return (time.perf_counter() - began) * 1e3
+
+    report.add(name, "ms", paired({name: once}, rounds)[name])
+    report.plain(f"SIGKILL of {name} → its leases are back", "≤ 50 ms", 50, name)
+
+
+def measure(quick: bool) -> Report:
+    report = Report("sharing", 3 if quick else 15)
+    torch: Any = None
+    if not quick and available(report, "torch"):
+        import torch
+    elif quick:
+        report.skipped["torch"] = "not in a quick run"
+    full = {"1 MiB": (MIB, 15, 4.0), "64 MiB": (64 * MIB, 15, 6.0), "1 GiB": (1024 * MIB, 5, 10.0)}
+    transfers(report, {"1 MiB": (MIB, 3, 4.0), "2 MiB": (2 * MIB, 3, 4.0)} if quick else full, torch)
+    sharing.trim()
+    small_ones(report, 2000 if quick else 100_000, 500 if quick else 5000, torch)
+    copies(report, (2 if quick else 512) * MIB, 3 if quick else 10)
+    sharing.trim()
+    killed(report, (2 if quick else 2048) * MIB, 2 if quick else 5)
+    end_zygotes()
+    resource_tracker._resource_tracker._stop()  # multiprocessing would leave it until the end
+    return report
+
+
+if __name__ == "__main__":
+    main("sharing", measure)

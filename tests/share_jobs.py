@@ -1,0 +1,147 @@
+"""Functions that workers run in tests of sharing: they must be found by name in another process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+
+import aioelastic
+from aioelastic import sharing
+
+
+def add_one(x: Any) -> Any:
+    """To all elements, in place; the same array comes back."""
+    np.asarray(x)[...] += 1
+    return x
+
+
+def total(x: Any) -> float:
+    return float(np.asarray(x).sum())
+
+
+def facts(*arrays: Any) -> list[tuple[str, bool, float]]:
+    """Of each: its type, whether it is shared here, and its sum."""
+    return [(type(x).__name__, sharing.is_shared(x), total(x)) for x in arrays]
+
+
+def born_here(n: int) -> Any:
+    x = sharing.empty(n, "float64")
+    np.asarray(x)[:] = aioelastic.rank()
+    return x
+
+
+def echo() -> int:
+    """Sends back what it is sent, until it gets None; returns how many."""
+    count = 0
+    while (value := sharing.receive()) is not None:
+        sharing.send(value)
+        del value
+        count += 1
+    return count
+
+
+async def echo_async() -> int:
+    count = 0
+    while (value := await sharing.receive_async()) is not None:
+        sharing.send(value)
+        count += 1
+    return count
+
+
+def holds() -> None:
+    """What it is sent; says so, and waits for a word that will not come."""
+    x = sharing.receive()
+    sharing.send(os.getpid())
+    sharing.receive()
+    print(x)
+
+
+def dies_with(x: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def takes(q: Any) -> list[Any]:
+    return [item if not sharing.is_shared(item) else total(item) for item in q]
+
+
+async def takes_async(q: Any) -> list[Any]:
+    return [item async for item in q]
+
+
+def puts(q: Any, items: list[Any]) -> None:
+    for item in items:
+        q.put_sync((aioelastic.rank(), item))
+
+
+def pipes(first: Any, second: Any) -> None:
+    """From one queue into the other."""
+    for item in first:
+        second.put_sync(item)
+    second.close()
+
+
+def puts_and_dies(q: Any, item: Any) -> None:
+    q.put_sync(item)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def takes_half(q: Any) -> None:
+    """Takes an item out of the socket and no further, as one that is killed at that moment."""
+    from aioelastic.child import _socket
+
+    while True:
+        try:
+            q._taken = _socket.receive(q._get)
+            break
+        except BlockingIOError:
+            pass
+    sharing.send("has it")
+    sharing.receive()
+
+
+def sends(n: int) -> None:
+    for i in range(n):
+        sharing.send(sharing.copy(np.full(10, i)))
+
+
+def sends_refused() -> None:
+    import jobs
+
+    sharing.send(jobs.Refuses())
+    sharing.send("after")
+
+
+def sends_and_stays() -> None:
+    sharing.send(sharing.copy(np.full(100_000, 3.0)))
+    sharing.send(np.full(100_000, 4.0))
+    sharing.receive()
+
+
+def private(n: int) -> Any:
+    return np.ones(n, "u1")
+
+
+def sends_round(first: Any, last: Any) -> bool:
+    """Whether what comes back is the memory that was sent."""
+    x = sharing.copy(np.ones(100_000))
+    first.put_sync(x)
+    y = last.get_sync()
+    np.asarray(y)[:] += 1
+    return bool(y.address == x.address and (np.asarray(x) == 2).all())
+
+
+def works_until_killed(tasks: Any, done: Any) -> None:
+    for number, x, private in tasks:
+        array = np.asarray(x)
+        assert (array == number).all()
+        assert (private == number).all()
+        array += 1
+        done.put_sync((number, x, private + 1))
+        del x, private, array
+
+
+def pipes_one(first: Any, second: Any) -> None:
+    second.put_sync(first.get_sync())

@@ -1,0 +1,237 @@
+"""Who holds what, as the kernel says it; what a scope finds; and both strategies."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import share_jobs
+from helpers import QUIET, alive, gone
+
+from aioelastic import Function, Group, GroupFailed, SpecError, sharing, supervise
+from aioelastic.child import _socket, _wire
+
+HOUSE = str(Path(sharing.__file__).parents[2])
+
+
+def python(code: str) -> str:
+    env = {**os.environ, "PYTHONPATH": HOUSE}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+
+
+async def test_leases_name_their_holders() -> None:
+    assert sharing.leases() == []
+    x = sharing.empty(1 << 20, "u1")
+    assert sharing.leases() == []  # what its owner has is no lease
+    _, fds = _wire.encode(_wire.TASK, (x,))
+    (lease,) = sharing.leases()
+    assert (lease.owner, lease.holder, lease.size) == (os.getpid(), os.getpid(), 1 << 20)
+    assert lease.age >= 0
+    _socket.close(fds)
+    async with Group(Function(share_jobs.holds), n=2, logs=QUIET) as group:
+        for rank in (0, 1):
+            await group[rank].send(x)
+        pids = {await group[rank].receive() for rank in (0, 1)}
+        assert {one.holder for one in sharing.leases()} == pids
+        (held,) = [one for one in sharing.audit() if one.segment == lease.segment]
+        assert held.owner == os.getpid()
+        assert set(held.leased) == pids
+        assert set(held.mapped) >= pids
+        assert held.unexplained == ()
+    assert sharing.leases() == []
+
+
+async def test_an_audit_finds_who_has_no_lease() -> None:
+    x = sharing.empty(1 << 20, "u1")
+    fd = next(fd for fd in os.listdir("/proc/self/fd") if "aioelastic-" in link(fd))
+    code = (
+        "import mmap, os, sys; m = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096); print(flush=1); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, f"/proc/{os.getpid()}/fd/{fd}"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert [one.unexplained for one in sharing.audit()] == [(process.pid,)]
+        assert sharing.audit([os.getpid()])[0].unexplained == ()
+    assert x.nbytes
+
+
+def link(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def test_a_scope_finds_views() -> None:
+    kept: list[Any] = []
+    words = rf"81920 bytes .*1 views in this process; owner {os.getpid()}, age"
+    with pytest.warns(sharing.ShareLeakWarning, match=words), sharing.scope():
+        kept.append(sharing.empty(70_000, "u1"))
+    kept.clear()
+
+
+def test_a_scope_finds_messages() -> None:
+    with pytest.raises(ExceptionGroup) as caught, sharing.scope(strict=True):
+        _, fds = _wire.encode(_wire.TASK, (sharing.empty(70_000, "u1"),))
+    (leak,) = caught.value.exceptions
+    assert isinstance(leak, sharing.ShareLeakWarning)
+    assert "a message under way" in str(leak)
+    _socket.close(fds)
+
+
+async def test_a_scope_finds_processes() -> None:
+    async with Group(Function(share_jobs.holds), logs=QUIET) as group:
+        strict = sharing.scope(strict=True)
+        await strict.__aenter__()
+        await group[0].send(sharing.empty(70_000, "u1"))
+        pid = await group[0].receive()
+        with pytest.raises(ExceptionGroup) as caught:
+            await strict.__aexit__(None, None, None)
+        assert f"process {pid} (" in str(caught.value.exceptions[0])
+
+
+async def test_a_scope_of_work_that_leaves_nothing() -> None:
+    before = sharing.empty(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with sharing.scope(strict=True):
+            x = sharing.copy(np.ones(100_000))
+            await supervise(Function(share_jobs.total, x), n=2, logs=QUIET)
+            small = sharing.empty(10)
+            del x, small
+        kept = []
+        with pytest.raises(KeyError), sharing.scope(strict=True):
+            kept.append({}[str(kept.append(sharing.empty(10)))])  # its own error goes first
+    assert before.size == kept[0].size
+
+
+# --- crashes ---
+
+
+async def test_a_producer_that_is_killed_loses_nothing() -> None:
+    with pytest.raises(GroupFailed, match="SIGKILL"):
+        await kill_a_producer()
+    gc.collect()
+    assert sharing.stats().borrowed == 0
+
+
+async def kill_a_producer() -> None:
+    async with Group(Function(share_jobs.sends_and_stays), logs=QUIET) as group:
+        x = await group[0].receive()
+        private = await group[0].receive()
+        pid = group[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+        assert (np.asarray(x) == 3).all()
+        assert (private == 4).all()
+        np.asarray(x)[:] = 5
+        again = await supervise(Function(share_jobs.total, x), n=1, logs=QUIET)
+        assert again[0].value == 500_000
+
+
+def test_a_supervisor_that_is_killed_leaves_nothing() -> None:
+    code = f"""
+import asyncio, os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import share_jobs
+from aioelastic import Function, Group, sharing
+async def main():
+    x = sharing.empty(1 << 20, "u1")
+    async with Group(Function(share_jobs.holds)) as group:
+        await group[0].send(x)
+        print(await group[0].receive(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    env = {**os.environ, "PYTHONPATH": HOUSE}
+    out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env, check=False)
+    assert out.returncode == -signal.SIGKILL
+    pid = int(out.stdout)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        pass
+    else:
+        import select
+
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(20_000)
+        os.close(pidfd)
+    assert not alive(pid)
+
+
+# --- files ---
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Path]:
+    sharing.configure(strategy="file", directory=tmp_path)
+    yield tmp_path
+    gc.collect()
+    sharing.configure(strategy="memfd")
+
+
+def names(below: Path) -> list[str]:
+    return sorted(path.name for path in below.glob("*/*"))
+
+
+async def test_files_work_as_memfds_do(files: Path) -> None:
+    x = sharing.copy(np.ones(100_000))
+    small = sharing.copy(np.ones(3))
+    assert len(names(files)) == 2
+    assert (files / os.listdir(files)[0]).stat().st_mode & 0o777 == 0o700
+    result = await supervise(Function(share_jobs.add_one, x), n=1, logs=QUIET)
+    assert result[0].value.address == x.address
+    assert (np.asarray(x) == 2).all()
+    (one,) = (await supervise(Function(share_jobs.facts, small), n=1, logs=QUIET))[0].value
+    assert one == ("SharedArray", True, 3.0)
+    del x, small, result
+    gc.collect()
+    sharing.trim()
+
+
+async def test_files_go_with_their_arrays(files: Path) -> None:
+    x = sharing.empty(100_000)
+    assert len(names(files)) == 1
+    del x
+    sharing.trim()
+    assert names(files) == []
+
+
+def test_directories_of_the_dead_are_swept(tmp_path: Path) -> None:
+    work = "from aioelastic import sharing; import os, signal\n"
+    work += f"sharing.configure(strategy='file', directory={str(tmp_path)!r}); x = sharing.empty(100_000)\n"
+    python(work)
+    assert list(tmp_path.iterdir()) == []  # at its end
+    with pytest.raises(subprocess.CalledProcessError):
+        python(work + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert len(names(tmp_path)) == 1
+    python(work)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_file_system_says_so(files: Path) -> None:
+    with pytest.raises(sharing.ShareLimit, match="cannot have"):
+        sharing.empty(1 << 50, "u1")
+    assert names(files) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"strategy": "shm"}, {"directory": "/tmp"}, {"limit": -1}, {"limit": "1G"}, {"strategy": "file", "directory": 3}],
+)
+def test_wrong_words(wrong: Any) -> None:
+    with pytest.raises(SpecError):
+        sharing.configure(**wrong)

@@ -1,0 +1,130 @@
+"""Processes that nobody here has started get what an endpoint offers, if they may."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aioelastic import SpecError, sharing
+
+HOUSE = str(Path(sharing.__file__).parents[2])
+
+
+async def stranger(code: str, *argv: str) -> Any:
+    env = {**os.environ, "PYTHONPATH": HOUSE}
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *argv, stdin=pipe, stdout=pipe, env=env)
+
+
+async def test_a_stranger_attaches(tmp_path: Path) -> None:
+    x = sharing.copy(np.zeros(100_000))
+    q = sharing.Queue(1)
+    path = tmp_path / "offered"
+    code = """
+import sys
+import numpy
+from aioelastic import sharing
+with sharing.attach(sys.argv[1]) as offered:
+    print(sorted(offered))
+    numpy.asarray(offered["x"])[:] = 3
+    offered["queue"].put_sync(numpy.ones(50_000))
+"""
+    async with sharing.Endpoint(path, {"x": x, "queue": q}):
+        assert path.stat().st_mode & 0o777 == 0o600
+        process = await stranger(code, str(path))
+        assert (await q.get()).sum() == 50_000
+        out, _ = await process.communicate()
+        assert out.decode() == "['queue', 'x']\n"
+        assert (np.asarray(x) == 3).all()
+    assert not path.exists()
+    with pytest.raises(sharing.ShareLost, match="nobody offers"):
+        sharing.attach(path)
+
+
+async def test_what_was_attached_outlives_the_endpoint(tmp_path: Path) -> None:
+    x = sharing.copy(np.ones(100_000))
+    async with sharing.Endpoint(tmp_path / "one", {"x": x}) as endpoint:
+        offered = await asyncio.to_thread(sharing.attach, endpoint.path)
+        mine = offered["x"]
+        offered.close()
+        assert len(offered) == 0
+    assert mine.address == x.address
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_a_stranger_that_dies_wakes_who_waits(tmp_path: Path) -> None:
+    q = sharing.Queue(1)
+    code = """
+import sys
+from aioelastic import sharing
+from aioelastic.child import _socket
+offered = sharing.attach(sys.argv[1])
+taken = _socket.receive(offered["queue"]._get)
+print("has it", flush=True)
+sys.stdin.read()
+"""
+    async with sharing.Endpoint(tmp_path / "two", {"queue": q}) as endpoint:
+        await q.put("lost")
+        process = await stranger(code, endpoint.path)
+        assert await process.stdout.readline() == b"has it\n"
+        putter = asyncio.create_task(q.put("next"))
+        await asyncio.sleep(0)
+        assert not putter.done()
+        process.send_signal(signal.SIGKILL)
+        await putter
+        assert await q.get() == "next"
+        await process.communicate()
+
+
+async def test_a_name_in_use_and_one_that_was_left(tmp_path: Path) -> None:
+    path = tmp_path / "three"
+    async with sharing.Endpoint(path, {}):
+        with pytest.raises(SpecError, match="in use"):
+            await sharing.Endpoint(path, {}).__aenter__()
+        assert path.exists()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(os.fspath(path))
+    async with sharing.Endpoint(path, {}):
+        pass
+    path.write_text("a file of somebody's")
+    with pytest.raises(SpecError, match="in use"):
+        await sharing.Endpoint(path, {}).__aenter__()
+    assert path.read_text()
+    with pytest.raises(SpecError, match="107 bytes"):
+        sharing.Endpoint("/tmp/" + "x" * 200, {})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_other_users_are_not_let_in(tmp_path: Path) -> None:
+    path = Path(f"/tmp/aioelastic-test-{os.getpid()}")
+    # it may connect, by the mode; who it is decides
+    code = """
+import os, sys
+from aioelastic import sharing
+import aioelastic.child._work, aioelastic.sharing._endpoint
+os.setuid(65534)
+try:
+    with sharing.attach(sys.argv[1], uids=[int(uid) for uid in sys.argv[2:]]) as offered:
+        print(dict(offered))
+except PermissionError as exc:
+    print(exc)
+"""
+    for uids, trusted, said in (
+        ([65533], ["0"], "does not let user 65534 in"),
+        ([65534], [], "belongs to user 0"),
+        ([65534], ["0"], "{'a': 1}"),
+    ):
+        async with sharing.Endpoint(path, {"a": 1}, uids=uids):
+            process = await stranger(code, str(path), *trusted)
+            out, _ = await process.communicate()
+            assert said in out.decode()
+    gc.collect()

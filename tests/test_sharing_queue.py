@@ -1,0 +1,234 @@
+"""A queue between processes: bounded, closed for all at once, and no death of a process takes a place with it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import queue
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import share_jobs
+from helpers import QUIET, event_of
+
+from aioelastic import Function, Group, GroupFailed, SpecError, sharing, supervise
+from aioelastic.events import Exited
+
+
+def in_it(q: sharing.Queue) -> int:
+    """How many items it takes no more, for now."""
+    count = 0
+    while True:
+        try:
+            q.put_nowait("filler")
+        except queue.Full:
+            return q.maxsize - count
+        count += 1
+
+
+@pytest.mark.parametrize("maxsize", [0, -1, 129, 1.5, "8", True])
+def test_a_wrong_size(maxsize: Any) -> None:
+    with pytest.raises(SpecError, match="maxsize"):
+        sharing.Queue(maxsize)
+
+
+@pytest.mark.parametrize("maxsize", [1, 2, 128])
+@pytest.mark.parametrize("item", [None, b"x" * 440, b"x" * 40_000])
+def test_it_holds_so_many_items(maxsize: int, item: Any) -> None:
+    q = sharing.Queue(maxsize)
+    for _ in range(maxsize):
+        q.put_nowait(item)
+    with pytest.raises(queue.Full):
+        q.put_nowait(item)
+    with pytest.raises(queue.Full):
+        q.put_sync(item, timeout=0)
+    for _ in range(maxsize):
+        assert q.get_nowait() == item
+    with pytest.raises(queue.Empty):
+        q.get_sync(timeout=0)
+
+
+def test_items_come_in_order_and_wrap_around() -> None:
+    q = sharing.Queue(3)
+    for i in range(50):
+        q.put_sync(i)
+        q.put_sync(-i)
+        assert (q.get_sync(), q.get_sync()) == (i, -i)
+
+
+def test_what_cannot_be_pickled_takes_no_place() -> None:
+    q = sharing.Queue(1)
+    with pytest.raises(TypeError):
+        q.put_nowait(threading.Lock())
+    q.put_nowait(1)
+    assert q.get_nowait() == 1
+
+
+def test_an_item_that_cannot_be_unpickled_gives_its_place_back() -> None:
+    import jobs
+
+    q = sharing.Queue(1)
+    q.put_nowait(jobs.Refuses())
+    real = os.getpid
+    try:
+        os.getpid = lambda: -1  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match="not in this process"):
+            q.get_nowait()
+    finally:
+        os.getpid = real
+    q.put_nowait(2)
+    assert q.get_nowait() == 2
+
+
+async def test_waiting_and_closing() -> None:
+    q = sharing.Queue(1)
+    getters = [asyncio.create_task(q.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for i in range(3):
+        await q.put(i)
+    assert sorted(await asyncio.gather(*getters)) == [0, 1, 2]
+    await q.put("last")
+    putter = asyncio.create_task(q.put("more"))
+    await asyncio.sleep(0)
+    q.close()
+    with pytest.raises(sharing.QueueClosed):
+        await putter
+    assert await q.get() == "last"
+    with pytest.raises(sharing.QueueClosed):
+        await q.get()
+    q.close()
+    assert [item async for item in q] == []
+
+
+async def test_a_cancelled_wait_loses_nothing() -> None:
+    q = sharing.Queue(1)
+    waiting = asyncio.create_task(q.get())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await q.put(1)
+    waiting = asyncio.create_task(q.put(2))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert await q.get() == 1
+    with pytest.raises(queue.Empty):
+        q.get_nowait()
+
+
+@pytest.mark.parametrize("job", [share_jobs.takes, share_jobs.takes_async])
+async def test_many_producers_and_consumers(job: Any) -> None:
+    q = sharing.Queue(2)
+    consumers = asyncio.create_task(supervise(Function(job, q), n=2, logs=QUIET))
+    await supervise(Function(share_jobs.puts, q, list(range(40))), n=3, logs=QUIET)
+    q.close()
+    result = await consumers
+    got = [item for one in result for item in one.value]
+    assert sorted(got) == sorted((rank, i) for rank in range(3) for i in range(40))
+    for one in result:  # each producer's in its order
+        for rank in range(3):
+            mine = [i for who, i in one.value if who == rank]
+            assert mine == sorted(mine)
+
+
+async def test_arrays_through_two_queues() -> None:
+    first, second = sharing.Queue(2), sharing.Queue(2)
+    arrays = [sharing.copy(np.full(20_000, i)) for i in range(5)]
+    async with Group(Function(share_jobs.pipes, first, second), logs=QUIET):
+        back = []
+        for x in arrays:
+            await first.put(x)
+            back.append(await second.get())
+        first.close()
+        with pytest.raises(sharing.QueueClosed):
+            await second.get()
+    assert [x.address for x in back] == [x.address for x in arrays]
+
+
+async def test_a_queue_in_a_queue_comes_home_as_itself() -> None:
+    q, other = sharing.Queue(1), sharing.Queue(1)
+    await q.put({"reply to": other})
+    assert (await q.get())["reply to"] is other
+
+
+async def test_what_a_dead_producer_put_is_there() -> None:
+    q = sharing.Queue(4)
+    for _ in range(2):
+        job = Function(share_jobs.puts_and_dies, q, np.arange(100_000))
+        assert not (await supervise(job, n=1, logs=QUIET, check=False)).ok
+    assert (await q.get()).sum() == (await q.get()).sum() == sum(range(100_000))
+    assert in_it(q) == 0
+
+
+async def test_an_item_lost_with_its_consumer_gives_its_place_back() -> None:
+    with pytest.raises(GroupFailed, match="SIGKILL"):
+        await kill_a_consumer()
+
+
+async def kill_a_consumer() -> None:
+    q = sharing.Queue(1)
+    async with Group(Function(share_jobs.takes_half, q), logs=QUIET) as group:
+        await q.put("lost")
+        assert await group[0].receive() == "has it"
+        putter = asyncio.create_task(q.put("next"))
+        pid = group[0].pid
+        assert pid is not None
+        await asyncio.sleep(0)
+        assert not putter.done()
+        os.kill(pid, signal.SIGKILL)
+        await putter
+        assert await q.get() == "next"
+        await event_of(group, Exited)
+
+
+async def test_a_queue_that_nobody_reads_leaves_nothing() -> None:
+    x = sharing.empty(1 << 20, "u1")
+    where = x.address
+    q = sharing.Queue(4)
+    for _ in range(4):
+        await q.put(x)
+    del x
+    assert sharing.empty(1 << 20, "u1").address != where
+    del q
+    gc.collect()
+    fresh = [sharing.empty(1 << 20, "u1") for _ in range(2)]
+    assert where in [one.address for one in fresh]
+
+
+async def test_a_fork_does_not_take_it_along() -> None:
+    q = sharing.Queue()
+    result = await supervise(Function(share_jobs.puts, q, [1]), n=1, start="fork", logs=QUIET, check=False)
+    assert "belongs to the process that this one was forked from" in str(result.first_failure)
+    await q.put(1)  # and ours still works
+    assert await q.get() == 1
+
+
+async def test_wrong_places_for_letters() -> None:
+    with pytest.raises(RuntimeError, match="has a supervisor"):
+        sharing.receive()
+    from aioelastic import WorkerExecutor
+
+    async with WorkerExecutor(1) as executor:
+        with pytest.raises(RuntimeError, match="has a supervisor"):
+            await executor.run(sharing.send, 1)
+
+
+async def test_letters_that_nobody_receives_hold_the_worker_up_and_are_dropped() -> None:
+    async with Group(Function(share_jobs.sends, 500), logs=QUIET) as group:
+        got = [await group[0].receive() for _ in range(200)]
+        assert [int(np.asarray(x)[0]) for x in got] == list(range(200))
+        del got
+    gc.collect()
+    assert sharing.leases() == []
+
+
+async def test_a_letter_that_cannot_be_unpickled() -> None:
+    async with Group(Function(share_jobs.sends_refused), logs=QUIET) as group:
+        with pytest.raises(RuntimeError, match="not in this process"):
+            await group[0].receive()
+        assert await group[0].receive() == "after"
+        assert [item async for item in group[0]] == []

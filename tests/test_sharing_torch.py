@@ -1,0 +1,242 @@
+"""torch's tensors keep what they are; each of torch's own tests of sharing on the CPU has its counterpart here.
+
+docs/reference/sharing-parity.md lists them, by torch's names.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import share_jobs_torch as jobs  # noqa: E402  # it imports torch
+from helpers import QUIET  # noqa: E402
+from test_sharing import travelled  # noqa: E402
+
+from aioelastic import Function, Group, WorkerExecutor, sharing, supervise  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(params=["memfd", "file"], autouse=True)
+def strategy(request: Any, tmp_path: Any) -> Any:
+    if request.param == "file":
+        sharing.configure(strategy="file", directory=tmp_path)
+    yield request.param
+    gc.collect()
+    sharing.configure(strategy="memfd")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: prototypes, storages
+        yield
+
+
+def shared(*shape: int, dtype: Any = torch.float32) -> Any:
+    return torch.from_dlpack(sharing.empty(shape, dtype)).zero_()
+
+
+async def test_sharing() -> None:
+    """A worker sees what we write, and we what it writes."""
+    x = shared(5, 5)
+    async with Group(Function(jobs.fill), n=1, logs=QUIET) as group:
+        await group[0].send([x, x[:, 1]])
+        assert await group[0].receive() == (True, True)
+        assert (x == 4).all()
+        x[0, 1] = 7
+        await group[0].send("look")
+        assert await group[0].receive() == 7
+
+
+async def test_preserve_sharing() -> None:
+    """Storage, base and views are one memory again, shared or not."""
+    for x in (shared(5, 5), torch.zeros(5, 5)):
+        storage, whole, row, column = travelled(x.storage(), x, x[2], x[:, 1])
+        whole.fill_(3)
+        assert row.tolist() == column.tolist() == [3] * 5
+        assert storage[24] == 3
+        assert whole.data_ptr() == storage.data_ptr()
+        assert column.stride() == (5,)
+        same = x.data_ptr() == whole.data_ptr()
+        assert same == sharing.is_shared(x) == sharing.is_shared(row)
+
+
+async def test_pool() -> None:
+    """An executor's results, shared and private, each once."""
+    async with WorkerExecutor(2, preload=["torch"]) as executor:
+        async for x in executor.map_unordered(jobs.make, range(10)):
+            assert x.shape == (4, 4)
+            assert len(set(x.flatten().tolist())) == 1
+
+
+def test_is_shared() -> None:
+    x = shared(5, 5)
+    assert sharing.is_shared(x)
+    assert sharing.is_shared(x[1:].t())
+    assert sharing.is_shared(x.numpy())
+    assert not sharing.is_shared(torch.zeros(3))
+    assert not sharing.is_shared(x.clone())
+
+
+def test_empty_shared() -> None:
+    assert tuple(torch.from_dlpack(sharing.empty((0, 3))).shape) == (0, 3)
+    (x,) = travelled(torch.empty(0, 3, dtype=torch.int16))
+    assert (x.dtype, tuple(x.shape)) == (torch.int16, (0, 3))
+
+
+@pytest.mark.parametrize("start", ["fork", "zygote", "spawn"])
+async def test_inherit_tensor(start: Any) -> None:
+    """An argument is the same memory in the worker, however it is started."""
+    x = shared(5, 5)
+    preload = ["torch"] if start == "zygote" else ()
+    await supervise(Function(jobs.add, x, 4), n=1, start=start, preload=preload, logs=QUIET)
+    assert (x == 4).all()
+
+
+@pytest.mark.parametrize("value", [torch.empty(0), torch.empty(0, 1), torch.zeros(2, 0)])
+def test_empty_tensor_sharing(value: Any) -> None:
+    (x,) = travelled(value)
+    assert x.shape == value.shape
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 3)])
+def test_meta(shape: Any) -> None:
+    (x,) = travelled(torch.empty(shape, device="meta", dtype=torch.int8))
+    assert (x.device.type, x.dtype, tuple(x.shape)) == ("meta", torch.int8, shape)
+    if shape[0]:
+        with pytest.raises(sharing.NotShareable, match="send a meta tensor"):
+            travelled(torch.empty(shape, device="meta").untyped_storage())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+async def test_variable_sharing(grad: bool) -> None:
+    """A leaf keeps `requires_grad`; what is written there is seen here; gradients stay behind."""
+    x = shared(5, 5).requires_grad_(grad)
+    if grad:
+        (x * 2).sum().backward()
+        assert x.grad is not None
+    async with Group(Function(jobs.leaf), n=1, logs=QUIET) as group:
+        await group[0].send(x)
+        told = await group[0].receive()
+    assert told == (grad, True, False, "Tensor")
+    assert (x == 1).all()
+
+
+def test_non_leaf() -> None:
+    with pytest.raises(sharing.NotShareable, match=r"not a leaf.*detach"):
+        travelled(torch.ones(3, requires_grad=True) * 2)
+
+
+@pytest.mark.parametrize(("kind", "grad"), [(torch.float32, True), (torch.float32, False), (torch.int64, False)])
+async def test_parameter(kind: Any, grad: bool) -> None:
+    x = torch.nn.Parameter(shared(5, 5, dtype=kind), requires_grad=grad)
+    async with Group(Function(jobs.leaf), n=1, logs=QUIET) as group:
+        await group[0].send(x)
+        assert await group[0].receive() == (grad, True, False, "Parameter")
+    assert (x == 1).all()
+
+
+def test_a_module() -> None:
+    (x,) = travelled(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)))
+    assert x(torch.ones(2, 3)).shape == (2, 4)
+
+
+async def test_no_thread_and_no_fork_hazard() -> None:
+    """Autograd works in a worker though its threads run here."""
+    x = torch.ones(3, requires_grad=True)
+    (x * 2).sum().backward()
+    result = await supervise(Function(jobs.backward), n=2, preload=["torch"], logs=QUIET)
+    assert [one.value for one in result] == [[2, 2, 2]] * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.eye(3).to_sparse_csc(),
+        lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+        lambda: torch.eye(4).to_sparse_bsc((2, 2)),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    ],
+    ids=["coo", "csr", "csc", "bsr", "bsc", "nested", "jagged"],
+)
+def test_by_component(make: Any) -> None:
+    x = make()
+    (y,) = travelled(x)
+    assert y.layout == x.layout
+    if x.is_nested:
+        assert all(torch.equal(a, b) for a, b in zip(x.unbind(), y.unbind(), strict=True))
+    else:
+        assert torch.equal(x.to_dense(), y.to_dense())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bool", "complex64"],
+)
+def test_element_types(kind: str) -> None:
+    dtype = getattr(torch, kind)
+    x = sharing.empty((2, 3), kind)
+    assert sharing.empty(1, dtype).dtype == x.dtype == kind
+    t = torch.from_dlpack(x)
+    assert t.dtype == dtype
+    t.view(torch.uint8 if kind != "bool" else torch.bool).fill_(1)
+    shared_one, private = travelled(t, t.clone())
+    assert shared_one.dtype == private.dtype == dtype
+    assert shared_one.data_ptr() == x.address
+    assert sharing.copy(t).buffer.tobytes() == x.buffer.tobytes()
+
+
+def test_views_that_are_odd() -> None:
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    odd = [base.mT, base[:, ::2], base[1, 2, 3], base.permute(2, 0, 1), torch.ones(1).expand(7)]
+    odd += [torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64).conj().imag]
+    arrived = travelled(*odd)
+    for one, other in zip(odd, arrived, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_numpy_and_torch_see_one_another() -> None:
+    a = np.zeros(100)
+    b, t = travelled(a, torch.from_numpy(a)[10:20])
+    t.fill_(5)
+    assert b[9:21].tolist() == [0, *[5] * 10, 0]
+
+
+def test_a_tensor_keeps_its_memory() -> None:
+    t = torch.from_dlpack(sharing.empty(1 << 20, "uint8"))[5:]
+    where = t.data_ptr() - 5
+    gc.collect()
+    assert sharing.empty(1 << 20, "uint8").address != where
+    del t
+    assert where in [one.address for one in [sharing.empty(1 << 20, "uint8") for _ in range(2)]]
+
+
+def test_a_capsule_that_nobody_takes() -> None:
+    before = sharing.stats().idle
+    x = sharing.empty(1 << 20, "uint8")
+    capsule = x.__dlpack__()
+    del x
+    assert sharing.stats().idle == before
+    del capsule
+    assert sharing.stats().idle == before + (1 << 20)
+    assert not sharing.is_shared(torch.from_dlpack(torch.zeros(2)))
+
+
+async def test_many_sends_hold_nothing() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    q = sharing.Queue(4)
+    for i in range(1000):
+        q.put_nowait(torch.full((4,), i))
+        assert q.get_nowait()[0] == i
+    assert len(os.listdir("/proc/self/fd")) == before + 4
