@@ -290,6 +290,9 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
     faulthandler.dump_traceback_later(120 if args.quick else 900, exit=True)  # a hang shows where, and ends
     report = measure(args.quick)
     faulthandler.cancel_dump_traceback_later()
+    from aioelastic.launch import end_helpers
+
+    end_helpers()  # ours that stay warm; a peer's are its own
     left = leftovers(os.environ[TAG])
     text = {
         **asdict(report),

@@ -25,7 +25,7 @@ import psutil
 from _common import Report, available, main, paired
 
 from aioelastic import Function, Group, GroupFailed, Logs, Std, sharing
-from aioelastic.launch import end_zygotes
+from aioelastic.launch import end_helpers
 
 QUIET = Logs(tee=Std.NONE)
 MIB = 2**20
@@ -283,7 +283,7 @@ def measure(quick: bool) -> Report:
     copies(report, (2 if quick else 512) * MIB, 3 if quick else 10)
     sharing.trim()
     killed(report, (2 if quick else 2048) * MIB, 2 if quick else 5)
-    end_zygotes()
+    end_helpers()
     resource_tracker._resource_tracker._stop()  # multiprocessing would leave it until the end
     return report
 
