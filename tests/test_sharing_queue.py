@@ -217,11 +217,12 @@ async def test_wrong_places_for_letters() -> None:
             await executor.run(sharing.send, 1)
 
 
-async def test_letters_that_nobody_receives_hold_the_worker_up_and_are_dropped() -> None:
+async def test_letters_that_nobody_receives_hold_the_worker_up_and_are_dropped_with_the_group() -> None:
     async with Group(Function(share_jobs.sends, 500), logs=QUIET) as group:
         got = [await group[0].receive() for _ in range(200)]
         assert [int(np.asarray(x)[0]) for x in got] == list(range(200))
         del got
+    del group  # until now they can be received
     gc.collect()
     assert sharing.leases() == []
 

@@ -192,7 +192,7 @@ async def test_the_same_events_as_with_real_ones() -> None:
     """One story, told with real processes and with fake ones."""
     stories = []
     for fake in (False, True):
-        launcher = FakeLauncher({0: FOR_EVER, 1: Life(lasts=0.01, code=3)}) if fake else None
+        launcher = FakeLauncher({0: FOR_EVER, 1: Life(lasts=0.01, code=3)}) if fake else "guardian"
         recorder = Recorder()
         entry = [sh("exec sleep 1000"), sh("exit 3")]
         await supervise(entry, logs=QUIET, launcher=launcher, on_event=recorder, check=False)
