@@ -127,9 +127,9 @@ def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
 def cool_down() -> None:
     """End and give back what we keep warm for the next group: zygotes, the guardian, memory for arrays."""
     end_helpers()
-    gc.collect()
     memory = sys.modules.get("aioelastic.memory")
     if memory is not None:
+        gc.collect()
         memory.trim()
 
 
