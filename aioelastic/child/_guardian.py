@@ -98,6 +98,7 @@ class Link:
     def __init__(self, sock: socket, epoll: select.epoll) -> None:
         self.sock = sock
         self.environ: Environ = {}
+        self.cwd = b"/"
         self.surroundings: tuple[Any, ...] | None = None
         self._epoll = epoll
         self._unsent: list[tuple[bytes, list[int]]] = []
@@ -231,7 +232,7 @@ class Guardian:
                     if child.link is link and child.number == number:
                         self._signal(os.killpg, child, signum)
             elif packet[:1] == _order.GROUP:
-                link.environ, link.surroundings = body
+                link.environ, link.cwd, link.surroundings = body
         except Exception:  # not a message of ours
             self._forget(link)
         finally:
@@ -257,9 +258,9 @@ class Guardian:
                 environ[key] = value
         given = iter(fds)
         stdio = tuple(next(given) if streams >> at & 1 else self._null for at in range(3))
-        where = cwd
+        where = cwd or link.cwd
         try:
-            os.chdir(cwd)
+            os.chdir(where)
             where = program
             if link.surroundings is None:
                 pid = self._spawn(program, argv, environ, stdio, mark)

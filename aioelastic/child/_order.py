@@ -23,8 +23,8 @@ HELPER = b"H"  # (id, argv, environ): a process for the program itself; descript
 END = b"K"  # (id,): of a helper
 LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
 # supervisor → guardian, over one of the connections
-GROUP = b"P"  # (environ, surroundings): what its workers begin with
-EXEC = b"A"  # (id, program, argv, overlay, cwd, mark, streams); descriptors: stdin, stdout, stderr, if they are there
+GROUP = b"P"  # (environ, cwd, surroundings): what its workers begin with
+EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams); descriptors: its streams
 # supervisor → either
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 # and back

@@ -61,7 +61,8 @@ class Guardian:
         ours, theirs = _socket.pair()
         try:
             self._send(_order.CONNECT, (), [theirs.fileno()])
-            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), None if now == self._surroundings else now))
+            changed = None if now == self._surroundings else now
+            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), changed))
             try:
                 _socket.send(ours, packet, fds)
             finally:
@@ -165,7 +166,7 @@ class GuardianLauncher(Server):
             os.fsencode(program),
             [os.fsencode(one) for one in argv],
             _bytes(worker.overlay),
-            os.fsencode(worker.cwd or here()),
+            None if worker.cwd is None else os.fsencode(worker.cwd),
             worker.mark,
             has_stdin | int(bool(worker.pipes & Std.OUT)) << 1 | int(bool(worker.pipes & Std.ERR)) << 2,
         )

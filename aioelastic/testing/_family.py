@@ -29,8 +29,8 @@ def marked() -> Iterator[str]:
             os.environ[TAG] = before
 
 
-def descendants() -> dict[int, list[str]]:
-    """pid → the fields of /proc/pid/stat from its name on, of all that descend from us, zombies too."""
+def descendants(of: int | None = None) -> dict[int, list[str]]:
+    """pid → the fields of /proc/pid/stat from its name on, of all that descend from us, or from `of`; zombies too."""
     stats: dict[int, list[str]] = {}
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
@@ -38,7 +38,7 @@ def descendants() -> dict[int, list[str]]:
             stats[int(name)] = stat
             children.setdefault(int(stat[2]), []).append(int(name))
     found: dict[int, list[str]] = {}
-    look = [os.getpid()]
+    look = [os.getpid() if of is None else of]
     while look:
         for pid in children.get(look.pop(), ()):
             found[pid] = stats[pid]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from typing import Literal, Self
 
 from ..checks import check_seconds
 from ..errors import SpecError
+from ._family import descendants
 
 STDOUT = {"pipe": "", "closed": ">&-", "full": ">/dev/full"}
 
@@ -77,8 +79,7 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._popen.kill()
-        self._popen.wait()
+        self.kill()
         for stream in (self._popen.stdout, self._popen.stderr):
             if stream is not None:
                 stream.close()
@@ -122,9 +123,19 @@ class Program:
             raise AssertionError(f"it did not end; output:\n{self.output}\nerrors:\n{self.errors}") from None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the kernel has ended it."""
-        self.send_signal(signal.SIGKILL)
+        """SIGKILL, and wait until the kernel has ended it, and its guardian has done what it is for."""
+        guardians = []
+        for pid, stat in descendants(self.pid).items():
+            if stat[0].startswith("aio-"):
+                with contextlib.suppress(ProcessLookupError):
+                    guardians.append(os.pidfd_open(pid))
+        self._popen.kill()
         self._popen.wait()
+        for pidfd in guardians:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(self._bound * 1000)
+            os.close(pidfd)
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it has stopped."""
