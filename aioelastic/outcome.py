@@ -196,8 +196,10 @@ class Failure:
 
     @property
     def status(self) -> int:
-        """The exit status a shell would show; 127 when it never started."""
-        return 127 if self.exit is None else self.exit.status
+        """The exit status a shell would show; 127 when it never started, 1 when it had failed and then we stopped it."""
+        if self.exit is None:
+            return 127
+        return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status
 
     @property
     def headline(self) -> str:

@@ -24,6 +24,18 @@ class Odd(Exception):
         super().__init__(f"{one} and {two}")
 
 
+class Deadly(Exception):
+    """Whoever writes it down is sent SIGTERM in the middle of it."""
+
+    def __str__(self) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "told"
+
+
+def told() -> None:
+    raise Deadly
+
+
 class Refuses:
     """It can be pickled, but not unpickled in another process than ours."""
 

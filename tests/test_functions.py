@@ -218,6 +218,14 @@ async def test_an_exception_that_cannot_be_rebuilt_is_told_as_text(start: Any) -
     assert "raise Odd(1, 2)" in told.exception.traceback
 
 
+async def test_a_signal_while_an_exception_is_sent_loses_nothing(start: Any) -> None:
+    told = await failure(Function(jobs.told), start=start)
+    assert told.exit.signal == signal.SIGTERM
+    assert told.exception.type_name == "jobs.Deadly"
+    assert told.exception.message == "told"
+    assert told.error.message == "Deadly: told"
+
+
 @pytest.mark.parametrize("code", [0, None])
 async def test_leaving_with_0_is_success(start: Any, code: Any) -> None:
     result = await run(Function(jobs.leaves, code), start=start)

@@ -103,6 +103,20 @@ def test_exit(given: Exit, words: str, status: int, ok: bool) -> None:
     assert given.duration == 2.0
 
 
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (None, 127),
+        (exit_with(3), 3),
+        (exit_with(signal=15), 143),
+        (exit_with(4, stopped_by=15), 4),
+        (exit_with(signal=15, stopped_by=15), 1),  # it had failed before: the signal is ours and says nothing
+    ],
+)
+def test_the_status_of_a_failure(given: Exit | None, status: int) -> None:
+    assert failure_of(exit=given).status == status
+
+
 def test_signal_names() -> None:
     assert signal_name(9) == "SIGKILL"
     assert signal_name(999) == "signal 999"

@@ -178,9 +178,14 @@ def _work(channel: socket.socket, call: Call | None) -> int:
         print(exc.code, file=sys.stderr)
         return 1
     except BaseException as exc:
-        if isinstance(exc, Exception | KeyboardInterrupt):
-            write_error(exc)
-        _send(channel, _wire.ERROR, (phase, describe(exc, 1, with_locals)))
+        # the first to fail has the others stopped: one that fails beside it must not lose half of what it tells
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            if isinstance(exc, Exception | KeyboardInterrupt):
+                write_error(exc)
+            _send(channel, _wire.ERROR, (phase, describe(exc, 1, with_locals)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return 1
     return 0
 
