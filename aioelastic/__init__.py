@@ -58,7 +58,7 @@ _HOMES = {
     "ready": "child",
     "stopping": "child",
 }
-_MODULES = {"errors", "events", "sharing"}
+_MODULES = {"errors", "events", "gpu", "sharing"}
 
 __all__ = [
     "supervise",
@@ -99,12 +99,14 @@ __all__ = [
     "stopping",
     "errors",
     "events",
+    "gpu",
     "sharing",
 ]
 
 if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
+    from . import gpu as gpu
     from . import sharing as sharing
     from .child import attempt as attempt
     from .child import local_rank as local_rank

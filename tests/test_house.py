@@ -30,6 +30,7 @@ ORDER = [
     "report",
     "thread",
     "memory",
+    "gpu",
     "child",
     "sharing",
     "watch",

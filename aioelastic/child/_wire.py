@@ -42,7 +42,9 @@ SHORT = 512  # the same for an item of a queue: 128 of them fit into one socket
 POOL = 65_536  # bytes from which a body is copied into memory that was used before
 # where a body is: a pickle, here; pieces in a memfd; pieces here; and whether there are arrays among them
 _HERE, _MEMFD, _PIECES, _ARRAYS = 0, 1, 2, 4
+_SLOW = 8  # and whether whoever unpickles it waits for the driver of a GPU
 _ONCE = (SETUP, CALL, VALUE)  # one such message in a life: there is nothing to be used again
+_WITH_GPUS = ("torch.cuda", "cupy", "numba.cuda.cudadrv.devicearray")  # libraries that have arrays there
 _ALIGN = 64  # of buffers, for vector instructions
 
 Dumps = Callable[..., bytes]
@@ -81,7 +83,8 @@ def encode(kind: bytes, body: tuple[Any, ...], dumps: Dumps = pickle.dumps) -> t
         if found is None:
             return _packed(kind, 0, [data, *apart], store)
         table, arrays = found
-        packet, fds = _packed(kind, _ARRAYS, [data, memoryview(table), *arrays, *apart], store, len(arrays))
+        what = _ARRAYS | (_SLOW if message.slow else 0)
+        packet, fds = _packed(kind, what, [data, memoryview(table), *arrays, *apart], store, len(arrays))
         return packet, fds + message.fds
     except BaseException:
         message.close()
@@ -164,12 +167,19 @@ def by_value() -> Dumps | None:
 
 def in_memfd(packet: bytes) -> bool:
     """Whether the first descriptor beside this datagram holds its body."""
-    return packet[1] & ~_ARRAYS == _MEMFD
+    return packet[1] & ~(_ARRAYS | _SLOW) == _MEMFD
+
+
+def is_slow(packet: bytes) -> bool:
+    """Whether unpickling it waits for the driver of a GPU: it is not to be done on an event loop."""
+    return bool(packet[1] & _SLOW)
 
 
 def _memory() -> Any:
     """`aioelastic.memory`, where there can be arrays in a message: it is loaded, or a library that has them."""
     loaded = sys.modules
+    if any(one in loaded for one in _WITH_GPUS):
+        from .. import gpu  # noqa: F401  # it adds itself
     if "aioelastic.memory" in loaded or "numpy" in loaded or "torch" in loaded:
         from .. import memory
 
@@ -179,7 +189,7 @@ def _memory() -> Any:
 
 def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[memoryview], int]:
     """The pickle and what is beside it, and how many of that are arrays."""
-    where = packet[1] & ~_ARRAYS if len(packet) > 1 else -1
+    where = packet[1] & ~(_ARRAYS | _SLOW) if len(packet) > 1 else -1
     if where == _HERE:
         return [memoryview(packet)[2:]], 0
     if where == _PIECES:

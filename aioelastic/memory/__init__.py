@@ -5,13 +5,15 @@ of the standard library; numpy and torch are spoken to when somebody else has im
 asyncio: workers use it.
 """
 
-from ._arena import ShareStats, arena, stats, trim
+from ._arena import Arena, ShareStats, arena, arenas, stats, trim
 from ._array import SharedArray, copy, empty, is_shared
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
-from ._message import Incoming, Outgoing, carry, incoming, register, store
+from ._message import Done, Incoming, Outgoing, carry, incoming, later, register, store, tables
 from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
 
 __all__ = [
+    "Arena",
+    "Done",
     "Incoming",
     "NotShareable",
     "Outgoing",
@@ -25,6 +27,7 @@ __all__ = [
     "after_exit",
     "after_fork",
     "arena",
+    "arenas",
     "carry",
     "copy",
     "descriptors",
@@ -32,10 +35,12 @@ __all__ = [
     "gate",
     "incoming",
     "is_shared",
+    "later",
     "peer_gone",
     "register",
     "segments",
     "stats",
     "store",
+    "tables",
     "trim",
 ]

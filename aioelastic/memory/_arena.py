@@ -45,7 +45,13 @@ class ShareStats:
 
 
 class Arena:
-    """That of this process. All methods behind the gate."""
+    """That of this process. All methods behind the gate, but `settle`.
+
+    Attributes:
+        where: the memory that it is for, as `Segment.where`.
+    """
+
+    where = ""
 
     def __init__(self) -> None:
         self.limit = min(2 << 30, os.sysconf("SC_PHYS_PAGES") * PAGE // 4)
@@ -61,17 +67,23 @@ class Arena:
     def take(self, nbytes: int) -> Segment:
         """A segment of at least so many bytes that nobody uses. Its contents are anything. Raises `ShareLimit`."""
         size = rounded(nbytes)
-        waiting = self._idle.get(size)
-        if waiting:
-            for _ in range(min(len(waiting), TRIES)):
-                segment = waiting.popleft()
-                if segment.is_free():
-                    self._out_of_idle(segment)
-                    self.reused += 1
-                    segment.map()
-                    return segment
-                waiting.append(segment)
-        segment = create(size, self.directory)
+        return self.again(size) or self.own(create(size, self.directory))
+
+    def again(self, size: int) -> Segment | None:
+        """One of that size which lies idle, and nobody holds."""
+        waiting = self._idle.get(size) or deque()
+        for _ in range(min(len(waiting), TRIES)):
+            segment = waiting.popleft()
+            if segment.is_free():
+                self._out_of_idle(segment)
+                self.reused += 1
+                segment.map()
+                return segment
+            waiting.append(segment)
+        return None
+
+    def own(self, segment: Segment) -> Segment:
+        """It has been made."""
         segment.on_idle = self.give
         self._own.add(segment)
         self.made += 1
@@ -130,7 +142,7 @@ class Arena:
         return before - self.idle_bytes
 
     def stats(self) -> ShareStats:
-        borrowed = sum(not one.owned for one in _segment._known.values())
+        borrowed = sum(not one.owned and one.where == self.where for one in _segment._known.values())
         total = sum(one.size for one in self._own)
         return ShareStats(len(self._own), total, self.idle_bytes, borrowed, self.made, self.reused, self.trimmed)
 
@@ -139,6 +151,9 @@ class Arena:
         limit = self.limit
         self.__init__()  # type: ignore[misc]
         self.limit = limit
+
+    def settle(self) -> None:
+        """Wait until all is done that was begun with what nobody uses any more."""
 
     def _out_of_idle(self, segment: Segment) -> None:
         del self._order[segment]
@@ -160,23 +175,29 @@ def rounded(nbytes: int) -> int:
 
 
 arena = Arena()
+arenas = [arena]  # behind it those of GPUs
 _segment.after_fork.append(arena.forget)
 
 
 def trim(keep: int = 0) -> int:
-    """Give shared memory that lies idle in this process back to the system.
+    """Give shared memory that lies idle in this process back to the system, that of GPUs too.
 
     Args:
-        keep: bytes that may stay for the next arrays.
+        keep: bytes that may stay for the next arrays, of the CPU and of each GPU.
 
     Returns:
         Bytes that went.
     """
-    with gate:
-        return arena.trim(keep)
+    went = 0
+    for one in list(arenas):
+        one.settle()
+        with gate:
+            went += one.trim(keep)
+        one.settle()
+    return went
 
 
 def stats() -> ShareStats:
-    """What this process has of shared memory."""
+    """What this process has of shared memory of the CPU."""
     with gate:
         return arena.stats()

@@ -73,7 +73,7 @@ class SharedArray:
 
     @property
     def device(self) -> str:
-        """Where it lies: `"cpu"`."""
+        """Where it lies: `"cpu"`, or a GPU as `"cuda:0"`, by its number in this process."""
         return "cpu"
 
     @property
@@ -106,7 +106,7 @@ class SharedArray:
         if copy:
             return globals()["copy"](self).__dlpack__()
         steps = [one // self.itemsize for one in self.strides]
-        return _dlpack.export(self._loan, self.address, self.shape, steps, self._type)
+        return _dlpack.export(self._loan, self.address, self.shape, steps, self._type, _dlpack.CPU)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _dlpack.CPU
@@ -138,7 +138,10 @@ class SharedArray:
             if not -size <= number < size:
                 raise IndexError(f"index {number} is out of bounds for {size}")
             offset += step * (number % size)
-        return SharedArray(self._loan, offset, tuple(shape), tuple(strides), self._type)
+        return self._part(offset, tuple(shape), tuple(strides))
+
+    def _part(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> SharedArray:
+        return SharedArray(self._loan, offset, shape, strides, self._type)
 
     def __repr__(self) -> str:
         return f"<SharedArray {self.dtype} {self.shape}>"
@@ -195,18 +198,25 @@ def copy(array: Any) -> SharedArray:
         NotShareable: its elements cannot be shared, or it is not in memory of the CPU.
         ShareLimit: no room for it.
     """
-    if isinstance(array, SharedArray):
-        source = _dlpack.Foreign(array.address, array.shape, array.strides, array._type, array)
-    elif hasattr(array, "__dlpack__") and type(array).__module__.partition(".")[0] != "numpy":
-        if getattr(array, "requires_grad", False):
-            array = array.detach()
-        source = _dlpack.read(array)
-    else:
-        source = _from_interface(array)
+    source = place_of(array) if isinstance(array, SharedArray) else foreign(array)
     out = empty(source.shape, source.dtype.name)
     if out.size:
         _copy(source, out)
     return out
+
+
+def place_of(array: SharedArray) -> _dlpack.Foreign:
+    """Where one of ours lies."""
+    return _dlpack.Foreign(array.address, array.shape, array.strides, array._type, array)
+
+
+def foreign(array: Any) -> _dlpack.Foreign:
+    """Where an array of another library lies, on the CPU. Raises `NotShareable`."""
+    if hasattr(array, "__dlpack__") and type(array).__module__.partition(".")[0] != "numpy":
+        if getattr(array, "requires_grad", False):
+            array = array.detach()
+        return _dlpack.read(array)
+    return _from_interface(array)
 
 
 def is_shared(array: Any) -> bool:
@@ -217,6 +227,8 @@ def is_shared(array: Any) -> bool:
         address = array.data_ptr()
     elif hasattr(array, "__array_interface__"):
         address = array.__array_interface__["data"][0]
+    elif hasattr(array, "__cuda_array_interface__"):
+        address = array.__cuda_array_interface__["data"][0]
     elif hasattr(array, "__dlpack__"):
         address = _dlpack.read(array).address
     else:

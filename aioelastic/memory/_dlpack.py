@@ -1,4 +1,4 @@
-"""DLPack for memory on the CPU, with nothing but ctypes: so types work that numpy does not have.
+"""DLPack with nothing but ctypes: so types work that numpy does not have.
 
 Source: dlpack.h of DLPack 1, `DLManagedTensor`; https://dmlc.github.io/dlpack/latest/python_spec.html.
 """
@@ -13,6 +13,7 @@ from ._dtypes import DTYPES, DType
 from ._errors import NotShareable
 
 CPU = (1, 0)  # kDLCPU
+CUDA = 2  # kDLCUDA
 _NAME = b"dltensor"
 
 
@@ -61,12 +62,14 @@ def _destroy(capsule: int) -> None:
 _deleter, _destructor = _Deleter(_delete), _Destructor(_destroy)
 
 
-def export(loan: Any, address: int, shape: Sequence[int], strides: Sequence[int], dtype: DType) -> Any:
+def export(
+    loan: Any, address: int, shape: Sequence[int], strides: Sequence[int], dtype: DType, device: tuple[int, int]
+) -> Any:
     """A capsule that keeps `loan`. `strides` in elements."""
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
     steps = (ctypes.c_int64 * max(len(shape), 1))(*strides)
     one = _Managed()
-    one.tensor = _Tensor(address, *CPU, len(shape), dtype.code, 8 * dtype.itemsize, 1, sizes, steps, 0)
+    one.tensor = _Tensor(address, *device, len(shape), dtype.code, 8 * dtype.itemsize, 1, sizes, steps, 0)
     one.deleter = ctypes.cast(_deleter, ctypes.c_void_p)
     where = ctypes.addressof(one)
     _lent[where] = (one, loan, sizes, steps)
@@ -83,10 +86,10 @@ class Foreign(NamedTuple):
     keep: Any
 
 
-def read(array: Any) -> Foreign:
-    """Where an array with `__dlpack__` lies. Raises `NotShareable`."""
+def read(array: Any, wanted: int = CPU[0]) -> Foreign:
+    """Where an array with `__dlpack__` lies, on that type of device. Raises `NotShareable`."""
     kind, _ = array.__dlpack_device__()
-    if kind != CPU[0]:
+    if kind != wanted:
         raise NotShareable(f"its memory is on a device (DLPack type {kind}); copy it to the CPU first")
     capsule = array.__dlpack__()
     tensor = _Managed.from_address(_pointer(capsule, _NAME)).tensor

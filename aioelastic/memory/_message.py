@@ -17,16 +17,22 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from . import _segment
 from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
-from ._segment import attach, find, gate, view
+from ._segment import Segment, attach, find, gate, view
 
 Reducer = Callable[[Any], Any]
 _registered: dict[type, Reducer] = {}
+
+
+class Done(Protocol):
+    """A `concurrent.futures.Future`, which is heavy to import."""
+
+    def result(self, timeout: float | None = None) -> Any: ...
 
 
 class _Ref:
@@ -45,10 +51,13 @@ class Outgoing:
 
     Attributes:
         fds: descriptors to send with it, the caller's to close.
+        slow: who unpickles it has to wait for a driver.
     """
 
     def __init__(self) -> None:
         self.fds: list[int] = []
+        self.slow = False
+        self._after: list[Done] = []
         self._refs: list[_Ref] = []
         self._slots: dict[tuple[int, int], int] = {}
 
@@ -73,7 +82,16 @@ class Outgoing:
         return out.getvalue()
 
     def finish(self) -> tuple[bytes, list[memoryview]] | None:
-        """The table, and what is to be copied. None: there is no memory in it."""
+        """The table, and what is to be copied. None: there is no memory in it.
+
+        Waits until GPUs have done what was asked of them for arrays in it, unless somebody waits for that `later`.
+        """
+        waiting = getattr(_here, "later", None)
+        for one in self._after:
+            if waiting is None:
+                one.result()
+            else:
+                waiting.append(one)
         if not self._refs and not self.fds:
             return None
         pieces = self._group([one for one in self._refs if one.slot < 0])
@@ -95,14 +113,25 @@ class Outgoing:
         with gate:
             segment = find(low, high - low)
             if segment is not None:
-                one.slot = self._slots.get(segment.key, -1)
-                if one.slot < 0:
-                    one.slot = self._slots[segment.key] = len(self.fds)
-                    self.fds.append(segment.lend())
+                one.slot = self.slot(segment)
                 one.offset = low - segment.address
                 one.nbytes = high - low
         self._refs.append(one)
         return len(self._refs) - 1
+
+    def slot(self, segment: Segment) -> int:
+        """The number under which a lease on a segment travels along, with what is beside it. Behind the gate."""
+        slot = self._slots.get(segment.key, -1)
+        if slot < 0:
+            slot = self._slots[segment.key] = len(self.fds)
+            self.fds.append(segment.lend())
+            for fd in segment.beside():
+                self.descriptor(fd)
+        return slot
+
+    def after(self, done: Done) -> None:
+        """It must not be received before that is done."""
+        self._after.append(done)
 
     def descriptor(self, fd: int) -> int:
         """The number under which a copy of any descriptor travels along."""
@@ -142,6 +171,8 @@ class Outgoing:
             from ._torch import reducers as of_torch
 
             table.update(of_torch(self))
+        for add in tables:
+            add(self, table)
         for kind, reducer in _carried.items():
             table[kind] = lambda one, reducer=reducer: reducer(one, self)  # type: ignore[misc]
         return table
@@ -194,7 +225,32 @@ class Incoming:
             raise ShareLost("a descriptor is missing: this process may have too many of them open") from None
 
 
+class later:
+    """Messages that are pickled in here, in this thread, do not wait for GPUs; what they would wait for is in the list.
+
+    Example::
+
+        with memory.later() as pending:
+            packet, fds = encode(kind, body)
+        for one in pending:
+            await asyncio.wrap_future(one)
+    """
+
+    def __enter__(self) -> list[Done]:
+        self._before = getattr(_here, "later", None)
+        found: list[Done] = []
+        _here.later = found
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _here.later = self._before
+
+
 _here = threading.local()
+# what is asked how objects of libraries are reduced: each adds to the table of a message
+tables: list[Callable[[Outgoing, dict[type, Reducer]], None]] = []
 _carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
 
 

@@ -85,6 +85,7 @@ class Segment:
     """One of them, in this process. Made by `create` or `attach`.
 
     Attributes:
+        where: the memory that it is of: "" for the CPU's.
         key: device and inode: what it is, in any process.
         owned: this process made it, and may use it again.
         loans: parts of it that are in use here.
@@ -92,6 +93,7 @@ class Segment:
     """
 
     __slots__ = ("__weakref__", "address", "born", "fd", "key", "loans", "name", "on_idle", "owned", "path", "size")
+    where = ""
 
     def __init__(self, fd: int, size: int, name: str, owned: bool) -> None:
         self.fd = fd
@@ -104,7 +106,7 @@ class Segment:
         self.loans = 0
         self.born = time.monotonic()
         self.path: str | None = None
-        self.on_idle: Callable[[Segment], None] = Segment.close
+        self.on_idle: Callable[[Segment], None] = _close
         _known[self.key] = self
 
     def map(self) -> int:
@@ -113,13 +115,25 @@ class Segment:
             address = _libc.mmap(None, self.size, _PROT, _SHARED, self.fd, 0)
             if address in (None, ctypes.c_void_p(-1).value):
                 raise ShareLimit(f"cannot map {self.size} bytes: {os.strerror(ctypes.get_errno())}")
-            self.address = address
             if self.size >= _HUGE:  # where the system gives them to those who ask
                 _libc.madvise(address, self.size, _MADV_HUGEPAGE)
-            at = bisect.bisect(_starts, address)
-            _starts.insert(at, address)
-            _mapped.insert(at, self)
+            self.mapped_at(address)
         return self.address
+
+    def mapped_at(self, address: int) -> None:
+        """It is there from now on, and found by its addresses. Behind the gate."""
+        self.address = address
+        at = bisect.bisect(_starts, address)
+        _starts.insert(at, address)
+        _mapped.insert(at, self)
+
+    def not_mapped(self) -> None:
+        """It is not found by its addresses any more. Behind the gate."""
+        at = bisect.bisect_left(_starts, self.address)
+        while _mapped[at] is not self:
+            at += 1  # others may begin at the same address
+        del _starts[at], _mapped[at]
+        self.address = 0
 
     def loan(self, offset: int, nbytes: int) -> Any:
         """`nbytes` of it as a ctypes array, which is what all views hold on to. Behind the gate."""
@@ -132,6 +146,21 @@ class Segment:
     def lend(self) -> int:
         """A descriptor for a message: an open file description of its own, whose lock holds the segment."""
         return held(self.fd)
+
+    def beside(self) -> list[int]:
+        """What else a message needs to carry it: descriptors that stay ours."""
+        return []
+
+    def inherit(self, fd: int) -> None:
+        """In a forked copy: it is used by this lease from now on, and belongs to another process."""
+        os.close(self.fd)
+        self.fd = fd
+        self.owned, self.path, self.on_idle = False, None, _close
+
+    def disinherit(self) -> None:
+        """In a forked copy: it is not ours, and not used."""
+        self.path = None
+        self.close()
 
     def is_free(self) -> bool:
         """Nobody but us holds it. Only for its owner."""
@@ -149,10 +178,8 @@ class Segment:
         if _known.get(self.key) is self:
             del _known[self.key]
         if self.address:
-            at = bisect.bisect(_starts, self.address) - 1
-            del _starts[at], _mapped[at]
             _libc.munmap(self.address, self.size)
-            self.address = 0
+            self.not_mapped()
         os.close(self.fd)
         self.fd = -1
         if self.path is not None and self.owned:
@@ -165,6 +192,10 @@ class Segment:
         self.loans -= 1
         if self.loans == 0:
             self.on_idle(self)
+
+
+def _close(segment: Segment) -> None:
+    segment.close()
 
 
 def held(fd: int) -> int:
@@ -188,7 +219,7 @@ def create(size: int, directory: str | None = None) -> Segment:
         ShareLimit: there is no room for it.
     """
     size += -size % PAGE
-    name = f"{NAME}-{os.getpid()}-{next(_numbers)}"
+    name = new_name()
     path = None
     try:
         if directory is None:
@@ -215,6 +246,11 @@ def create(size: int, directory: str | None = None) -> Segment:
     return segment
 
 
+def new_name() -> str:
+    """For a segment of this process."""
+    return f"{NAME}-{os.getpid()}-{next(_numbers)}"
+
+
 def attach(fd: int) -> Segment:
     """That of a descriptor which came with a message (and stays the caller's). Behind the gate.
 
@@ -222,9 +258,9 @@ def attach(fd: int) -> Segment:
         ShareLost: it is none of ours, or was cut off.
     """
     stat = os.fstat(fd)
-    known = _known.get((stat.st_dev, stat.st_ino))
-    if known is not None:
-        return known
+    found = known(fd)
+    if found is not None:
+        return found
     mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
     name = os.path.basename(target.removesuffix(" (deleted)")).removeprefix("memfd:")
@@ -232,6 +268,12 @@ def attach(fd: int) -> Segment:
         os.close(mine)
         raise ShareLost(f"not a segment of aioelastic's: {target}")
     return Segment(mine, stat.st_size, name, False)
+
+
+def known(fd: int) -> Segment | None:
+    """The one of a descriptor, if this process has it already. Behind the gate."""
+    stat = os.fstat(fd)
+    return _known.get((stat.st_dev, stat.st_ino))
 
 
 def find(address: int, nbytes: int = 1) -> Segment | None:
@@ -314,19 +356,16 @@ def _in_child() -> None:
     _inherited.clear()
     for segment in list(_known.values()):
         if segment in leases:
-            os.close(segment.fd)
-            segment.fd = leases[segment]
-            segment.owned, segment.path, segment.on_idle = False, None, Segment.close
+            segment.inherit(leases[segment])
         else:
-            segment.path = None
-            segment.close()
+            segment.disinherit()
     for forget in after_fork:
         forget()
 
 
 def descriptors() -> list[int]:
     """Those that a copied process must keep to use what it inherits."""
-    return sorted(one.fd for one in _known.values())
+    return sorted(fd for one in _known.values() for fd in (one.fd, *one.beside()))
 
 
 def peer_gone() -> None:

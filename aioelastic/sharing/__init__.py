@@ -7,6 +7,7 @@ or a thread, or import numpy, torch or asyncio by itself.
 from typing import TYPE_CHECKING
 
 from ..child._letters import receive, receive_async, send
+from ..gpu import DeviceUnavailable, ForkedCudaError, ReshareError
 from ..memory import (
     NotShareable,
     SharedArray,
@@ -15,14 +16,13 @@ from ..memory import (
     ShareLost,
     ShareStats,
     SharingError,
-    copy,
-    empty,
     is_shared,
     register,
     stats,
     trim,
 )
 from ._books import Held, Lease, audit, configure, leases, scope
+from ._places import copy, empty
 from ._queue import Queue, QueueClosed
 
 if TYPE_CHECKING:
@@ -55,8 +55,11 @@ __all__ = [
     "ShareStats",
     "SharingError",
     "NotShareable",
+    "ReshareError",
     "ShareLost",
     "ShareLimit",
+    "DeviceUnavailable",
+    "ForkedCudaError",
     "ShareLeakWarning",
 ]
 

@@ -50,7 +50,7 @@ class Held:
     Attributes:
         segment: its name.
         owner: process id of who made it.
-        size: the most bytes of it that a process has mapped.
+        size: the most bytes of it that a process has mapped; of a GPU's memory, all of it.
         mapped: process ids of those that have it mapped.
         leased: process ids of those that have a lease, and of senders of messages under way.
         unexplained: those that have it mapped, and are neither its owner nor have a lease: nothing keeps its owner from
@@ -105,7 +105,8 @@ def audit(pids: Collection[int] | None = None) -> list[Held]:
             if name.startswith(_NAME):
                 low, _, high = where.partition("-")
                 _, sizes = seen.setdefault(int(number), (name, {}))
-                sizes[pid] = sizes.get(pid, 0) + int(high, 16) - int(low, 16)
+                _, on_gpu, size = name.rpartition("-gpu-")  # of those, only a page is mapped here
+                sizes[pid] = int(size) if on_gpu else sizes.get(pid, 0) + int(high, 16) - int(low, 16)
     return [
         Held(name, _owner(name), max(sizes.values()), tuple(sorted(sizes)), tuple(sorted(leased.get(inode, ()))))
         for inode, (name, sizes) in seen.items()
