@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from .checks import PID_MAX, check_seconds, check_whole
-from .child import _tasks
+from .child import _letters, _socket, _tasks
 from .errors import SpecError
 from .pool import Limits, Pool, served
 from .spec import GroupSpec, Logs, Stop
+from .tasks import encode
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class WorkerExecutor(Executor):
             RuntimeError: after `shutdown`.
             BrokenExecutor: no worker can be started.
         """
-        return self._pool.submit(fn, args, kwargs)
+        return self._pool.submit((fn, args, kwargs))
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -142,7 +143,13 @@ class WorkerExecutor(Executor):
         if self._pool.limits.pending is not None:  # it may have to wait for room
             future = await asyncio.to_thread(self.submit, fn, *args, **kwargs)
         else:
-            future = self.submit(fn, *args, **kwargs)
+            body = (fn, args, kwargs)
+            packed = await _letters.ready(lambda: encode(body, self._pool.main is not None))
+            try:
+                future = self._pool.submit(body, packed)
+            except BaseException:
+                _socket.close(packed[1])
+                raise
         return await asyncio.wrap_future(future)
 
     async def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any]) -> AsyncIterator[T]:

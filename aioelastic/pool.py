@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from .outcome import Process
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
-from .tasks import Task, encode, settle
+from .tasks import Body, Task, encode, settle
 from .thread import finished, insist
 from .why import Evidence
 from .worker import Worker
@@ -70,7 +70,7 @@ class Pool:
         self.run_id = new_run_id(spec.name)
         self.limits = limits
         self._spec = spec
-        self._main = importable_main()
+        self.main = importable_main()
         self._lock = threading.Lock()
         # guarded by the lock
         self._queue: deque[Task] = deque()
@@ -93,12 +93,12 @@ class Pool:
 
     # --- from any thread ---
 
-    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Future[Any]:
-        """See `WorkerExecutor.submit`."""
+    def submit(self, body: Body, packed: tuple[bytes, list[int]] | None = None) -> Future[Any]:
+        """See `WorkerExecutor.submit`. `packed` is what `tasks.encode` makes of it."""
         self._check_open()
         future: Future[Any] = Future()
         try:
-            packet, fds = encode((fn, args, kwargs), self._main is not None)
+            packet, fds = packed or encode(body, self.main is not None)
         except Exception as exc:
             future.set_exception(exc)
             return future

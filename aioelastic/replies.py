@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from .child import _context, _failure, _socket, _wire, _work
+from .child import _context, _failure, _letters, _socket, _wire, _work
 from .errors import RemoteError
 from .launch import Answer
 from .watch import Poller
@@ -34,8 +34,8 @@ class Replies(Answer):
         self._channel: socket.socket | None = channel
         self._on_ready = on_ready
         self._on_task = on_task
-        # what it sends besides, unpickled, or why it could not be
-        self._letters: deque[tuple[Any, Exception | None]] = deque()
+        # what it sends besides, unpickled, or why it could not be; or that this is under way
+        self._letters: deque[tuple[Any, Exception | None] | asyncio.Future[Any]] = deque()
         self._full = False  # nothing more is read until they are
         self._came: set[asyncio.Future[None]] = set()
         poller.add_reader(channel.fileno(), self._read)
@@ -62,8 +62,8 @@ class Replies(Answer):
             EOFError: it has ended, or closed its channel, and there are no more.
             Exception: whatever unpickling it raised.
         """
-        while not self._letters:
-            if self._channel is None:
+        while not self._letters or not _is_here(self._letters[0]):
+            if self._channel is None and not self._letters:
                 raise EOFError("the worker will send nothing more")
             came = asyncio.get_running_loop().create_future()
             self._came.add(came)
@@ -71,10 +71,13 @@ class Replies(Answer):
                 await came
             finally:
                 self._came.discard(came)
-        value, problem = self._letters.popleft()
+        letter = self._letters.popleft()
         if self._full and self._channel is not None:
             self._full = False
             self._poller.add_reader(self._channel.fileno(), self._read)
+        if isinstance(letter, asyncio.Future):
+            return letter.result()
+        value, problem = letter
         if problem is not None:
             raise problem
         return value
@@ -134,15 +137,25 @@ class Replies(Answer):
 
     def _letter_came(self, packet: bytes, fds: list[int]) -> None:
         assert self._channel is not None
-        try:
-            with main_has_both_names():
-                (value,) = _wire.decode(packet, fds)
-            self._letters.append((value, None))
-        except Exception as exc:
-            self._letters.append((None, exc))
+        if _wire.is_slow(packet):
+            letter = asyncio.get_running_loop().create_future()
+            letter.add_done_callback(self._opened)
+            self._letters.append(letter)
+            mine = list(fds)
+            fds.clear()
+            _letters.aside(lambda: _open(packet, mine), letter)
+        else:
+            try:
+                self._letters.append((_decoded(packet, fds), None))
+            except Exception as exc:
+                self._letters.append((None, exc))
         if len(self._letters) >= LETTERS and not self._full:
             self._full = True
             self._poller.remove(self._channel.fileno())
+        self._wake()
+
+    def _opened(self, letter: asyncio.Future[Any]) -> None:
+        letter.exception()  # it is nobody's fault if nobody receives it
         self._wake()
 
     def _wake(self) -> None:
@@ -183,7 +196,7 @@ class Correspondent:
                 print(await group[0].receive())
         """
         replies = self._correspondence()
-        packet, fds = _work.pack(_wire.OBJECT, (value,))
+        packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (value,)))
         try:
             await replies.post(packet, fds)
         finally:
@@ -225,6 +238,23 @@ async def writable(fd: int) -> None:
     finally:
         loop.remove_writer(mine)
         os.close(mine)
+
+
+def _is_here(letter: tuple[Any, Exception | None] | asyncio.Future[Any]) -> bool:
+    return not isinstance(letter, asyncio.Future) or letter.done()
+
+
+def _open(packet: bytes, fds: list[int]) -> Any:
+    try:
+        return _decoded(packet, fds)
+    finally:
+        _socket.close(fds)
+
+
+def _decoded(packet: bytes, fds: list[int]) -> Any:
+    with main_has_both_names():
+        (value,) = _wire.decode(packet, fds)
+    return value
 
 
 def _look_again() -> None:

@@ -35,7 +35,7 @@ class Task:
 
     def drop(self) -> None:
         _socket.close(self.fds)
-        self.fds = []
+        self.fds.clear()
 
 
 def encode(body: Body, main_is_known: bool) -> tuple[bytes, list[int]]:

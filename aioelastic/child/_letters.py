@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import _context, _socket, _wire, _work
@@ -60,9 +61,11 @@ async def receive_async() -> Any:
     channel = _channel()
     while True:
         try:
-            return _take(channel)
+            packet, fds = _next(channel)
         except BlockingIOError:
             await readable(channel.fileno())
+            continue
+        return await unpacked(packet, fds)
 
 
 async def readable(fd: int) -> None:
@@ -80,10 +83,75 @@ async def readable(fd: int) -> None:
         os.close(mine)
 
 
+async def ready(pack: Callable[[], tuple[bytes, list[int]]]) -> tuple[bytes, list[int]]:
+    """The message that `pack` makes, when GPUs have done what they were asked for arrays in it."""
+    memory = _wire.memory()
+    if memory is None:
+        return pack()
+    import asyncio
+
+    with memory.later() as pending:
+        packet, fds = pack()
+    try:
+        for one in pending:
+            await asyncio.wrap_future(one)
+    except BaseException:
+        _socket.close(fds)
+        raise
+    return packet, fds
+
+
+async def unpacked(packet: bytes, fds: list[int]) -> Any:
+    """The only object in a message; without holding the loop up for the driver of a GPU. Closes `fds`."""
+    if not _wire.is_slow(packet):
+        return _open(packet, fds)
+    import asyncio
+
+    done = asyncio.get_running_loop().create_future()
+    aside(lambda: _open(packet, fds), done)
+    return await done
+
+
+def aside(work: Callable[[], Any], done: Any) -> None:
+    """Do it in a thread of its own; what comes of it is told to a future of the running loop."""
+    import threading
+
+    loop = done.get_loop()
+
+    def tell(value: Any, exc: BaseException | None) -> None:
+        if done.done():
+            return
+        if exc is None:
+            done.set_result(value)
+        else:
+            done.set_exception(exc)
+
+    def run() -> None:
+        value, problem = None, None
+        try:
+            value = work()
+        except Exception as exc:
+            problem = exc
+        try:
+            loop.call_soon_threadsafe(tell, value, problem)
+        except RuntimeError:
+            pass  # the loop was closed: nobody is left to tell
+
+    threading.Thread(target=run, name="aioelastic-unpickle").start()
+
+
 def _take(channel: socket.socket) -> Any:
+    return _open(*_next(channel))
+
+
+def _next(channel: socket.socket) -> tuple[bytes, list[int]]:
     packet, fds = _socket.receive(channel, socket.MSG_DONTWAIT)
     if not packet:
         raise EOFError("the supervisor will send nothing more")
+    return packet, fds
+
+
+def _open(packet: bytes, fds: list[int]) -> Any:
     try:
         (value,) = _wire.decode(packet, fds)
     finally:

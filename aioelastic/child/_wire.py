@@ -72,14 +72,15 @@ def encode(kind: bytes, body: tuple[Any, ...], dumps: Dumps = pickle.dumps) -> t
         apart.append(raw)
         return False
 
-    memory = _memory() if body else None
-    if memory is None:
+    loaded = memory() if body else None
+    if loaded is None:
         return _packed(kind, 0, [memoryview(dumps(body, protocol=5, buffer_callback=place)), *apart], None)
-    message = memory.Outgoing()
+    message = loaded.Outgoing()
+    message.last = kind == VALUE
     data = memoryview(message.dumps(body, place, dumps is not pickle.dumps))
     try:
         found = message.finish()
-        store = None if kind in _ONCE else memory.store
+        store = None if kind in _ONCE else loaded.store
         if found is None:
             return _packed(kind, 0, [data, *apart], store)
         table, arrays = found
@@ -175,7 +176,7 @@ def is_slow(packet: bytes) -> bool:
     return bool(packet[1] & _SLOW)
 
 
-def _memory() -> Any:
+def memory() -> Any:
     """`aioelastic.memory`, where there can be arrays in a message: it is loaded, or a library that has them."""
     loaded = sys.modules
     if any(one in loaded for one in _WITH_GPUS):

@@ -173,7 +173,7 @@ def _warm_up(preload: list[str], where: tuple[str, str] | None) -> tuple[str, st
         _work.import_main(where)
     except BaseException as exc:
         return f"the main module could not be imported: {type(exc).__name__}: {exc}", traceback.format_exc()
-    _wire._memory()  # workers that have arrays will need it
+    _wire.memory()  # workers that have arrays will need it
     words = unsafe()
     if words:
         return f"it cannot be forked after its imports: {words}", ""

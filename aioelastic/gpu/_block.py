@@ -338,7 +338,7 @@ class DeviceArena(Arena):
         block = found if found is not None else self._new(size)
         with gate:
             if not small:
-                return block.loan(0, nbytes)  # type: ignore[no-any-return]
+                return block.loan(0, nbytes)
             full, self._slab, self._at = self._slab, block, 0
             if full is not None and not full.loans:
                 self.device.post(full._quiet)  # type: ignore[attr-defined]

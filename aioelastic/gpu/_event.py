@@ -14,7 +14,7 @@ from ..errors import SpecError
 from . import _driver
 from ._block import EVENT, Ticket, What, admit, issue, lend
 from ._driver import NOT_READY, bindings, call, raw, torch_stream
-from ._wait import after
+from ._wait import after, waited_for
 
 _BETWEEN_PROCESSES = 2 | 4  # CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS
 _HANDLE = 64
@@ -105,7 +105,7 @@ class GpuEvent:
         return asyncio.wrap_future(self._come()).__await__()
 
     def _come(self) -> Future[None]:
-        done: Future[None] = Future()
+        done = waited_for()
         self._check()
         device = _driver.device(self.uuid)
 
@@ -150,6 +150,8 @@ class GpuEvent:
 def _reduce(one: GpuEvent, message: memory.Outgoing) -> Any:
     mine = one._raw
     one._check()
+    if mine.ticket is None and message.last:
+        raise memory.NotShareable("an event ends with its process, which ends now; make it where it is needed longest")
     if mine.ticket is not None:
         with memory.gate:
             return (_rebuild, (message.slot(mine.ticket),))

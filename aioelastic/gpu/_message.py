@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..memory import Outgoing, gate, incoming, tables
+from ..memory import NotShareable, Outgoing, gate, incoming, tables
 from ..memory._dtypes import DTYPES
 from ..memory._message import Reducer, bounds
 from ..memory._segment import find
@@ -18,7 +18,7 @@ from . import _driver
 from ._array import DeviceArray, device_of, foreign
 from ._block import Block, Loan, Ticket, What, admit, issue, lend
 from ._driver import Device
-from ._legacy import export, range_of
+from ._legacy import VMM, export, range_of
 from ._wait import ready, streams
 
 
@@ -91,6 +91,8 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
 def _lent(message: Outgoing, device: Device, low: int, high: int, owner: Any) -> tuple[int, int]:
     """The slot of another library's memory, and where it begins."""
     kind, start, size = device.run(lambda: range_of(low, high))
+    if message.last and kind != VMM:
+        raise NotShareable("this memory of a GPU ends with its process, which ends now; return sharing.copy(x)")
 
     def make() -> Ticket:
         told, fds = device.run(lambda: export(kind, start, size))

@@ -30,7 +30,7 @@ def ready(device: Device, of: Collection[int]) -> Future[None]:
     Raises, when it is asked:
         CudaError: the work failed, and with it the context of this process.
     """
-    done: Future[None] = Future()
+    done = waited_for()
 
     def begin() -> None:
         events = []
@@ -46,6 +46,13 @@ def ready(device: Device, of: Collection[int]) -> Future[None]:
                 raw("cuEventDestroy", one)  # the driver keeps it as long as a stream waits for it
 
     device.post(begin)
+    return done
+
+
+def waited_for() -> Future[None]:
+    """A future that who waits for it cannot cancel: it is set by the driver."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
     return done
 
 

@@ -52,11 +52,12 @@ class Outgoing:
     Attributes:
         fds: descriptors to send with it, the caller's to close.
         slow: who unpickles it has to wait for a driver.
+        last: this process ends when it is sent.
     """
 
     def __init__(self) -> None:
         self.fds: list[int] = []
-        self.slow = False
+        self.slow = self.last = False
         self._after: list[Done] = []
         self._refs: list[_Ref] = []
         self._slots: dict[tuple[int, int], int] = {}

@@ -83,7 +83,8 @@ class Queue:
         """
         while True:
             try:
-                return self.put_nowait(item)
+                packet, fds = await self._ready(item)
+                return self._post(packet, fds)
             except queue.Full:
                 await _letters.readable(self._room)
 
@@ -96,9 +97,11 @@ class Queue:
         """
         while True:
             try:
-                return self.get_nowait()
+                packet, fds = self._next()
             except queue.Empty:
                 await _letters.readable(self._ends()[0].fileno())
+                continue
+            return await _letters.unpacked(packet, fds)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Items until it is closed and empty."""
@@ -129,8 +132,22 @@ class Queue:
             yield item
 
     def put_nowait(self, item: Any) -> None:
-        """As `put`; `queue.Full` when it is."""
-        get, put = self._ends()
+        """As `put`; `queue.Full` when it is. Waits for a GPU, if there are arrays on it in the item."""
+        self._post(*self._packed(item))
+
+    async def _ready(self, item: Any) -> tuple[bytes, list[int]]:
+        """Packed, when GPUs have done what they were asked for arrays in it."""
+        try:
+            return await _letters.ready(lambda: self._packed(item))
+        except queue.Full:
+            raise
+        except BaseException:
+            os.eventfd_write(self._room, 1)  # its place is free again
+            raise
+
+    def _packed(self, item: Any) -> tuple[bytes, list[int]]:
+        """With its place, as its last descriptor."""
+        get, _ = self._ends()
         try:
             os.eventfd_read(self._room)  # a place that became free is looked at once
         except BlockingIOError:
@@ -148,8 +165,11 @@ class Queue:
             os.eventfd_write(self._room, 1)
             raise
         fds.append(place)
+        return packet, fds
+
+    def _post(self, packet: bytes, fds: list[int]) -> None:
         try:
-            _socket.send(put, packet, fds)
+            _socket.send(self._ends()[1], packet, fds)
         except BlockingIOError:
             raise queue.Full from None
         except BrokenPipeError:
@@ -159,6 +179,15 @@ class Queue:
 
     def get_nowait(self) -> Any:
         """As `get`; `queue.Empty` when it is."""
+        packet, fds = self._next()
+        try:
+            (item,) = _wire.decode(packet, fds)
+        finally:
+            _socket.close(fds)
+        return item
+
+    def _next(self) -> tuple[bytes, list[int]]:
+        """The next item, packed; its place is free."""
         get, _ = self._ends()
         try:
             packet, fds = _socket.receive(get)
@@ -166,13 +195,9 @@ class Queue:
             raise queue.Empty from None
         if not packet:
             raise QueueClosed("the queue is closed, and nothing is left in it")
-        try:
-            os.close(fds.pop())
-            os.eventfd_write(self._room, 1)
-            (item,) = _wire.decode(packet, fds)
-        finally:
-            _socket.close(fds)
-        return item
+        os.close(fds.pop())
+        os.eventfd_write(self._room, 1)
+        return packet, fds
 
     def close(self) -> None:
         """Nobody may put any more, in any process; what is in it can still be received."""

@@ -125,12 +125,15 @@ def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
 
 
 def cool_down() -> None:
-    """End and give back what we keep warm for the next group: zygotes, the guardian, memory for arrays."""
+    """End and give back what we keep warm for the next group: zygotes, the guardian, memory, threads for GPUs."""
     end_helpers()
     memory = sys.modules.get("aioelastic.memory")
     if memory is not None:
         gc.collect()
         memory.trim()
+    gpu = sys.modules.get("aioelastic.gpu")
+    if gpu is not None:
+        gpu.end()
 
 
 def pending_tasks() -> dict[str, str]:
