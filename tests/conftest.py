@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -29,3 +32,37 @@ def _debug_loop() -> asyncio.AbstractEventLoop:
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
+
+
+# --- a fake GPU: skipped by name where there is no cuda-python, or no C compiler ---
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: Any) -> Iterator[Any]:
+    """The fake driver, loaded in this process for good."""
+    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
+    import fake_gpu
+
+    path = fake_gpu.compiled(tmp_path_factory.mktemp("fake"))
+    if path is None:
+        pytest.skip("needs a C compiler (cc)")
+    if any("libcuda.so" in line and str(path) not in line for line in Path("/proc/self/maps").read_text().splitlines()):
+        pytest.skip("the real driver is loaded in this process already")
+    os.environ[fake_gpu.PATH] = str(path)
+    yield fake_gpu.fake()
+    del os.environ[fake_gpu.PATH]
+
+
+@pytest.fixture
+def fake(driver: Any) -> Iterator[Any]:
+    """The fake driver; nothing of it may be left when the test has ended."""
+    from aioelastic import gpu, sharing
+
+    driver.calls()
+    yield driver
+    driver.mend()
+    gc.collect()
+    sharing.trim()
+    gpu.end()
+    assert driver.live() == {}
+    assert sharing.leases() == []

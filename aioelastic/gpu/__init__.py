@@ -7,7 +7,7 @@ the caller's thread, or import torch, cupy, numba or asyncio by itself.
 
 from ..memory import ShareStats
 from ._array import DeviceArray, copy, empty, is_on_gpu
-from ._block import arena_of
+from ._block import arena_of, set_limit
 from ._driver import device, end
 from ._errors import CudaError, DeviceUnavailable, ForkedCudaError, Reason, ReshareError
 from ._event import GpuEvent
@@ -36,6 +36,7 @@ __all__ = [
     "end",
     "is_on_gpu",
     "reducers",
+    "set_limit",
 ]
 
 

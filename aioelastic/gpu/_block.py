@@ -28,7 +28,6 @@ from ._legacy import LEGACY, POOL, VMM
 
 T = TypeVar("T")
 ALIGN = 256  # bytes, of arrays in one block
-LIMIT = 256 << 20  # bytes that may lie idle on each GPU for the next arrays
 EVENT = "event"
 _DIES = (LEGACY, POOL, EVENT)  # with their owner
 
@@ -302,7 +301,7 @@ class DeviceArena(Arena):
 
     def __init__(self, device: Device) -> None:
         super().__init__()
-        self.limit = LIMIT
+        self.limit = limit
         self.where = device.uuid
         self.device = device
 
@@ -358,13 +357,16 @@ class DeviceArena(Arena):
                 block.made(address)
                 self.own(block)
                 return block
-        except BaseException:
+        except BaseException as exc:
             _vmm.unmap(address, [size])
             os.close(fd)
+            if isinstance(exc, OSError):
+                raise ShareLimit(f"cannot make a shared block: {exc}") from exc
             raise
 
 
 _arenas: dict[str, DeviceArena] = {}
+limit = 256 << 20  # bytes that may lie idle on each GPU for the next arrays
 _lent: dict[tuple[Any, ...], Ticket] = {}  # of other libraries: by what it is
 _lending = threading.Lock()
 
@@ -377,6 +379,16 @@ def arena_of(device: Device) -> DeviceArena:
             found = _arenas[device.uuid] = DeviceArena(device)
             arenas.append(found)
         return found
+
+
+def set_limit(nbytes: int) -> None:
+    """So many bytes may lie idle on each GPU."""
+    global limit
+    with gate:
+        limit = nbytes
+        for one in _arenas.values():
+            one.limit = nbytes
+            one.trim(nbytes)
 
 
 def lend(key: tuple[Any, ...], make: Callable[[], Ticket], use: Callable[[Ticket], T]) -> T:

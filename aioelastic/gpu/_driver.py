@@ -132,13 +132,17 @@ class Device:
             try:
                 return self._jobs.get(timeout=WATCH if self.pending else None)
             except Empty:
-                # in a context that is broken, the driver calls nobody back (cuLaunchHostFunc): look at it
-                status, *_ = raw("cuStreamQuery", 0)
-                if status not in (0, NOT_READY):
-                    for number in list(self.pending):
-                        done = self.pending.pop(number, None)
-                        if done is not None:
-                            done.set_exception(_refusal("cuStreamQuery", status))
+                self._look()
+
+    def _look(self) -> None:
+        """In a context that is broken, the driver calls nobody back (cuLaunchHostFunc)."""
+        status, *_ = raw("cuStreamQuery", 0)
+        if status in (0, NOT_READY):
+            return
+        for number in list(self.pending):
+            done = self.pending.pop(number, None)
+            if done is not None:
+                done.set_exception(_refusal("cuStreamQuery", status))
 
 
 def bindings() -> Any:

@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 import psutil
 
-from .. import memory
+from .. import gpu, memory
 from ..checks import check_path, check_whole
 from ..errors import SpecError
 
@@ -173,6 +173,7 @@ def configure(
     strategy: Literal["memfd", "file"] | None = None,
     directory: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    gpu_limit: int | None = None,
 ) -> None:
     """How this process makes shared memory from now on. A worker is told by calling it there.
 
@@ -183,6 +184,7 @@ def configure(
         directory: for `"file"`; `/dev/shm` when not given.
         limit: bytes of shared memory that may lie idle here for the next arrays; a quarter of the machine's memory, at
             most 2 GiB, when never given.
+        gpu_limit: the same for each GPU; 256 MiB when never given.
 
     Raises:
         SpecError: an argument is wrong.
@@ -190,6 +192,9 @@ def configure(
     """
     if limit is not None:
         check_whole("limit", limit, 0)
+    if gpu_limit is not None:
+        check_whole("gpu_limit", gpu_limit, 0)
+        gpu.set_limit(gpu_limit)
     if strategy not in (None, "memfd", "file"):
         raise SpecError("strategy", strategy, "is not known", 'use "memfd" or "file"')
     if directory is not None and strategy != "file":

@@ -166,7 +166,7 @@ static struct phys *new_phys(size_t size, int device, int kinds, int fd) {
     struct phys *p = calloc(1, sizeof *p);
     if (fd < 0) {
         fd = memfd_create("fake-gpu", MFD_CLOEXEC);
-        if (fd < 0 || ftruncate(fd, size)) abort();
+        if (fd < 0 || ftruncate(fd, size)) { free(p); return NULL; }
         used += size;
     }
     p->fd = fd, p->refs = 1, p->device = device, p->kinds = kinds, p->size = size;
@@ -212,7 +212,7 @@ int cuMemCreate(void **out, size_t size, const struct prop *p, unsigned long lon
     if (p->location.id < 0 || p->location.id >= count) return INVALID_DEVICE;
     if (used + size > limit) return OUT_OF_MEMORY;
     *out = new_phys(size, p->location.id, p->handles, -1);
-    return OK;
+    return *out ? OK : OUT_OF_MEMORY;
 }
 int cuMemRelease(struct phys *p) { BEGIN; drop(p, 1); return OK; }
 int cuMemExportToShareableHandle(int *fd, struct phys *p, int kind, unsigned long long flags) {
@@ -568,6 +568,19 @@ again:
     return OK;
 }
 int cuStreamQuery(struct stream *s) { BEGIN; IN_CONTEXT; return stream_of(s)->first ? NOT_READY : OK; }
+void fakeIdle(void) { /* wait until no stream has anything left to do, and those that were destroyed are gone */
+    pthread_mutex_lock(&lock);
+again:
+    for (struct stream *s = streams; s; s = s->next)
+        if (!s->held && (s->first || s->gone)) {
+            pthread_cond_broadcast(&changed);
+            pthread_mutex_unlock(&lock);
+            usleep(500);
+            pthread_mutex_lock(&lock);
+            goto again;
+        }
+    pthread_mutex_unlock(&lock);
+}
 void fakeHold(void *s) { pthread_mutex_lock(&lock); stream_of(s)->held = 1; pthread_mutex_unlock(&lock); }
 void fakeGo(void *s) { pthread_mutex_lock(&lock); stream_of(s)->held = 0; pthread_cond_broadcast(&changed); pthread_mutex_unlock(&lock); }
 
