@@ -102,7 +102,8 @@ def sends_event_and_stays() -> None:
     sharing.receive()
 
 
-def waits_for_event(event: Any) -> tuple[bool, bool, dict[str, int]]:
+def waits_for_event() -> tuple[bool, bool, dict[str, int]]:
+    event = sharing.receive()
     before = event.query()
     sharing.send("looked")
     event.synchronize()

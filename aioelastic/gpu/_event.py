@@ -12,7 +12,7 @@ from .. import memory
 from ..checks import shown
 from ..errors import SpecError
 from . import _driver
-from ._block import EVENT, Ticket, What, admit, issue, lend
+from ._block import EVENT, Ticket, What, admit, arena_of, issue, lend
 from ._driver import NOT_READY, bindings, call, raw, torch_stream
 from ._wait import after, waited_for
 
@@ -156,6 +156,7 @@ def _reduce(one: GpuEvent, message: memory.Outgoing) -> Any:
         with memory.gate:
             return (_rebuild, (message.slot(mine.ticket),))
     device = _driver.device(mine.uuid)
+    arena_of(device)  # by which `sharing.trim` finds what was lent
 
     def make() -> Ticket:
         told = device.run(lambda: call("cuIpcGetEventHandle", mine.handle()))

@@ -16,7 +16,7 @@ from ..memory._message import Reducer, bounds
 from ..memory._segment import find
 from . import _driver
 from ._array import DeviceArray, device_of, foreign
-from ._block import Block, Loan, Ticket, What, admit, issue, lend
+from ._block import Block, Loan, Ticket, What, admit, arena_of, issue, lend
 from ._driver import Device
 from ._legacy import VMM, export, range_of
 from ._wait import ready, streams
@@ -90,6 +90,7 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
 
 def _lent(message: Outgoing, device: Device, low: int, high: int, owner: Any) -> tuple[int, int]:
     """The slot of another library's memory, and where it begins."""
+    arena_of(device)  # by which `sharing.trim` finds what was lent
     kind, start, size = device.run(lambda: range_of(low, high))
     if message.last and kind != VMM:
         raise NotShareable("this memory of a GPU ends with its process, which ends now; return sharing.copy(x)")
@@ -124,16 +125,20 @@ def rebuild_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, 
 
 
 def as_cupy(make: Callable[..., DeviceArray], told: Sequence[Any]) -> Any:
-    """An array of cupy over it."""
-    import cupy
-
+    """An array of cupy over it; ours, where there is no cupy."""
+    try:
+        import cupy
+    except ImportError:
+        return make(*told)
     return cupy.asarray(make(*told))
 
 
 def as_numba(make: Callable[..., DeviceArray], told: Sequence[Any]) -> Any:
-    """An array of numba over it."""
-    from numba import cuda
-
+    """An array of numba over it; ours, where there is no numba."""
+    try:
+        from numba import cuda
+    except ImportError:
+        return make(*told)
     return cuda.as_cuda_array(make(*told))
 
 
