@@ -48,9 +48,9 @@ def driver(tmp_path_factory: Any) -> Iterator[Any]:
         pytest.skip("needs a C compiler (cc)")
     if any("libcuda.so" in line and str(path) not in line for line in Path("/proc/self/maps").read_text().splitlines()):
         pytest.skip("the real driver is loaded in this process already")
-    os.environ[fake_gpu.PATH] = str(path)
+    os.environ.update({fake_gpu.PATH: str(path), fake_gpu.NAME: str(os.getpid())})
     yield fake_gpu.fake()
-    del os.environ[fake_gpu.PATH]
+    del os.environ[fake_gpu.PATH], os.environ[fake_gpu.NAME]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 PATH = "FAKE_CUDA_LIBRARY"
+NAME = "FAKE_CUDA_NAME"
 KINDS = ("memory", "mapped", "reserved", "events", "streams", "contexts")
 SOURCES = Path(__file__).parent / "fake"
 
@@ -98,14 +99,15 @@ def fake() -> Fake:
 def memory_of(pid: int | str = "self") -> set[str]:
     """The pieces of the GPUs' memory that a process keeps from being free, by their inodes."""
     found = set()
+    name = f"/memfd:fake-gpu-{os.environ[NAME]} "
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
-            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("/memfd:fake-gpu "):
+            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(name):
                 found.add(str(os.stat(f"/proc/{pid}/fd/{fd}").st_ino))
         except OSError:
             pass  # that of listdir itself
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if "/memfd:fake-gpu " in line:
+        if name in line:
             found.add(line.split()[4])
     return found
 

@@ -39,8 +39,14 @@ def total(x: Any) -> float:
 
 
 def echo() -> dict[str, int]:
-    """Sends back what it is sent, until it gets None; returns what of the driver is left then."""
+    """Sends back what it is sent, until it gets None; returns what of the driver is left then.
+
+    For "how many", the descriptors that it has open.
+    """
     while (value := sharing.receive()) is not None:
+        if isinstance(value, str):
+            gpu.end()
+            value = len(os.listdir("/proc/self/fd"))
         sharing.send(value)
         del value
     sharing.trim()

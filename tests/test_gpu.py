@@ -790,3 +790,43 @@ assert not {one.partition(".")[0] for one in sys.modules} & {"cuda", "torch", "c
 print("well")
 """
     assert python(code) == "well\n"
+
+
+# --- what the management library sees ---
+
+DEVICES = """
+import ctypes, os
+library = ctypes.CDLL(os.environ["FAKE_NVML_LIBRARY"])
+from aioelastic import gpu
+try:
+    for one in gpu.devices():
+        print(one.uuid, one.name, one.total, one.used, one.free, one.mig, one.instances,
+              [(p.pid == os.getpid() or p.pid, p.used) for p in one.processes])
+except gpu.DeviceUnavailable as exc:
+    print(exc.reason.name, exc)
+print(library.fakeBegun())
+"""
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = fake_gpu.compiled(tmp_path_factory.mktemp("nvml"), "libnvidia-ml")
+    if path is None:
+        pytest.skip("needs a C compiler (cc)")
+    return str(path)
+
+
+def test_the_gpus_of_this_machine(nvml: str) -> None:
+    first, second, left = python(DEVICES, FAKE_NVML_LIBRARY=nvml).splitlines()
+    total = 80 << 30
+    processes = f"[(True, {5 << 20}), (1, None)]"
+    assert first == f"GPU-0 Fake GPU 0 {total} {1 << 30} {total - (1 << 30)} False () {processes}"
+    assert second == f"GPU-1 Fake GPU 1 {total} {2 << 30} {total - (2 << 30)} True ('MIG-10', 'MIG-11') []"
+    assert left == "0"  # it was let go
+
+
+@pytest.mark.parametrize(("status", "reason"), [("9", "NO_DRIVER NVML says"), ("999", "REFUSED NVML says")])
+def test_a_management_library_that_refuses(nvml: str, status: str, reason: str) -> None:
+    told, left = python(DEVICES, FAKE_NVML_LIBRARY=nvml, FAKE_NVML_STATUS=status).splitlines()
+    assert told.startswith(reason)
+    assert left == "0"

@@ -47,7 +47,7 @@ def cupy(fake: Any) -> Iterator[None]:
 
 
 def in_all_processes() -> set[str]:
-    """The fake GPUs' memory that any process of this machine's user keeps."""
+    """The fake GPUs' memory of these tests that any process keeps."""
     found = set()
     for one in psutil.pids():
         with contextlib.suppress(OSError):
@@ -176,24 +176,19 @@ async def test_where_its_gpu_cannot_be_seen(jobs: Any) -> None:
 
 async def test_many_small_sends(jobs: Any) -> None:
     async with Group(Function(jobs.echo), logs=QUIET) as group:
-        pid = group[0].pid
         x = sharing.empty(100, "f4", device="cuda")
 
-        async def some(count: int) -> None:
+        async def some(count: int) -> tuple[int, int, int, set[str]]:
+            """So many; and the descriptors of both, and the memory of all, behind them."""
             for _ in range(count):
                 await group[0].send(x)
                 assert (await group[0].receive()).address == x.address
+            await group[0].send("how many")
+            there = await group[0].receive()
+            sharing.trim()
+            return there, psutil.Process().num_fds(), gpu.stats().total, in_all_processes()
 
-        await some(50)
-        held = (psutil.Process().num_fds(), psutil.Process(pid).num_fds(), gpu.stats().total, in_all_processes())
-        await some(500)
-        sharing.trim()
-        assert held == (
-            psutil.Process().num_fds(),
-            psutil.Process(pid).num_fds(),
-            gpu.stats().total,
-            in_all_processes(),
-        )
+        assert await some(50) == await some(500)
         await group[0].send(None)
         assert (await group.wait())[0].value == {}
 

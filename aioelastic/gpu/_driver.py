@@ -91,16 +91,23 @@ class Device:
         return self.post(work).result()
 
     def settle(self) -> None:
-        """Wait until all work is done that was given so far."""
-        if self._thread is not None and not _forked:
-            self.run(lambda: None)
+        """Wait until all work is done that was given so far, and what that has given."""
+        if self._thread is None or _forked or threading.current_thread() is self._thread:
+            return
+        for _ in range(2):
+            self.post(lambda: None).exception()
 
     def end(self) -> None:
         """Let the thread end after its work, and wait for it."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._jobs.put(None)
-            thread.join()
+        thread = self._thread
+        if thread is None or _forked:
+            return
+        self.settle()
+        self._jobs.put(None)
+        thread.join()
+        self._thread = None
+        if not self._jobs.empty():  # more has come meanwhile
+            self._begin()
 
     def _begin(self) -> None:
         with _lock:

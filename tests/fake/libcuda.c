@@ -1,6 +1,6 @@
 /* A stand-in for NVIDIA's driver, for tests on machines without a GPU.
 
-   "Device memory" is memfds named fake-gpu: data really moves between processes, references are really counted (by the
+   "Device memory" is memfds named fake-gpu-NUMBER: data really moves between processes, references are really counted (by the
    kernel, across processes), and what was not freed can be seen in /proc. Streams are queues of operations that run at
    once unless a test holds them back. Every call is noted with its thread, and any call can be made to fail.
 
@@ -165,7 +165,9 @@ static int most_parts, most_reserved, live_phys;
 static struct phys *new_phys(size_t size, int device, int kinds, int fd) {
     struct phys *p = calloc(1, sizeof *p);
     if (fd < 0) {
-        fd = memfd_create("fake-gpu", MFD_CLOEXEC);
+        char name[64]; /* that of the tests which run, so that others beside them are not counted */
+        snprintf(name, sizeof name, "fake-gpu-%d", number("FAKE_CUDA_NAME", 0));
+        fd = memfd_create(name, MFD_CLOEXEC);
         if (fd < 0 || ftruncate(fd, size)) { free(p); return NULL; }
         used += size;
     }

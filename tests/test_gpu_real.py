@@ -1,0 +1,34 @@
+"""Sharing on a real GPU: each check of `gpu_checks.py` in a process of its own, the most telling first.
+
+Skipped by name where there is no GPU: `pytest -m gpu` runs them wherever one is at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_checks
+import pytest
+
+import aioelastic
+
+pytestmark = pytest.mark.gpu
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("name", gpu_checks.CHECKS)
+def test_on_a_gpu(name: str) -> None:
+    if not Path("/dev/nvidiactl").exists():
+        pytest.skip("needs an NVIDIA GPU: there is no /dev/nvidiactl")
+    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
+    path = os.pathsep.join([str(Path(aioelastic.__file__).parents[1]), str(HERE)])
+    argv = [sys.executable, str(HERE / "gpu_checks.py"), name]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=120, check=False
+    )
+    if done.returncode == gpu_checks.SKIP:
+        pytest.skip(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
