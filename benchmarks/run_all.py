@@ -33,6 +33,7 @@ ALL = (
     "executor",
     "survival",
     "sharing",
+    "gpu",
 )
 
 

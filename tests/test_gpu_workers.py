@@ -265,8 +265,9 @@ async def lose(jobs: Any, kind: str) -> None:
 # --- events ---
 
 
-async def test_an_event_between_processes(jobs: Any, fake: Any) -> None:
-    event = gpu.GpuEvent()
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+async def test_an_event_between_processes(jobs: Any, fake: Any, device: str) -> None:
+    event = gpu.GpuEvent(device)
     fake.hold()
     event.record()
     async with Group(Function(jobs.waits_for_event), logs=QUIET) as group:
