@@ -73,7 +73,10 @@ class SharedArray:
 
     @property
     def device(self) -> str:
-        """Where it lies: `"cpu"`, or a GPU as `"cuda:0"`, by its number in this process."""
+        """The device that it lies on.
+
+        `"cpu"`, or a GPU by its number in this process, as `"cuda:0"`.
+        """
         return "cpu"
 
     @property
