@@ -28,6 +28,8 @@ from .launch import (
     plan,
     preflight,
 )
+from .proof import check_free, names_left, ports_left
+from .remains import Remains
 from .report import read_report
 from .sinks import Sinks
 from .spec import GroupSpec
@@ -68,7 +70,8 @@ class Ground:
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
         self.stacks = Stacks(loop, self._proc, self._files, self.poller, self.environ, on_trouble)
         self.witness = Witness(self._proc)
-        self._launchers = Launchers(self.environ, self._proc, self.poller)
+        lost = (int(spec.stop.signum), spec.stop.grace) if spec.stop.if_lost == "stop" else None
+        self._launchers = Launchers(self.environ, self._proc, self.poller, lost)
         self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
@@ -105,6 +108,16 @@ class Ground:
         """What starts the workers."""
         return self._launchers if isinstance(self._launcher, str) else self._launcher
 
+    def adopted(self) -> list[int]:
+        """See `Census.left`."""
+        if self._launchers is not self.launcher():
+            raise OSError("they were started by a launcher of the caller's")
+        return self._launchers.left()
+
+    async def left(self) -> list[Remains]:
+        """What is left beside processes: ports, and names of shared memory."""
+        return await insist(self._proc.submit(lambda: [*ports_left(self._spec.ports), *names_left()]))
+
     async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
         found: dict[Worker, Evidence] = {}
@@ -128,6 +141,7 @@ class Ground:
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
         check_limits(self._spec)
+        check_free(self._spec.ports)
         self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
@@ -147,7 +161,9 @@ class Ground:
         self._first = self._pack(preflight(planned, self.environ))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
-        if self._launcher == "guardian" and any(one.start in (None, "spawn") for one in planned.workers):
+        # zygotes answer to it, but it has to know that they may take their time
+        needed = self._spec.stop.if_lost == "stop" or any(one.start in (None, "spawn") for one in planned.workers)
+        if self._launcher == "guardian" and needed:
             self.census.spare(self._launchers.open_guardian())
         return self._first
 
@@ -214,6 +230,7 @@ class Ground:
         self._launchers.close()
         self._calls.close()
         self.witness.close()
+        self.census.close()
         if self._port is not None:
             self._port.close()
 

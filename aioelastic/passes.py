@@ -18,7 +18,8 @@ from .events import GaveUp, Restarting
 from .ground import Ground
 from .launch import Launcher, LaunchPlan
 from .lifecycle import ALIVE, State
-from .outcome import Process, Reason
+from .outcome import Reason
+from .remains import Process
 from .restart import Restart, Verdict, decide
 from .stacks import BOUND
 from .thread import finished

@@ -17,7 +17,8 @@ from .errors import LaunchFailed, RemoteError
 from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
-from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
+from .outcome import ErrorReport, Exit, Output, Usage
+from .remains import Process, Unkillable
 from .replies import Correspondent, Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail, Tap

@@ -61,6 +61,64 @@ async def test_the_supervisor_dies(signum: signal.Signals) -> None:
             await gone(pid)
 
 
+GRACEFUL = """
+import asyncio, contextlib, signal, os
+from aioelastic import *
+def saves(home):
+    def save(signum, frame):
+        with open(home + "/asked", "w") as file:
+            file.write("asked")
+        with open(home + "/go") as file:
+            file.read()
+        with open(home + "/saved", "w") as file:
+            file.write("saved")
+        os._exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("up", flush=True)
+    while True:
+        signal.pause()
+async def main():
+    home = HOME
+    shell = f"trap 'echo asked >{home}/asked; read x <{home}/go; echo saved >{home}/saved; exit' TERM; echo up; "
+    command = Command("sh", "-c", shell + "while :; do sleep 1000 & wait; done")
+    entry = Function(saves, home) if KIND == "function" else command
+    quiet = Logs(tee=Std.NONE)
+    patient = Group(entry, stop=Stop(if_lost="stop", grace=1000), logs=quiet)
+    deaf = Command("sh", "-c", "trap '' TERM; echo up; exec sleep 1000")
+    short = Group(deaf, stop=Stop(if_lost="stop", grace=0.01), logs=quiet)
+    other = Group(deaf, logs=quiet)
+    async with contextlib.AsyncExitStack() as stack:
+        for group in (patient, short, other):
+            await stack.enter_async_context(group)
+            async for line in group.lines():
+                break
+        print("ready", patient[0].pid, short[0].pid, other[0].pid, flush=True)
+        await other.wait()
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["command", "function"])
+async def test_a_lost_worker_may_have_its_grace(tmp_path: Path, kind: str) -> None:
+    """Its own: one of another group has none, one that does not heed it has no more than that; and nothing stays."""
+    for name in ("asked", "go"):
+        os.mkfifo(tmp_path / name)
+    with Program(GRACEFUL.replace("HOME", repr(str(tmp_path))).replace("KIND", repr(kind))) as program:
+        ready = await asyncio.to_thread(program.line, "ready")
+        patient, short, other = map(int, ready.split())
+        family = family_of(program.pid)
+        os.kill(program.pid, signal.SIGKILL)
+        await gone(other)
+        await gone(short)
+        assert await asyncio.to_thread((tmp_path / "asked").read_text)
+        assert alive(patient)
+        await asyncio.to_thread((tmp_path / "go").write_text, "go")
+        for pid in family:
+            await gone(pid)
+    assert (tmp_path / "saved").read_text().strip() == "saved"
+
+
 @pytest.mark.parametrize("party", [guardian, keeper], ids=["guardian", "keeper"])
 async def test_one_of_the_two_is_killed(party: Any) -> None:
     """The group fails and says why; what had hidden is gone too; the next group has a guardian again."""

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..child import _order, _socket
 from ..watch import Poller
@@ -21,6 +21,9 @@ from ._contract import RawExit
 from ._direct import status_of_others
 from ._ends import Ends
 from ._plan import WorkerPlan
+
+# how workers end with the program: at once, or by a signal and so many seconds to obey it
+Lost: TypeAlias = "tuple[int, float] | None"
 
 
 class Server:

@@ -9,9 +9,11 @@ from ._arena import ShareStats, arena, stats, trim
 from ._array import SharedArray, copy, empty, is_shared
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
 from ._message import Incoming, Outgoing, carry, incoming, register, store
+from ._names import SHM, leave_empty, own_directory, sweep
 from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
 
 __all__ = [
+    "SHM",
     "Incoming",
     "NotShareable",
     "Outgoing",
@@ -32,10 +34,13 @@ __all__ = [
     "gate",
     "incoming",
     "is_shared",
+    "leave_empty",
+    "own_directory",
     "peer_gone",
     "register",
     "segments",
     "stats",
     "store",
+    "sweep",
     "trim",
 ]
