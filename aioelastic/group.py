@@ -73,21 +73,10 @@ class Group:
         on_event: Callable[[Event], object] | None = None,
         launcher: Launcher | By = "guardian",
     ) -> None:
-        if isinstance(entry, GroupSpec):
-            spec = entry
-        else:
-            spec = GroupSpec.of(
-                entry,
-                n,
-                name=name,
-                env=env,
-                logs=logs,
-                stop=stop,
-                restart=restart,
-                start=start,
-                preload=preload,
-                ports=ports,
-            )
+        spec = entry if isinstance(entry, GroupSpec) else GroupSpec.of(
+            entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload, ports=ports,
+            restart=restart,
+        )  # fmt: skip
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)

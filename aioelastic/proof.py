@@ -93,10 +93,8 @@ def of_worker(result: Result) -> list[Remains]:
     if result.unkillable is not None:
         found.append(Remains("process", f"would not die: {result.unkillable}", result.rank, result.unkillable.pid))
     for name, out in (("stdout", result.stdout), ("stderr", result.stderr)):
-        found += [
-            Remains("stream", f"{name} is still open in {_words(describe(pid))}", result.rank, pid)
-            for pid in out.holders
-        ]
+        who = [one for one in map(describe, out.holders) if one.state not in "ZX?"]  # who has ended meanwhile has not
+        found += [Remains("stream", f"{name} is still open in {_words(one)}", result.rank, one.pid) for one in who]
     return found
 
 

@@ -7,55 +7,27 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import stop as _stop
 from .errors import LaunchFailed, RemoteError
-from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
+from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
+from .keeper import Keeper
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Usage
 from .remains import Process, Unkillable
 from .replies import Correspondent, Replies
 from .spec import STREAM, Std
-from .streams import FileSink, LineTap, Pump, Tail, Tap
+from .streams import FileSink, LineTap, Pump, Tail
 from .thread import insist
-from .watch import Census, Poller, ticks_now
+from .watch import ticks_now
 
 if TYPE_CHECKING:
-    from .spec import Logs, Stop
-
-
-class Keeper(Protocol):
-    """What a worker needs of its group."""
-
-    loop: asyncio.AbstractEventLoop
-    run_id: str
-    logs: Logs
-    stop_policy: Stop
-    census: Census
-    poller: Poller
-
-    def emit(self, event: Event) -> None: ...
-
-    def taps(self, worker: Worker, std: Std) -> list[Tap]: ...
-
-    def file_sink(self, worker: Worker, std: Std) -> FileSink | None: ...
-
-    def tap_trouble(self, tap: Tap, exc: Exception) -> None: ...
-
-    def exited(self, worker: Worker) -> None: ...
-
-    async def before_stop(self, worker: Worker) -> None: ...
-
-    def settled(self, worker: Worker) -> None: ...
-
-    def leaked(self, process: Process, worker: Worker | None) -> None: ...
-
-    def background(self, work: Coroutine[Any, Any, None]) -> None: ...
+    pass
 
 
 class Worker(Correspondent):

@@ -32,6 +32,7 @@ ALL = (
     "functions",
     "executor",
     "survival",
+    "guardian",
     "sharing",
 )
 

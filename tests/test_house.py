@@ -44,6 +44,7 @@ ORDER = [
     "witness",
     "ground",
     "hub",
+    "keeper",
     "worker",
     "account",
     "tasks",
