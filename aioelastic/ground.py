@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .entry import Command
 from .errors import SpecError
 from .launch import (
     TAG,
@@ -140,6 +141,7 @@ class Ground:
 
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
+        self._open_guardian()
         check_limits(self._spec)
         check_free(self._spec.ports)
         self.witness.begin()
@@ -161,11 +163,15 @@ class Ground:
         self._first = self._pack(preflight(planned, self.environ))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
-        # zygotes answer to it, but it has to know that they may take their time
-        needed = self._spec.stop.if_lost == "stop" or any(one.start in (None, "spawn") for one in planned.workers)
-        if self._launcher == "guardian" and needed:
-            self.census.spare(self._launchers.open_guardian())
         return self._first
+
+    def _open_guardian(self) -> None:
+        """First of all: it takes longer to come up than all the rest."""
+        spec = self._spec
+        by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
+        # zygotes answer to it in any case, but it has to know that they may take their time
+        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
+            self.census.spare(self._launchers.open_guardian())
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
         assert self._first is not None

@@ -8,13 +8,13 @@ cheap and safe whatever the program is. When the program dies it kills all that 
 It is itself guarded by its keeper, a forked twin that only waits: should the guardian be killed, all its children
 become the keeper's, and are killed. (PR_SET_PDEATHSIG would reach the workers, but not what they have started.)
 
-Imports little, and not `signal` or `socket` but their C halves: the first worker of a program waits for it.
+Imports little, and not `ctypes`, `signal` or `socket` but their C halves: the first worker of a program waits for it.
 """
 
 from __future__ import annotations
 
+import _ctypes
 import _signal  # type: ignore[import-not-found]
-import ctypes
 import os
 import resource
 import select
@@ -38,20 +38,20 @@ Environ = dict[bytes, bytes]
 
 def main(supervisor: int) -> NoReturn:
     """Serve until the program with this pid is gone; its control socket is standard input."""
-    libc = ctypes.CDLL(None)
+    prctl, signalfd = _function("prctl"), _function("signalfd")
     control = socket(fileno=os.dup(0))
     lifeline = os.pidfd_open(supervisor)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.getppid() != supervisor:
         os._exit(0)
     keeper = os.getpid()
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
     guardian = os.fork()
     if guardian:
-        libc.prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
+        prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
         control.close()
         os.dup2(null, 2)
         pid, status = os.waitpid(-1, 0)
@@ -60,10 +60,9 @@ def main(supervisor: int) -> NoReturn:
         if status:
             end_children()
         os._exit(0)
-    libc.prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
-    mask = (ctypes.c_uint64 * 16)(1 << (_signal.SIGCHLD - 1))
-    deaths = libc.signalfd(-1, mask, _SFD_FLAGS)
+    prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
+    deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
     keeping = os.pidfd_open(keeper)
     asked, graces = False, None
     try:
@@ -80,6 +79,21 @@ def main(supervisor: int) -> NoReturn:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
             end_children(graces)
         os._exit(0)
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Int
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """One of the C library's."""
+    found: Callable[..., Any] = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]
+    return found
 
 
 class Child:
