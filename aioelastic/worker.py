@@ -324,7 +324,7 @@ class Worker(Correspondent):
     @property
     def usage(self) -> Usage | None:
         """What it used, once it has ended, as far as the kernel told."""
-        if self.exit is not None:
+        if self.exit is not None and self.ended_ns:
             self._reap()
         return self._usage
 
@@ -347,6 +347,15 @@ class Worker(Correspondent):
     def _on_exit(self, raw: RawExit) -> None:
         process = self._process
         assert process is not None
+        self.parent = raw.reason
+        if self.exit is None:
+            self.exit = self._exit_of(raw, process)
+            self._to(Trigger.EXIT)
+            self._tell_waiters()  # first: somebody may be counting microseconds
+        if not raw.early:
+            self._keeper.loop.call_soon(self._follow_exit, self.exit)
+
+    def _exit_of(self, raw: RawExit, process: LiveProcess) -> Exit:
         code = sig = None
         core = False
         if raw.status is not None:
@@ -354,7 +363,7 @@ class Worker(Correspondent):
                 sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
             else:
                 code = os.WEXITSTATUS(raw.status)
-        self.exit = Exit(
+        return Exit(
             code,
             sig,
             core,
@@ -364,10 +373,6 @@ class Worker(Correspondent):
             raw.ended_at,
             self._stopped_by,
         )
-        self.parent = raw.reason
-        self._to(Trigger.EXIT)
-        self._tell_waiters()  # first: somebody may be counting microseconds
-        self._keeper.loop.call_soon(self._follow_exit, self.exit)
 
     def _follow_exit(self, exit: Exit) -> None:
         assert self._process is not None

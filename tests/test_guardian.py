@@ -22,8 +22,10 @@ from aioelastic import Command, Function, Group, SpecError, supervise
 from aioelastic.child import _children, _guardian, _order
 from aioelastic.events import Drained, Spawned
 from aioelastic.launch import GuardianLauncher, end_helpers, plan, preflight
+from aioelastic.lifecycle import State
 from aioelastic.spec import GroupSpec
-from aioelastic.testing import Program, daemon, guardian, keeper, kill, made, when
+from aioelastic.testing import Program, cont, daemon, guardian, keeper, kill, made, when
+from aioelastic.testing import stop as chaos_stop
 
 STAY = "exec sleep 1000"
 
@@ -136,6 +138,26 @@ async def test_one_of_the_two_is_killed(party: Any) -> None:
     assert all(one.exit.signal == signal.SIGKILL for one in result if one.exit)
     await gone(hidden)
     assert (await supervise(sh("exit 0"), logs=QUIET)).ok
+
+
+async def test_an_exit_is_known_before_the_guardian_tells_it() -> None:
+    halt, go = chaos_stop(guardian), cont(guardian)
+    async with Group([sh("exec sleep 1000"), sh("exec sleep 1000")], logs=QUIET, check=False) as group:
+        spawned = await event_of(group, Spawned, rank=1)
+        halt(spawned)
+        pid = group[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        exit = await group[0].wait()
+        assert exit is not None
+        assert exit.signal == signal.SIGKILL
+        assert group[0].state is State.EXITED
+        assert group[0].usage is None  # what it used comes with its end at the guardian
+        go(spawned)
+        result = await group.wait()
+    assert result.failures[0].exit == exit
+    assert result[0].usage is not None
+    assert result[1].stopped
 
 
 async def test_the_guardian_is_killed_under_function_workers() -> None:
