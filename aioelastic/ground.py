@@ -72,7 +72,7 @@ class Ground:
         self.stacks = Stacks(loop, self._proc, self._files, self.poller, self.environ, on_trouble)
         self.witness = Witness(self._proc)
         lost = (int(spec.stop.signum), spec.stop.grace) if spec.stop.if_lost == "stop" else None
-        self._launchers = Launchers(self.environ, self._proc, self.poller, lost)
+        self._launchers = Launchers(self.environ, self._proc, self.poller, self.census.spare, lost)
         self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
@@ -171,7 +171,7 @@ class Ground:
         by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
         # zygotes answer to it in any case, but it has to know that they may take their time
         if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
-            self.census.spare(self._launchers.open_guardian())
+            self._launchers.open_guardian()
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
         assert self._first is not None

@@ -33,6 +33,7 @@ ALL = (
     "executor",
     "survival",
     "guardian",
+    "chaos",
     "sharing",
 )
 

@@ -21,7 +21,7 @@ import run_all  # noqa: E402
 import survival  # noqa: E402
 
 CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor", "sharing", "survival")
-CHEAP += ("guardian",)
+CHEAP += ("guardian", "chaos")
 
 
 @pytest.mark.parametrize("name", CHEAP)

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
 
-from aioelastic import Command, Function, Group, SpecError, supervise
+from aioelastic import Command, Function, Group, Restart, SpecError, supervise
 from aioelastic.child import _children, _guardian, _order
 from aioelastic.events import Drained, Spawned
-from aioelastic.launch import GuardianLauncher, end_helpers, plan, preflight
+from aioelastic.launch import GuardianLauncher, RawExit, end_helpers, plan, preflight
 from aioelastic.lifecycle import State
 from aioelastic.spec import GroupSpec
 from aioelastic.testing import Program, cont, daemon, guardian, keeper, kill, made, when
@@ -160,6 +160,25 @@ async def test_an_exit_is_known_before_the_guardian_tells_it() -> None:
     assert result[1].stopped
 
 
+async def test_the_guardian_dies_before_anybody_watches_its_worker() -> None:
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh(STAY)), environ=environ), environ).workers[0]
+    launcher = GuardianLauncher(environ)
+    process = await launcher.start(worker)
+    kill_and_see_it_dead(guardian(None), signal.SIGKILL)  # type: ignore[arg-type]
+    while not launcher.gone:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    told: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
+    process.watch(told.set_result)
+    raw = await told
+    assert not raw.early
+    assert "guardian" in raw.reason
+    process.reap()
+    for fd in (process.stdout, process.stderr):
+        assert fd is not None
+        os.close(fd)
+
+
 async def test_the_guardian_is_killed_under_function_workers() -> None:
     blow = kill(guardian)
     listen = when(Spawned, blow, rank=1)
@@ -167,6 +186,17 @@ async def test_the_guardian_is_killed_under_function_workers() -> None:
     assert blow.struck
     assert "zygote" in result.failures[0].cause
     assert (await supervise(Function(jobs.parent), logs=QUIET)).ok
+
+
+@pytest.mark.parametrize("scope", ["one", "all"])
+async def test_a_later_attempt_gets_a_new_guardian(tmp_path: Path, scope: Any) -> None:
+    blow = kill(guardian)
+    script = f"test $AIOELASTIC_ATTEMPT = 1 || {STAY}; echo $PPID >{tmp_path}/$RANK"
+    again = Restart.on_failure(1, scope)
+    result = await supervise(sh(script), 2, logs=QUIET, restart=again, on_event=when(Spawned, blow, rank=1))
+    assert blow.struck
+    assert [one.attempt for one in result] == [1, 1]
+    assert {int((tmp_path / name).read_text()) for name in "01"} == {guardian(None)}  # type: ignore[arg-type]
 
 
 async def test_a_guardian_that_is_gone_is_replaced() -> None:

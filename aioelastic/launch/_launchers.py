@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 from ..errors import SpecError
@@ -49,8 +49,17 @@ class Launchers:
 
     name = "by plan"
 
-    def __init__(self, environ: Mapping[str, str], thread: HelperThread, poller: Poller, lost: Lost = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        thread: HelperThread,
+        poller: Poller,
+        spare: Callable[[int], None],
+        lost: Lost = None,
+    ) -> None:
+        """Args: spare: told the session of each guardian."""
         self._environ = environ
+        self._spare = spare
         self._lost = lost
         self._poller = poller
         self._guardian: GuardianLauncher | None = None
@@ -67,18 +76,14 @@ class Launchers:
             "executor": self.executor,
         }
 
-    def open_guardian(self) -> int:
-        """Have commands and fresh interpreters started by the guardian, where one can run; else directly.
-
-        Returns:
-            its session, 0 where none can run.
-        """
+    def open_guardian(self) -> None:
+        """Have commands and fresh interpreters started by the guardian, where one can run; else directly."""
         try:
             self._guardian = GuardianLauncher(self._environ, self._poller, self._lost)
         except OSError:
-            return 0
+            return
         self._by_start[None] = self._by_start["spawn"] = self._guardian
-        return self._guardian.session
+        self._spare(self._guardian.session)
 
     def close(self) -> None:
         """The group needs them no more."""
@@ -88,6 +93,8 @@ class Launchers:
 
     def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:
         """See `Launcher.start`."""
+        if self._guardian is not None and self._guardian.gone and worker.start in (None, "spawn"):
+            self.open_guardian()  # a later attempt gets a new one
         started = self._by_start[worker.start].start(worker)
         if worker.start == "zygote":
             session = self.zygote.guardian

@@ -98,8 +98,7 @@ class Server:
             body: what it is told, behind the number of the request.
             give: the descriptors it gets; they are not closed.
         """
-        assert self.loop is not None
-        done: asyncio.Future[ServedProcess] = self.loop.create_future()
+        done: asyncio.Future[ServedProcess] = asyncio.get_running_loop().create_future()
         number = self._count = self._count + 1
         made: Ends | None = None
         given: list[int] = []
@@ -267,7 +266,7 @@ class ServedProcess:
         self._on_exit = on_exit
         if self._told is not None:
             asyncio.get_running_loop().call_soon(on_exit, self._told)
-        else:
+        elif not self._orphan:
             self._poller.add_exit(self._pidfd, self._has_died)
 
     def send_signal(self, signum: int) -> bool:
