@@ -16,7 +16,7 @@ from typing import Any
 import jobs
 import psutil
 import pytest
-from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
+from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh
 
 from aioelastic import Command, Function, Group, Restart, SpecError, supervise
 from aioelastic.child import _children, _guardian, _order
@@ -234,6 +234,27 @@ async def test_orphans_are_reaped() -> None:
         assert above is not None
         while any(one.pid in pids for one in psutil.Process(above).children()):  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user of a process")
+async def test_what_has_changed_its_user_is_ended_by_root() -> None:
+    script = """if True:
+        import os
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.setresuid(65534, 65534, 65534)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in range(3):
+                os.dup2(null, fd)
+            os.execv("/bin/sleep", ["sleep", "1000"])
+        print(pid, flush=True)
+    """
+    result = await supervise(py(script), logs=QUIET)
+    pid = int(str(result[0].stdout))
+    assert [one.pid for one in result.leaked] == [pid]
+    assert not alive(pid)
+    assert result.clean
 
 
 async def test_each_stray_is_its_own_workers() -> None:
