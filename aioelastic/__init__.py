@@ -38,7 +38,8 @@ _HOMES = {
     "GroupResult": "outcome",
     "Output": "outcome",
     "Result": "outcome",
-    "Unkillable": "outcome",
+    "Unkillable": "remains",
+    "Remains": "remains",
     "Usage": "outcome",
     "Cause": "why",
     "GroupFailed": "errors",
@@ -78,6 +79,7 @@ __all__ = [
     "GroupResult",
     "Output",
     "Result",
+    "Remains",
     "Unkillable",
     "Usage",
     "Cause",
@@ -132,8 +134,9 @@ if TYPE_CHECKING:
     from .outcome import GroupResult as GroupResult
     from .outcome import Output as Output
     from .outcome import Result as Result
-    from .outcome import Unkillable as Unkillable
     from .outcome import Usage as Usage
+    from .remains import Remains as Remains
+    from .remains import Unkillable as Unkillable
     from .restart import Restart as Restart
     from .run import supervise as supervise
     from .spec import Logs as Logs

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from .launch import LaunchPlan
-from .outcome import ErrorReport, Failure, GroupResult, Process, Reason, Result
+from .outcome import ErrorReport, Failure, GroupResult, Reason, Result
+from .proof import of_worker
+from .remains import Process, Remains
 from .spec import Std
 from .why import Cause, Evidence, Facts, cause_of
 from .worker import Worker
@@ -21,6 +23,7 @@ def account(
     *,
     reason: Reason,
     leaked: Sequence[Process],
+    remains: Sequence[Remains],
     timeout: float | None,
     duration: float,
 ) -> GroupResult:
@@ -52,6 +55,10 @@ def account(
         )
         for one in workers
     )
+    remains = [*remains, *(one for result in results for one in of_worker(result))]
+    if remains:  # what nobody knows the owner of, each may have left
+        mine = {one.rank: tuple(it for it in remains if it.rank in (None, one.rank)) for one in results}
+        results = tuple(dataclasses.replace(one, remains=mine[one.rank]) for one in results)
     return GroupResult(
         name=plan.name,
         run_id=plan.run_id,
@@ -60,6 +67,7 @@ def account(
         failures=tuple(failure for one in final if (failure := results[one.rank].failure) is not None),
         unkillable=tuple(one.unkillable for one in workers if one.unkillable is not None),
         leaked=tuple(leaked),
+        remains=tuple(remains),
         log_dir=plan.run_dir,
         timeout=timeout,
         duration=duration,

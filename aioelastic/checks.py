@@ -114,7 +114,7 @@ def check_whole(field: str, value: Any, least: int, most: int | None = None) -> 
     if value < least:
         raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
     if most is not None and value > most:
-        raise SpecError(field, value, "is more than any machine can have", f"give a whole number up to {most}")
+        raise SpecError(field, value, f"is more than {most:,}", f"give a whole number up to {most}")
 
 
 def check_seconds(field: str, value: Any) -> None:

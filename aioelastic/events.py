@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .outcome import Exit, GroupResult, Process
+from .outcome import Exit, GroupResult
+from .remains import Process
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .entry import Command
 from .errors import SpecError
 from .launch import (
     TAG,
@@ -28,6 +29,8 @@ from .launch import (
     plan,
     preflight,
 )
+from .proof import check_free, names_left, ports_left
+from .remains import Remains
 from .report import read_report
 from .sinks import Sinks
 from .spec import GroupSpec
@@ -68,7 +71,8 @@ class Ground:
         self.sinks = Sinks(loop, spec.logs, self._files, on_trouble)
         self.stacks = Stacks(loop, self._proc, self._files, self.poller, self.environ, on_trouble)
         self.witness = Witness(self._proc)
-        self._launchers = Launchers(self.environ, self._proc, self.poller)
+        lost = (int(spec.stop.signum), spec.stop.grace) if spec.stop.if_lost == "stop" else None
+        self._launchers = Launchers(self.environ, self._proc, self.poller, self.census.spare, lost)
         self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
@@ -105,6 +109,16 @@ class Ground:
         """What starts the workers."""
         return self._launchers if isinstance(self._launcher, str) else self._launcher
 
+    def adopted(self) -> list[int]:
+        """See `Census.left`."""
+        if self._launchers is not self.launcher():
+            raise OSError("they were started by a launcher of the caller's")
+        return self._launchers.left()
+
+    async def left(self) -> list[Remains]:
+        """What is left beside processes: ports, and names of shared memory."""
+        return await insist(self._proc.submit(lambda: [*ports_left(self._spec.ports), *names_left()]))
+
     async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
         found: dict[Worker, Evidence] = {}
@@ -127,7 +141,9 @@ class Ground:
 
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
+        self._open_guardian()
         check_limits(self._spec)
+        check_free(self._spec.ports)
         self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
@@ -147,9 +163,15 @@ class Ground:
         self._first = self._pack(preflight(planned, self.environ))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
-        if self._launcher == "guardian" and any(one.start in (None, "spawn") for one in planned.workers):
-            self.census.spare(self._launchers.open_guardian())
         return self._first
+
+    def _open_guardian(self) -> None:
+        """First of all: it takes longer to come up than all the rest."""
+        spec = self._spec
+        by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
+        # zygotes answer to it in any case, but it has to know that they may take their time
+        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
+            self._launchers.open_guardian()
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
         assert self._first is not None
@@ -214,6 +236,7 @@ class Ground:
         self._launchers.close()
         self._calls.close()
         self.witness.close()
+        self.census.close()
         if self._port is not None:
             self._port.close()
 

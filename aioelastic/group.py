@@ -16,7 +16,6 @@ from typing import Any, Literal, Self
 
 import anyio
 
-from . import stop as _stop
 from .account import account
 from .checks import check_seconds
 from .child import _context
@@ -27,8 +26,10 @@ from .ground import Ground
 from .hub import Hub
 from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_abandoned
 from .lifecycle import ALIVE, FINAL, State
-from .outcome import GroupResult, Process, Reason
+from .outcome import GroupResult, Reason
 from .passes import Passes
+from .proof import clear
+from .remains import Process
 from .restart import Restart
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
@@ -66,21 +67,20 @@ class Group:
         stop: Stop | None = None,
         start: Start = "zygote",
         preload: Sequence[str] = (),
+        ports: Sequence[int] = (),
         restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
         launcher: Launcher | By = "guardian",
     ) -> None:
-        if isinstance(entry, GroupSpec):
-            spec = entry
-        else:
-            spec = GroupSpec.of(
-                entry, n, name=name, env=env, logs=logs, stop=stop, restart=restart, start=start, preload=preload
-            )
+        spec = entry if isinstance(entry, GroupSpec) else GroupSpec.of(
+            entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload, ports=ports,
+            restart=restart,
+        )  # fmt: skip
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
             raise SpecError("on_event", on_event, "is not a plain function", remedy)
-        check_launcher(launcher, spec.start)
+        check_launcher(launcher, spec)
         self.spec = spec
         self.logs = spec.logs
         self.stop_policy = spec.stop
@@ -387,18 +387,13 @@ class Group:
 
     async def _close(self) -> None:
         """All workers are over: look for strays, flush the sinks, make the result."""
-        find = partial(_stop.strays_of, self.census, self.run_id)
-        if self.stop_policy.scope == "leader":
-            for one in await find():
-                self.leaked(one.process)
-                one.close(self.loop)
-        else:
-            await _stop.sweep(find, self._passes.patience, self.stop_policy, self.leaked)
-        passes = self._passes
+        passes, ground = self._passes, self._ground
+        remains = await clear(self.census, self.run_id, ground.adopted, passes.patience, self.stop_policy, self.leaked)
+        remains += await ground.left()
         ended_badly = [
             w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
         ]
-        found = await self._ground.close(passes.patience, self.stop_policy.bound, ended_badly)
+        found = await ground.close(passes.patience, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
         assert self.plan is not None
         result = account(
@@ -409,6 +404,7 @@ class Group:
             found,
             reason=self._reason,
             leaked=self._leaked,
+            remains=remains,
             timeout=self._timeout,
             duration=(time.monotonic_ns() - passes.started_ns) / 1e9,
         )

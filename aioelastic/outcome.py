@@ -10,6 +10,7 @@ from resource import struct_rusage
 from typing import Any, Literal, overload
 
 from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
+from .remains import Process, Remains, Unkillable
 from .why import Cause, signal_name
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
@@ -196,7 +197,7 @@ class Failure:
 
     @property
     def status(self) -> int:
-        """The exit status a shell would show; 127 when it never started, 1 when it had failed and then we stopped it."""
+        """The exit status a shell would show: 127 when it never started, 1 when it had failed before we stopped it."""
         if self.exit is None:
             return 127
         return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status
@@ -238,37 +239,6 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A process found in /proc: `pid`, its `command` line, and its one-letter `state` (proc(5))."""
-
-    pid: int
-    command: str
-    state: str = "?"
-
-
-@dataclass(frozen=True, slots=True)
-class Unkillable:
-    """A worker that SIGKILL did not end within `Stop.bound`, or a function in an executor of the caller's, which no
-    signal can reach.
-
-    Attributes:
-        pid: its process; None in an executor.
-        state: its state letter from /proc (`D` is uninterruptible sleep: a hung disk or driver), "?" if unreadable.
-        wchan: the kernel function in which it sleeps, when readable.
-    """
-
-    rank: int
-    pid: int | None
-    state: str
-    wchan: str
-
-    def __str__(self) -> str:
-        if self.pid is None:
-            return f"rank {self.rank}: it goes on in the caller's executor, where nobody but itself can end it"
-        return f"rank {self.rank}, pid {self.pid}, state {self.state} {self.wchan}".rstrip()
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """What came of one worker.
 
@@ -284,6 +254,7 @@ class Result:
         stacks: its Python stacks when they were last taken (`Group.dump_stacks`, `Stop.dump`), or why they could not
             be; None when nobody asked.
         why: why it ended badly, or how far we had to go to end it; None when it ended well by itself.
+        remains: what it left behind, and what the group did of which nobody knows whose it is.
     """
 
     rank: int
@@ -301,6 +272,12 @@ class Result:
     unkillable: Unkillable | None = None
     stacks: str | None = None
     why: Cause | None = None
+    remains: tuple[Remains, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Nothing of it is left, by the kernel's word; see `GroupResult.clean`."""
+        return not self.remains
 
     @property
     def ok(self) -> bool:
@@ -337,6 +314,7 @@ class GroupResult(Sequence[Result]):
         run_id: names this run.
         log_dir: the directory of this run's logs; None without `Logs(dir=...)`.
         duration: seconds from first start to the end.
+        remains: what is left of it, and what cannot be proven to be gone.
     """
 
     name: str
@@ -349,6 +327,17 @@ class GroupResult(Sequence[Result]):
     log_dir: Path | None = None
     duration: float = 0.0
     timeout: float | None = None
+    remains: tuple[Remains, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Nothing of it is left, by the kernel's word and not for want of looking.
+
+        The guardian, to which every process falls whose parent has ended, holds none that workers have left; every
+        worker was seen to end; their streams were read to their end; the group's `ports` are free; and no named shared
+        memory of processes that are gone is there. Otherwise `remains` says exactly what is not so.
+        """
+        return not self.remains
 
     @property
     def ok(self) -> bool:

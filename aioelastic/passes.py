@@ -16,14 +16,16 @@ from . import stop as _stop
 from .errors import LaunchFailed
 from .events import GaveUp, Restarting
 from .ground import Ground
+from .keeper import Keeper
 from .launch import Launcher, LaunchPlan
 from .lifecycle import ALIVE, State
-from .outcome import Process, Reason
+from .outcome import Reason
+from .remains import Process
 from .restart import Restart, Verdict, decide
 from .stacks import BOUND
 from .thread import finished
 from .watch import Stray
-from .worker import Keeper, Worker
+from .worker import Worker
 
 # Starts that are under way at a time.
 AHEAD = 16

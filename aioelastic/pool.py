@@ -20,7 +20,7 @@ from .events import Event, Ready
 from .ground import Ground
 from .launch import LaunchPlan, importable_main, new_run_id, reap_abandoned
 from .lifecycle import State
-from .outcome import Process
+from .remains import Process
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap

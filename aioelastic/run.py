@@ -23,6 +23,7 @@ async def supervise(
     stop: Stop | None = None,
     start: Start = "zygote",
     preload: Sequence[str] = (),
+    ports: Sequence[int] = (),
     restart: Restart | None = None,
     timeout: float | None = None,
     check: bool = True,
@@ -47,6 +48,8 @@ async def supervise(
             memory; its dangers are in the documentation). Or an open `concurrent.futures.Executor`, in which functions
             run, supervised as far as it allows; the plan says what it does not. It is never shut down by us.
         preload: modules that the zygote imports once.
+        ports: TCP ports on which workers will listen: a `SpecError` says who has one that is taken before the start,
+            and `GroupResult.remains` who has one that is not free at the end.
         restart: which failures are answered by a new attempt; none when not given.
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
@@ -77,6 +80,7 @@ async def supervise(
         stop=stop,
         start=start,
         preload=preload,
+        ports=ports,
         restart=restart,
         check=False,
         on_event=on_event,

@@ -201,6 +201,9 @@ class Stop:
             or its grace is over, so that a trainer's loaders outlive its last save), `"group"` (all at once), or
             `"leader"` (never anybody but the worker: what it leaves running is only reported).
         bound: seconds to wait for a process to die after SIGKILL before it is reported as `Unkillable`.
+        if_lost: how the guardian ends workers when this program dies without having stopped them (by SIGKILL, say):
+            `"kill"` at once, or `"stop"` by `signal` and `grace`, so that a trainer can save. Nobody reads what they
+            print then.
         dump: first take the Python stacks of all that still run (`Group.dump_stacks`; at most 2 seconds), so that
             `Result.stacks` shows where a worker hung when another one failed or the time was over.
 
@@ -213,6 +216,7 @@ class Stop:
     scope: Literal["leader_then_group", "group", "leader"] = "leader_then_group"
     bound: float = 30.0
     dump: bool = False
+    if_lost: Literal["kill", "stop"] = "kill"
 
     def __post_init__(self) -> None:
         number = parse_signal("Stop.signal", self.signal)
@@ -230,6 +234,8 @@ class Stop:
             raise SpecError("Stop.dump", self.dump, f"is {type(self.dump).__name__}, not bool", "give True or False")
         if self.scope not in ("leader_then_group", "group", "leader"):
             raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
+        if self.if_lost not in ("kill", "stop"):
+            raise SpecError("Stop.if_lost", self.if_lost, "is not known", 'use "kill" or "stop"')
 
     @property
     def signum(self) -> _signal.Signals:
@@ -253,6 +259,7 @@ class GroupSpec:
     restart: Restart = field(default_factory=Restart.never)
     start: Start = "zygote"
     preload: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -267,6 +274,7 @@ class GroupSpec:
         restart: Restart | None = None,
         start: Start = "zygote",
         preload: Sequence[str] = (),
+        ports: Sequence[int] = (),
     ) -> GroupSpec:
         """Resolve the three forms of `entry` to one per rank, and check the rest.
 
@@ -302,8 +310,15 @@ class GroupSpec:
             raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
         if start not in ("zygote", "spawn", "fork"):
             check_borrowed(start, entries, env)
+        if stop.if_lost == "stop" and start == "fork" and any(isinstance(one, Function) for one in entries):
+            problem = 'is not for start="fork": a copy of this program dies with it'
+            raise SpecError("Stop.if_lost", "stop", problem, 'use start="zygote" or "spawn"')
+        if isinstance(ports, (str, bytes)) or not isinstance(ports, Sequence):
+            raise SpecError("ports", ports, "is not a list of port numbers", "give ports=[8000]")
+        for at, port in enumerate(ports):
+            check_whole(f"ports[{at}]", port, 1, 65_535)
         restart = restart or Restart.never()
-        return cls(entries, name, check_env("env", env), logs, stop, restart, start, tuple(preload))
+        return cls(entries, name, check_env("env", env), logs, stop, restart, start, tuple(preload), tuple(ports))
 
 
 def _std(field: str, value: Any) -> Std | FrozenDict[int, Std]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .lifecycle import State
-from .outcome import Process
+from .remains import Process
 from .thread import insist
 from .watch import Stray
 
@@ -119,13 +119,16 @@ async def sweep(
     patience: Patience,
     stop: Stop,
     on_found: Callable[[Process], None],
-) -> None:
+) -> list[Stray]:
     """End processes that are not our children: what a worker left running. Looks again after each round, since what
     dies may have forked; gives up at the end of grace and bound.
 
     Args:
         find: those that are there now.
         on_found: told once for each.
+
+    Returns:
+        those that are there all the same; they are closed.
     """
     loop = asyncio.get_running_loop()
     told: set[int] = set()
@@ -154,7 +157,8 @@ async def sweep(
                 one.close(loop)
         polite = polite and len(gone) == len(strays) and not patience.hurried
         if loop.time() >= deadline:
-            return
+            return [one for one in strays if one.pid not in gone]
+    return []
 
 
 def _all_in(strays: list[Stray], gone: set[int]) -> bool:

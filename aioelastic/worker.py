@@ -7,54 +7,27 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import stop as _stop
 from .errors import LaunchFailed, RemoteError
-from .events import Drained, Event, Exited, Killed, Ready, Spawned, Stopping
+from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
+from .keeper import Keeper
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
-from .outcome import ErrorReport, Exit, Output, Process, Unkillable, Usage
+from .outcome import ErrorReport, Exit, Output, Usage
+from .remains import Process, Unkillable
 from .replies import Correspondent, Replies
 from .spec import STREAM, Std
-from .streams import FileSink, LineTap, Pump, Tail, Tap
+from .streams import FileSink, LineTap, Pump, Tail
 from .thread import insist
-from .watch import Census, Poller, ticks_now
+from .watch import ticks_now
 
 if TYPE_CHECKING:
-    from .spec import Logs, Stop
-
-
-class Keeper(Protocol):
-    """What a worker needs of its group."""
-
-    loop: asyncio.AbstractEventLoop
-    run_id: str
-    logs: Logs
-    stop_policy: Stop
-    census: Census
-    poller: Poller
-
-    def emit(self, event: Event) -> None: ...
-
-    def taps(self, worker: Worker, std: Std) -> list[Tap]: ...
-
-    def file_sink(self, worker: Worker, std: Std) -> FileSink | None: ...
-
-    def tap_trouble(self, tap: Tap, exc: Exception) -> None: ...
-
-    def exited(self, worker: Worker) -> None: ...
-
-    async def before_stop(self, worker: Worker) -> None: ...
-
-    def settled(self, worker: Worker) -> None: ...
-
-    def leaked(self, process: Process, worker: Worker | None) -> None: ...
-
-    def background(self, work: Coroutine[Any, Any, None]) -> None: ...
+    pass
 
 
 class Worker(Correspondent):
@@ -351,7 +324,7 @@ class Worker(Correspondent):
     @property
     def usage(self) -> Usage | None:
         """What it used, once it has ended, as far as the kernel told."""
-        if self.exit is not None:
+        if self.exit is not None and self.ended_ns:
             self._reap()
         return self._usage
 
@@ -374,6 +347,15 @@ class Worker(Correspondent):
     def _on_exit(self, raw: RawExit) -> None:
         process = self._process
         assert process is not None
+        self.parent = raw.reason
+        if self.exit is None:
+            self.exit = self._exit_of(raw, process)
+            self._to(Trigger.EXIT)
+            self._tell_waiters()  # first: somebody may be counting microseconds
+        if not raw.early:
+            self._keeper.loop.call_soon(self._follow_exit, self.exit)
+
+    def _exit_of(self, raw: RawExit, process: LiveProcess) -> Exit:
         code = sig = None
         core = False
         if raw.status is not None:
@@ -381,7 +363,7 @@ class Worker(Correspondent):
                 sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
             else:
                 code = os.WEXITSTATUS(raw.status)
-        self.exit = Exit(
+        return Exit(
             code,
             sig,
             core,
@@ -391,10 +373,6 @@ class Worker(Correspondent):
             raw.ended_at,
             self._stopped_by,
         )
-        self.parent = raw.reason
-        self._to(Trigger.EXIT)
-        self._tell_waiters()  # first: somebody may be counting microseconds
-        self._keeper.loop.call_soon(self._follow_exit, self.exit)
 
     def _follow_exit(self, exit: Exit) -> None:
         assert self._process is not None

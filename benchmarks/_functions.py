@@ -1,4 +1,5 @@
-"""What the workers of `functions.py` run, ours and its peers'. It imports little: each of them imports it anew."""
+"""What the workers of `functions.py` and `chaos.py` run, ours and its peers'. It imports
+little: each of them imports it anew."""
 
 from __future__ import annotations
 
@@ -52,3 +53,30 @@ def fails_once() -> int:
         raise RuntimeError("the first attempt fails")
     with_torch(2)
     return ran
+
+
+def takes_and_sends(array: Any) -> None:
+    """A function that has an array of its supervisor's, and one of its own that it sends."""
+    import signal
+
+    from aioelastic import sharing
+
+    mine = sharing.copy(array)
+    signal.pause()
+    del mine
+
+
+def returns_it(array: Any) -> Any:
+    return array
+
+
+def forks_on() -> None:
+    """Fork 200 times a second, each second one into a session of its own."""
+    print("up", flush=True)
+    while True:
+        if os.fork() == 0:
+            if os.getpid() % 2:
+                os.setsid()
+            time.sleep(1000)
+            os._exit(0)
+        time.sleep(0.005)

@@ -32,6 +32,8 @@ ALL = (
     "functions",
     "executor",
     "survival",
+    "guardian",
+    "chaos",
     "sharing",
     "gpu",
 )

@@ -20,19 +20,8 @@ import _common  # noqa: E402  # it lies beside the benchmarks, which are scripts
 import run_all  # noqa: E402
 import survival  # noqa: E402
 
-CHEAP = (
-    "start_reap",
-    "cascade",
-    "idle",
-    "lag",
-    "scale",
-    "throughput",
-    "functions",
-    "executor",
-    "survival",
-    "sharing",
-    "gpu",
-)
+CHEAP = ("start_reap", "cascade", "idle", "lag", "scale", "throughput", "functions", "executor", "sharing", "survival")
+CHEAP += ("guardian", "chaos", "gpu")
 
 
 @pytest.mark.parametrize("name", CHEAP)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jobs
 import pytest
+from helpers import gone
 
 from aioelastic import RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
 
@@ -391,7 +392,10 @@ def test_a_preload_that_fails_is_told_by_the_first_task() -> None:
 
 def test_a_zygote_that_dies_is_survived(executor: WorkerExecutor) -> None:
     zygote = executor.submit(os.getppid).result()
+    workers = executor.pids
     os.kill(zygote, signal.SIGKILL)
+    for pid in workers:  # they die with it, but not at that instant
+        asyncio.run(gone(pid))
     outcomes = []
     for i in range(10):
         try:

@@ -25,6 +25,7 @@ from aioelastic import (
     RemoteError,
     Restart,
     SpecError,
+    Stop,
     plan,
     supervise,
 )
@@ -447,6 +448,12 @@ async def test_an_unknown_start(value: Any) -> None:
 async def test_a_bad_preload(value: Any) -> None:
     with pytest.raises(SpecError, match="preload="):
         await run(Function(jobs.who), preload=value)
+
+
+@pytest.mark.parametrize("how", [{"start": "fork"}, {"launcher": "direct"}])
+async def test_a_grace_for_the_lost_needs_somebody_who_outlives_us(how: Any) -> None:
+    with pytest.raises(SpecError, match=r"Stop\.if_lost='stop'"):
+        await run(Function(jobs.parent), stop=Stop(if_lost="stop"), **how)
 
 
 async def test_preload_needs_a_zygote() -> None:

@@ -265,7 +265,8 @@ async def test_one_that_hides_is_ended_all_the_same() -> None:
 
 
 async def test_a_holder_that_hides_is_named() -> None:
-    """A holder that has shed all our signs is not ours to kill: the drain is bounded and names it."""
+    """A holder that has shed all our signs is not that worker's to kill: the drain is bounded and names it. When no
+    group is left but this one, it is nobody else's, and ends."""
     shed = "import os, resource as r; r.setrlimit(r.RLIMIT_RTTIME, (-1, -1)); os.kill(int(os.environ['P']), 10)"
     shed = f'{shed}; os.execl("/bin/sleep", "sleep", "1000")'
     script = (
@@ -275,13 +276,12 @@ async def test_a_holder_that_hides_is_named() -> None:
     )
     result = await supervise(sh(script), logs=Logs(tee=Std.NONE, drain=0.05))
     pid = int(str(result[0].stdout))
-    try:
-        assert result.ok
-        assert result[0].stdout.holders == (pid,)
-        assert result[0].stderr.holders == (pid,)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        await gone(pid)
+    assert result.ok
+    assert result[0].stdout.holders == (pid,)
+    assert result[0].stderr.holders == (pid,)
+    assert [one.pid for one in result.leaked] == [pid]
+    assert not alive(pid)
+    assert result.clean
 
 
 async def test_silent_grandchild_in_its_own_session_is_ended() -> None:

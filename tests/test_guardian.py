@@ -16,14 +16,16 @@ from typing import Any
 import jobs
 import psutil
 import pytest
-from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
+from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh
 
-from aioelastic import Command, Function, Group, SpecError, supervise
+from aioelastic import Command, Function, Group, Restart, SpecError, supervise
 from aioelastic.child import _children, _guardian, _order
 from aioelastic.events import Drained, Spawned
-from aioelastic.launch import GuardianLauncher, end_helpers, plan, preflight
+from aioelastic.launch import GuardianLauncher, RawExit, end_helpers, plan, preflight
+from aioelastic.lifecycle import State
 from aioelastic.spec import GroupSpec
-from aioelastic.testing import Program, daemon, guardian, keeper, kill, made, when
+from aioelastic.testing import Program, cont, daemon, guardian, keeper, kill, made, when
+from aioelastic.testing import stop as chaos_stop
 
 STAY = "exec sleep 1000"
 
@@ -61,6 +63,64 @@ async def test_the_supervisor_dies(signum: signal.Signals) -> None:
             await gone(pid)
 
 
+GRACEFUL = """
+import asyncio, contextlib, signal, os
+from aioelastic import *
+def saves(home):
+    def save(signum, frame):
+        with open(home + "/asked", "w") as file:
+            file.write("asked")
+        with open(home + "/go") as file:
+            file.read()
+        with open(home + "/saved", "w") as file:
+            file.write("saved")
+        os._exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("up", flush=True)
+    while True:
+        signal.pause()
+async def main():
+    home = HOME
+    shell = f"trap 'echo asked >{home}/asked; read x <{home}/go; echo saved >{home}/saved; exit' TERM; echo up; "
+    command = Command("sh", "-c", shell + "while :; do sleep 1000 & wait; done")
+    entry = Function(saves, home) if KIND == "function" else command
+    quiet = Logs(tee=Std.NONE)
+    patient = Group(entry, stop=Stop(if_lost="stop", grace=1000), logs=quiet)
+    deaf = Command("sh", "-c", "trap '' TERM; echo up; exec sleep 1000")
+    short = Group(deaf, stop=Stop(if_lost="stop", grace=0.01), logs=quiet)
+    other = Group(deaf, logs=quiet)
+    async with contextlib.AsyncExitStack() as stack:
+        for group in (patient, short, other):
+            await stack.enter_async_context(group)
+            async for line in group.lines():
+                break
+        print("ready", patient[0].pid, short[0].pid, other[0].pid, flush=True)
+        await other.wait()
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["command", "function"])
+async def test_a_lost_worker_may_have_its_grace(tmp_path: Path, kind: str) -> None:
+    """Its own: one of another group has none, one that does not heed it has no more than that; and nothing stays."""
+    for name in ("asked", "go"):
+        os.mkfifo(tmp_path / name)
+    with Program(GRACEFUL.replace("HOME", repr(str(tmp_path))).replace("KIND", repr(kind))) as program:
+        ready = await asyncio.to_thread(program.line, "ready")
+        patient, short, other = map(int, ready.split())
+        family = family_of(program.pid)
+        os.kill(program.pid, signal.SIGKILL)
+        await gone(other)
+        await gone(short)
+        assert await asyncio.to_thread((tmp_path / "asked").read_text)
+        assert alive(patient)
+        await asyncio.to_thread((tmp_path / "go").write_text, "go")
+        for pid in family:
+            await gone(pid)
+    assert (tmp_path / "saved").read_text().strip() == "saved"
+
+
 @pytest.mark.parametrize("party", [guardian, keeper], ids=["guardian", "keeper"])
 async def test_one_of_the_two_is_killed(party: Any) -> None:
     """The group fails and says why; what had hidden is gone too; the next group has a guardian again."""
@@ -80,6 +140,45 @@ async def test_one_of_the_two_is_killed(party: Any) -> None:
     assert (await supervise(sh("exit 0"), logs=QUIET)).ok
 
 
+async def test_an_exit_is_known_before_the_guardian_tells_it() -> None:
+    halt, go = chaos_stop(guardian), cont(guardian)
+    async with Group([sh("exec sleep 1000"), sh("exec sleep 1000")], logs=QUIET, check=False) as group:
+        spawned = await event_of(group, Spawned, rank=1)
+        halt(spawned)
+        pid = group[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        exit = await group[0].wait()
+        assert exit is not None
+        assert exit.signal == signal.SIGKILL
+        assert group[0].state is State.EXITED
+        assert group[0].usage is None  # what it used comes with its end at the guardian
+        go(spawned)
+        result = await group.wait()
+    assert result.failures[0].exit == exit
+    assert result[0].usage is not None
+    assert result[1].stopped
+
+
+async def test_the_guardian_dies_before_anybody_watches_its_worker() -> None:
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh(STAY)), environ=environ), environ).workers[0]
+    launcher = GuardianLauncher(environ)
+    process = await launcher.start(worker)
+    kill_and_see_it_dead(guardian(None), signal.SIGKILL)  # type: ignore[arg-type]
+    while not launcher.gone:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    told: asyncio.Future[RawExit] = asyncio.get_running_loop().create_future()
+    process.watch(told.set_result)
+    raw = await told
+    assert not raw.early
+    assert "guardian" in raw.reason
+    process.reap()
+    for fd in (process.stdout, process.stderr):
+        assert fd is not None
+        os.close(fd)
+
+
 async def test_the_guardian_is_killed_under_function_workers() -> None:
     blow = kill(guardian)
     listen = when(Spawned, blow, rank=1)
@@ -87,6 +186,17 @@ async def test_the_guardian_is_killed_under_function_workers() -> None:
     assert blow.struck
     assert "zygote" in result.failures[0].cause
     assert (await supervise(Function(jobs.parent), logs=QUIET)).ok
+
+
+@pytest.mark.parametrize("scope", ["one", "all"])
+async def test_a_later_attempt_gets_a_new_guardian(tmp_path: Path, scope: Any) -> None:
+    blow = kill(guardian)
+    script = f"test $AIOELASTIC_ATTEMPT = 1 || {STAY}; echo $PPID >{tmp_path}/$RANK"
+    again = Restart.on_failure(1, scope)
+    result = await supervise(sh(script), 2, logs=QUIET, restart=again, on_event=when(Spawned, blow, rank=1))
+    assert blow.struck
+    assert [one.attempt for one in result] == [1, 1]
+    assert {int((tmp_path / name).read_text()) for name in "01"} == {guardian(None)}  # type: ignore[arg-type]
 
 
 async def test_a_guardian_that_is_gone_is_replaced() -> None:
@@ -124,6 +234,27 @@ async def test_orphans_are_reaped() -> None:
         assert above is not None
         while any(one.pid in pids for one in psutil.Process(above).children()):  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user of a process")
+async def test_what_has_changed_its_user_is_ended_by_root() -> None:
+    script = """if True:
+        import os
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.setresuid(65534, 65534, 65534)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in range(3):
+                os.dup2(null, fd)
+            os.execv("/bin/sleep", ["sleep", "1000"])
+        print(pid, flush=True)
+    """
+    result = await supervise(py(script), logs=QUIET)
+    pid = int(str(result[0].stdout))
+    assert [one.pid for one in result.leaked] == [pid]
+    assert not alive(pid)
+    assert result.clean
 
 
 async def test_each_stray_is_its_own_workers() -> None:

@@ -46,7 +46,17 @@ async def start(launcher: Launcher, command: Command) -> tuple[LiveProcess, asyn
 
 def ending(process: LiveProcess) -> asyncio.Future[Ended]:
     exited: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-    process.watch(lambda raw: exited.set_result((raw, process.reap())))
+    early: list[RawExit] = []
+
+    def on_exit(raw: RawExit) -> None:
+        if raw.early:
+            early.append(raw)
+            return
+        assert len(early) <= 1
+        assert all(one.status == raw.status for one in early)
+        exited.set_result((raw, process.reap()))
+
+    process.watch(on_exit)
     return exited
 
 

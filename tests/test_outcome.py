@@ -31,7 +31,8 @@ from aioelastic import (
     plan,
     supervise,
 )
-from aioelastic.outcome import ATTEMPTS_SHOWN, LINE_SHOWN, TAIL_LINES, ErrorReport, Process
+from aioelastic.outcome import ATTEMPTS_SHOWN, LINE_SHOWN, TAIL_LINES, ErrorReport
+from aioelastic.remains import Process
 from aioelastic.spec import GroupSpec
 from aioelastic.streams import Line
 from aioelastic.why import Evidence, Facts, Kills, signal_name

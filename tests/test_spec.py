@@ -197,6 +197,7 @@ async def test_other_times(given: Any) -> None:
 
 def test_scope() -> None:
     assert refused(lambda: Stop(scope="all")).field == "Stop.scope"  # type: ignore[arg-type]
+    assert refused(lambda: Stop(if_lost="wait")).field == "Stop.if_lost"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

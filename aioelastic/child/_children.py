@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import time
+from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
 _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_children() -> None:
-    """Kill whatever is a child of this process, and what becomes one thereby, until there is none.
+def end_children(graces: dict[int, float] | None = None) -> None:
+    """Kill whatever is a child of this process, and what becomes one thereby, until there is none. SIGCHLD is blocked.
 
     Its children are not reaped by anybody else, so their pids are their own. What has changed its user and cannot be
     killed is left to whoever is next to adopt it.
+
+    Args:
+        graces: until when (monotonic clock, seconds) which are left alone.
     """
     me, killed = os.getpid(), set()
+    graces = dict(graces or {})
     while True:
         refused = False
+        now = time.monotonic()
+        graces = {pid: until for pid, until in graces.items() if until > now}
         for pid in children(me):
-            if pid not in killed:
+            if pid not in killed and pid not in graces:
                 try:
                     os.kill(pid, _SIGKILL)
                     killed.add(pid)
@@ -26,12 +34,15 @@ def end_children() -> None:
                     pass
                 except PermissionError:
                     refused = True
-        if refused and not killed:
+        if refused and not killed and not graces:
             return
         try:
-            pid, _ = os.waitpid(-1, 0)
+            if graces:
+                sigtimedwait((SIGCHLD,), min(graces.values()) - now)
+            pid, _ = os.waitpid(-1, os.WNOHANG if graces else 0)
             while pid:  # all that have ended, before the next look
                 killed.discard(pid)
+                graces.pop(pid, None)
                 pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return

@@ -8,13 +8,13 @@ cheap and safe whatever the program is. When the program dies it kills all that 
 It is itself guarded by its keeper, a forked twin that only waits: should the guardian be killed, all its children
 become the keeper's, and are killed. (PR_SET_PDEATHSIG would reach the workers, but not what they have started.)
 
-Imports little, and not `signal` or `socket` but their C halves: the first worker of a program waits for it.
+Imports little, and not `ctypes`, `signal` or `socket` but their C halves: the first worker of a program waits for it.
 """
 
 from __future__ import annotations
 
+import _ctypes
 import _signal  # type: ignore[import-not-found]
-import ctypes
 import os
 import resource
 import select
@@ -38,20 +38,20 @@ Environ = dict[bytes, bytes]
 
 def main(supervisor: int) -> NoReturn:
     """Serve until the program with this pid is gone; its control socket is standard input."""
-    libc = ctypes.CDLL(None)
+    prctl, signalfd = _function("prctl"), _function("signalfd")
     control = socket(fileno=os.dup(0))
     lifeline = os.pidfd_open(supervisor)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.getppid() != supervisor:
         os._exit(0)
     keeper = os.getpid()
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
     guardian = os.fork()
     if guardian:
-        libc.prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
+        prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
         control.close()
         os.dup2(null, 2)
         pid, status = os.waitpid(-1, 0)
@@ -60,15 +60,16 @@ def main(supervisor: int) -> NoReturn:
         if status:
             end_children()
         os._exit(0)
-    libc.prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
-    mask = (ctypes.c_uint64 * 16)(1 << (_signal.SIGCHLD - 1))
-    deaths = libc.signalfd(-1, mask, _SFD_FLAGS)
+    prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
+    deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
     keeping = os.pidfd_open(keeper)
-    asked = False
+    asked, graces = False, None
     try:
         if os.getppid() == keeper and deaths >= 0:
-            asked = Guardian(control, (lifeline, keeping), deaths, null).serve()
+            guard = Guardian(control, (lifeline, keeping), deaths, null)
+            asked = guard.serve()
+            graces = None if asked else guard.ask_to_end()
     except BaseException:
         import traceback
 
@@ -76,8 +77,23 @@ def main(supervisor: int) -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_children()
+            end_children(graces)
         os._exit(0)
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Int
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """One of the C library's."""
+    found: Callable[..., Any] = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]
+    return found
 
 
 class Child:
@@ -100,6 +116,7 @@ class Link:
         self.environ: Environ = {}
         self.cwd = b"/"
         self.surroundings: tuple[Any, ...] | None = None
+        self.lost: tuple[int, float] | None = None
         self._epoll = epoll
         self._unsent: list[tuple[bytes, list[int]]] = []
 
@@ -144,6 +161,8 @@ class Guardian:
         self._links: dict[int, Link] = {}
         self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
         self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
+        self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
+        self._latest = 0.0  # when the last grace of any group is over
         self._epoll = select.epoll()
 
     def serve(self) -> bool:
@@ -153,7 +172,7 @@ class Guardian:
         looking = False
         while True:
             # exits are queued in their order; a look for others comes after those that are known by then
-            events = self._epoll.poll(0 if looking else None)
+            events = self._epoll.poll(0 if looking else self._next())
             if looking and not events:
                 looking = self._reap_others()
             self._adopted = None
@@ -169,6 +188,13 @@ class Guardian:
                     return False
                 elif fd == self._control.fileno() and (end := self._hear()) is not None:
                     return end
+
+    def ask_to_end(self) -> dict[int, float]:
+        """The program is gone. Returns until when (monotonic clock) which children have time to end by themselves."""
+        for link in list(self._links.values()):
+            self._forget(link)
+        zygotes = {child.pid: self._latest for child in self._children.values() if child.number}
+        return zygotes | self._graces  # zygotes see to their own, and leave
 
     def _hear(self) -> bool | None:
         """None: there will be more. True: it was the last word of the program. False: the program is gone."""
@@ -231,8 +257,10 @@ class Guardian:
                 for child in self._children.values():
                     if child.link is link and child.number == number:
                         self._signal(os.killpg, child, signum)
+            elif packet[:1] == _order.LEFT:
+                link.say(_order.LEFT, (self._left(),))
             elif packet[:1] == _order.GROUP:
-                link.environ, link.cwd, link.surroundings = body
+                link.environ, link.cwd, link.surroundings, link.lost = body
         except Exception:  # not a message of ours
             self._forget(link)
         finally:
@@ -242,11 +270,30 @@ class Guardian:
         """Its group is over, or its supervisor gone: nothing of it shall run."""
         del self._links[link.sock.fileno()]
         link.close()
+        until = 0.0
+        if link.lost is not None:
+            until = time.monotonic() + link.lost[1]
+            self._latest = max(self._latest, until + 1)
         for child in self._children.values():
-            if child.link is link:
-                child.link = None
-                child.number = 0
+            if child.link is not link:
+                continue
+            child.link = None
+            child.number = 0
+            if link.lost is None:
                 self._kill(child)
+            else:
+                self._signal(os.kill, child, link.lost[0])
+                self._signal(os.kill, child, _signal.SIGCONT)
+                self._graces[child.pid] = until
+
+    def _next(self) -> float | None:
+        """Kill those whose grace is over; returns the seconds until the next one's is."""
+        now = time.monotonic()
+        for child in self._children.values() if self._graces else ():
+            if self._graces.get(child.pid, now) < now:
+                del self._graces[child.pid]
+                self._kill(child)
+        return min(self._graces.values()) - now if self._graces else None
 
     def _start(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
         number, program, argv, overlay, cwd, mark, streams = body
@@ -340,6 +387,7 @@ class Guardian:
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
         child = self._children.pop(pidfd)
+        self._graces.pop(child.pid, None)
         _, status, rusage = os.wait4(child.pid, 0)
         self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
         os.close(pidfd)
@@ -373,6 +421,13 @@ class Guardian:
             if any(child.pid == info.si_pid for child in self._children.values()):
                 return True
             os.waitpid(info.si_pid, 0)
+
+    def _left(self) -> list[int]:
+        """Who was left to us and is not reaped yet."""
+        self._reap_others()
+        known = {child.pid for child in self._children.values()}
+        # twice: the list is not read at one moment, and one that goes may hide its neighbour (proc(5))
+        return sorted({pid for _ in range(2) for pid in children(os.getpid())} - known)
 
     def _kill(self, child: Child) -> None:
         self._signal(os.kill, child, _signal.SIGKILL)

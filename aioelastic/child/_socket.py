@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import array
 import os
+import struct
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
 from _socket import socket as AnySocket
 
-TYPE_CHECKING = False  # `socket` and `typing` take 5 ms each to import
+TYPE_CHECKING = False  # `socket` and `typing` take 5 ms each to import, `array` 2
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def send(sock: AnySocket, packet: bytes, fds: Sequence[int] = ()) -> None:
     if not fds:
         sock.send(packet, MSG_NOSIGNAL)
     elif len(fds) <= FDS:
-        sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", fds))], MSG_NOSIGNAL)
+        sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))], MSG_NOSIGNAL)
     else:
         inner, outer = pair()
         with inner, outer:
@@ -53,7 +53,8 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
     fds: list[int] = []
     for level, kind, data in rights:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            fds += array.array("i", data[: len(data) - len(data) % 4])
+            count = len(data) // 4
+            fds += struct.unpack_from(f"{count}i", data)
     if flags & MSG_CTRUNC:
         close(fds)
         raise ValueError("not all of its descriptors could be taken: this process may have too many open")

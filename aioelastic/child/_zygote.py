@@ -55,7 +55,8 @@ class Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._libc = ctypes.CDLL(None)
-        self._children: dict[int, tuple[int, int]] = {}  # pidfd → (id, pid), until they are reaped
+        # pidfd → (id, pid, how it ends with the supervisor), until they are reaped
+        self._children: dict[int, tuple[int, int, tuple[int, float] | None]] = {}
         self._epoll = select.epoll()
 
     def serve(self, idle: float) -> None:
@@ -72,11 +73,32 @@ class Zygote:
                     elif fd in self._children:
                         self._tell_exit(fd)
         finally:
-            for pidfd, (_, pid) in self._children.items():
+            self._give_grace()
+            for pidfd, (_, pid, _) in self._children.items():
+                _kill(pidfd, pid)
+
+    def _give_grace(self) -> None:
+        """The supervisor is gone, and some of its groups give their workers time to end."""
+        now = time.monotonic()
+        graces = {}
+        for pidfd, (_, pid, lost) in list(self._children.items()):
+            if lost is None:
+                _kill(pidfd, pid)
+                continue
+            for signum in (lost[0], signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # not reaped, so the group is its own
+                    signal.pidfd_send_signal(pidfd, signum)
+            graces[pidfd] = now + lost[1]
+        if graces:
+            self._epoll.unregister(self._control)
+        while graces:
+            for pidfd, _ in self._epoll.poll(max(min(graces.values()) - time.monotonic(), 0)):
+                _, pid, _ = self._children.pop(pidfd)
+                self._epoll.unregister(pidfd)
+                _kill(pidfd, pid)  # others of its group
+                graces.pop(pidfd, None)
+            for pidfd in [one for one, until in graces.items() if until <= time.monotonic()]:
+                del graces[pidfd]
 
     def _take(self, packet: bytes, fds: list[int]) -> None:
         try:
@@ -89,7 +111,7 @@ class Zygote:
             _socket.close(fds)
 
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, environ, cwd, cpus, streams, mark = body
+        number, environ, cwd, cpus, streams, mark, lost = body
         ends = iter(fds)
         channel = next(ends)
         stdout = next(ends) if streams & 1 else None
@@ -116,13 +138,13 @@ class Zygote:
             os.waitpid(pid, 0)
             self._say(_order.REFUSED, (number, exc.errno, str(exc)))
             return
-        self._children[pidfd] = (number, pid)
+        self._children[pidfd] = (number, pid, lost)
         self._epoll.register(pidfd, select.EPOLLIN)
         self._say(_order.STARTED, (number, pid, 0), [pidfd])  # fork(2) begins a count of its own
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
-        number, pid = self._children.pop(pidfd)
+        number, pid, _ = self._children.pop(pidfd)
         _, status, rusage = os.wait4(pid, 0)
         self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
         os.close(pidfd)
@@ -136,7 +158,7 @@ class Zygote:
         self._say(_order.EXITED, (number, status, tuple(rusage), at, wall, left))
 
     def _signal(self, number: int, signum: int) -> None:
-        for one, pid in self._children.values():
+        for one, pid, _ in self._children.values():
             if one == number:  # it is not reaped, so the group is its own
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signum)
@@ -145,6 +167,13 @@ class Zygote:
         packet, large = _order.encode(kind, body)
         _socket.send(self._control, packet, [*large, *(fds or [])])
         _socket.close(large)
+
+
+def _kill(pidfd: int, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # not reaped, so the group is its own
 
 
 def unsafe() -> str:

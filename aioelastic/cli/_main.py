@@ -15,6 +15,7 @@ from ..checks import PID_MAX, check_env
 from ..entry import Command, Function
 from ..errors import SpecError
 from ..launch import absolute, check_limits, plan, preflight
+from ..proof import check_free
 from ..restart import Restart
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from . import _module
@@ -50,9 +51,8 @@ signals:
 
 exit status:
   0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it,
-  1 if a function raised);
-  124 --timeout was over; 128 + signal number when stopped by a signal; 127 a worker could not start;
-  2 wrong usage
+  1 if a function raised); 1 --require-clean, and something is left; 124 --timeout was over;
+  128 + signal number when stopped by a signal; 127 a worker could not start; 2 wrong usage
 """
 
 
@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _say(_dry_run(spec) + "\n")
         with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
-            return runner.run(run_group(spec, args.timeout, fixed_signal=args.stop_signal is not None))
+            work = run_group(
+                spec, args.timeout, fixed_signal=args.stop_signal is not None, require_clean=args.require_clean
+            )
+            return runner.run(work)
     except SpecError as exc:
         return _complain(exc, USAGE)
     except OSError as exc:
@@ -194,6 +197,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="before workers are stopped, take the Python stacks of all that still run: where a hung one hangs",
     )
+    group.add_argument(
+        "--port",
+        action="append",
+        type=int,
+        default=[],
+        metavar="PORT",
+        help="a TCP port on which workers will listen: it must be free before and after; may be repeated",
+    )
+    stopping.add_argument(
+        "--require-clean",
+        action="store_true",
+        help="say what the workers left behind, or what cannot be proven to be gone, and exit with 1 then",
+    )
     other = run.add_argument_group("other")
     other.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     other.add_argument(
@@ -213,6 +229,7 @@ def _spec(args: argparse.Namespace) -> GroupSpec:
         env=env,
         start=args.start or "zygote",
         preload=[one.strip() for part in args.preload for one in part.split(",")],
+        ports=args.port,
         logs=Logs(
             dir=args.log_dir,
             tee=args.tee,
@@ -259,6 +276,7 @@ def _entry(args: argparse.Namespace, env: Mapping[str, str | None]) -> Command |
 def _dry_run(spec: GroupSpec) -> str:
     environ = dict(os.environ)
     check_limits(spec)
+    check_free(spec.ports)
     spec = absolute(spec)
     return str(preflight(plan(spec, run_id="<run id>", host=socket.gethostname(), environ=environ), environ))
 

@@ -25,11 +25,12 @@ STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
-async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) -> int:
+async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, require_clean: bool) -> int:
     """Run the group to its end, print the summary on stderr, return the exit status.
 
     Args:
         fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
+        require_clean: what they left behind is a failure.
 
     Raises:
         SpecError: the module of `-m` has no such function.
@@ -73,26 +74,29 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool) 
     error = result.first_failure.exception if result.first_failure else None
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
-    report(result, troubles.values())
-    return _status(result, stopped_by)
+    report(result, troubles.values(), require_clean)
+    return _status(result, stopped_by) or int(require_clean and not result.clean)
 
 
-def report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> None:
+def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
     """The summary, then the failures with the root cause last, then the stacks of the others, on stderr."""
     if sys.stderr is None:
         return
     try:
-        print("\n".join(_report(result, troubles)), file=sys.stderr, flush=True)
+        print("\n".join(_report(result, troubles, require_clean)), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # stderr is closed: the exit status still tells
 
 
-def _report(result: GroupResult, troubles: Iterable[SinkTrouble]) -> list[str]:
+def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> list[str]:
     lines = ["", *_table(result)]
     if result.log_dir is not None:
         lines.append(f"logs: {result.log_dir}")
     lines += [f"left running by a worker, ended by us: pid {one.pid} ({one.command})" for one in result.leaked]
-    lines += [f"would not die: {one}" for one in result.unkillable]
+    if require_clean:
+        lines += [f"not clean: {one}" for one in result.remains]
+    else:
+        lines += [f"would not die: {one}" for one in result.unkillable]
     lines += result.history()
     for one in troubles:
         lost = f" ({one.lost} bytes lost)" if one.lost else ""

@@ -19,6 +19,7 @@ class RawExit(NamedTuple):
     ended_ns: int
     ended_at: float
     reason: str = ""  # what ended it, where the status alone does not say it
+    early: bool = False  # it will be told once more, when it can be reaped
 
 
 class LiveProcess(Protocol):
@@ -41,7 +42,10 @@ class LiveProcess(Protocol):
     rss_floor: int
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
-        """Call `on_exit` once, on the loop's thread, when the process has ended. It is to be reaped then, soon."""
+        """Call `on_exit` once, on the loop's thread, when the process has ended. It is to be reaped then, soon.
+
+        A launcher that knows the end before its process can be reaped may tell it `early`, and once more then.
+        """
 
     def send_signal(self, signum: int) -> bool:
         """Signal this process alone. False: it had already ended by itself, and was not signalled.

@@ -281,6 +281,19 @@ def status_of_others(pid: int, pidfd: int) -> int | None:
     return status
 
 
+def early_status(pid: int, pidfd: int) -> int | None:
+    """The same of one that its parent may be about to reap; None also where it cannot be told from 0.
+
+    proc(5) shows an exit code of 0 to those who may not see it.
+    """
+    status = status_of_others(pid, pidfd)
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError:  # reaped: what /proc showed of that pid may have been another's
+        return status_of_reaped(pidfd)
+    return status or None
+
+
 def reap_abandoned() -> None:
     """Reap those given up earlier that have died since."""
     for pid in list(_abandoned):

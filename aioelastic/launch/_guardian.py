@@ -23,7 +23,7 @@ from ..watch import Poller
 from ._call import interpreter
 from ._ends import Ends, above_two
 from ._plan import WorkerPlan
-from ._served import ServedProcess, Server
+from ._served import Lost, ServedProcess, Server
 from ._spawn import start_helper
 
 LAST = 5.0  # seconds for what it holds to die
@@ -55,14 +55,15 @@ class Guardian:
         finally:
             os.close(theirs)
 
-    def connect(self, environ: Mapping[str, str]) -> socket.socket:
-        """A connection for the workers of a group, which begin with `environ` and with what this process has now."""
+    def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
+        """A connection for the workers of a group, which begin with `environ` and with what this process has now, and
+        which end with this process as `lost` says."""
         now = surroundings()
         ours, theirs = _socket.pair()
         try:
             self._send(_order.CONNECT, (), [theirs.fileno()])
             changed = None if now == self._surroundings else now
-            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), changed))
+            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), changed, lost))
             try:
                 _socket.send(ours, packet, fds)
             finally:
@@ -94,6 +95,34 @@ class Guardian:
         """Kill it."""
         with contextlib.suppress(OSError):
             self._send(_order.END, (number,), [])
+
+    def left(self, seconds: float) -> list[int]:
+        """The pids of what was left to it: roots of whatever workers that have ended have left running.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        ours, theirs = _socket.pair()
+        try:
+            try:
+                self._send(_order.CONNECT, (), [theirs.fileno()])
+            finally:
+                theirs.close()
+            _socket.send(ours, *_order.encode(_order.LEFT, ()))
+            answered = select.poll()
+            answered.register(ours, select.POLLIN)
+            if not answered.poll(seconds * 1000):
+                raise TimeoutError("the guardian does not answer")
+            packet, fds = _socket.receive(ours)
+            if not packet:
+                raise ConnectionResetError
+            (pids,), _ = _order.decode(packet, fds)
+            _socket.close(fds)
+            return list(pids)
+        except ConnectionError:
+            raise ProcessLookupError("the guardian has died") from None
+        finally:
+            ours.close()
 
     def has_left(self) -> bool:
         """Whether it is gone."""
@@ -140,14 +169,17 @@ class GuardianLauncher(Server):
     name = "guardian"
     what = "guardian"
 
-    def __init__(self, environ: Mapping[str, str], poller: Poller | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str], poller: Poller | None = None, lost: Lost = None) -> None:
         """Connect to it.
+
+        Args:
+            lost: how workers end when this process dies: None at once, or a signal and the seconds to obey it.
 
         Raises:
             OSError: no guardian can run here.
         """
         server = guardian()
-        super().__init__(server.connect(environ))
+        super().__init__(server.connect(environ, lost))
         self.session = server.session
         self._poller = poller
 
@@ -216,6 +248,22 @@ def guardian() -> Guardian:
         if _guardian is None:
             _guardian = Guardian()
         return _guardian
+
+
+def left_to_guardian(session: int) -> list[int]:
+    """The pids of what was left to it by workers that have ended.
+
+    Args:
+        session: of the guardian that is meant.
+
+    Raises:
+        OSError: it has died, or does not answer.
+    """
+    with _lock:
+        one = _guardian
+    if one is None or one.session != session:
+        raise ProcessLookupError("the guardian has died")
+    return one.left(LAST)
 
 
 def end_guardian() -> None:

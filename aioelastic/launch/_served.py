@@ -13,14 +13,17 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..child import _order, _socket
 from ..watch import Poller
 from ._contract import RawExit
-from ._direct import status_of_others
+from ._direct import early_status, status_of_others
 from ._ends import Ends
 from ._plan import WorkerPlan
+
+# how workers end with the program: at once, or by a signal and so many seconds to obey it
+Lost: TypeAlias = "tuple[int, float] | None"
 
 
 class Server:
@@ -46,7 +49,7 @@ class Server:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear it on that loop."""
         self.loop = loop
-        loop.add_reader(self._control, self._hear)
+        loop.add_reader(self._control, self.hear)
 
     def detach(self) -> None:
         """Nobody on its loop needs it at the moment."""
@@ -95,8 +98,7 @@ class Server:
             body: what it is told, behind the number of the request.
             give: the descriptors it gets; they are not closed.
         """
-        assert self.loop is not None
-        done: asyncio.Future[ServedProcess] = self.loop.create_future()
+        done: asyncio.Future[ServedProcess] = asyncio.get_running_loop().create_future()
         number = self._count = self._count + 1
         made: Ends | None = None
         given: list[int] = []
@@ -154,14 +156,15 @@ class Server:
                 self._full = True
                 return
             except OSError:
-                pass  # it is gone: `_hear` is about to learn it
+                pass  # it is gone: `hear` is about to learn it
             self._unsent.popleft()
             _socket.close(fds)
         if self._full:
             self.loop.remove_writer(self._control)
             self._full = False
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
+        """Take what it has sent by now."""
         while self.loop is not None:
             try:
                 packet, fds = _socket.receive(self._control)
@@ -263,6 +266,8 @@ class ServedProcess:
         self._on_exit = on_exit
         if self._told is not None:
             asyncio.get_running_loop().call_soon(on_exit, self._told)
+        elif not self._orphan:
+            self._poller.add_exit(self._pidfd, self._has_died)
 
     def send_signal(self, signum: int) -> bool:
         if self._has_ended():
@@ -297,6 +302,7 @@ class ServedProcess:
         self._rusage = rusage
         self._left = left
         self._told = raw
+        self._poller.remove(self._pidfd)
         if self._on_exit is not None:
             self._on_exit(raw)
 
@@ -306,10 +312,20 @@ class ServedProcess:
         if self._told is None and not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._poller.remove(self._pidfd)
             self._poller.add_exit(self._pidfd, self._orphan_ended)
 
-    def _orphan_ended(self) -> None:
+    def _has_died(self) -> None:
+        """The kernel says so, before its server does: two are woken at the same time, and not one after the other."""
         self._poller.remove(self._pidfd)
+        at_ns, at = time.monotonic_ns(), time.time()
+        self._server.hear()
+        if self._told is None and not self._orphan and not self._reaped and self._on_exit is not None:
+            status = early_status(self.pid, self._pidfd)
+            if status is not None:
+                self._on_exit(RawExit(status, at_ns, at, early=True))
+
+    def _orphan_ended(self) -> None:
         at_ns, at = time.monotonic_ns(), time.time()
         raw = RawExit(status_of_others(self.pid, self._pidfd), at_ns, at, self._orphan)
         self.tell(raw, None, True)
@@ -325,6 +341,5 @@ class ServedProcess:
         if self._reaped:
             return
         self._reaped = True
-        if self._orphan:
-            self._poller.remove(self._pidfd)
+        self._poller.remove(self._pidfd)
         os.close(self._pidfd)

@@ -19,7 +19,7 @@ from ._call import Main, interpreter, search_path
 from ._ends import Ends, above_two
 from ._guardian import Guardian, end_guardian, guardian, here
 from ._plan import WorkerPlan
-from ._served import ServedProcess, Server
+from ._served import Lost, ServedProcess, Server
 from ._spawn import start_helper
 
 IDLE = 60.0  # seconds after which a zygote that nobody wants leaves
@@ -61,6 +61,11 @@ class Zygote(Server):
         _socket.close(fds)
         control.setblocking(False)
 
+    @property
+    def guardian(self) -> int:
+        """The session of its guardian; 0: there is none."""
+        return 0 if self._parent is None else self._parent.session
+
     async def warm(self) -> None:
         """Wait until it has imported everything.
 
@@ -75,9 +80,11 @@ class Zygote(Server):
             self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(self._ready)
 
-    def start(self, worker: WorkerPlan, environ: dict[str, str], poller: Poller) -> asyncio.Future[ServedProcess]:
+    def start(
+        self, worker: WorkerPlan, environ: dict[str, str], poller: Poller, lost: Lost
+    ) -> asyncio.Future[ServedProcess]:
         """Ask for one."""
-        body = (environ, worker.cwd or here(), (), int(worker.pipes), worker.mark)
+        body = (environ, worker.cwd or here(), (), int(worker.pipes), worker.mark, lost)
 
         def given(ends: Ends) -> list[int]:
             return [fd for fd in (ends.their_channel, ends.their_stdout, ends.their_stderr) if fd is not None]
@@ -125,9 +132,10 @@ class ZygoteLauncher:
 
     name = "zygote"
 
-    def __init__(self, environ: Mapping[str, str], poller: Poller) -> None:
+    def __init__(self, environ: Mapping[str, str], poller: Poller, lost: Lost = None) -> None:
         self._environ = environ
         self._poller = poller
+        self._lost = lost
         self._zygote: Zygote | None = None
 
     async def open(self, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None) -> None:
@@ -144,13 +152,18 @@ class ZygoteLauncher:
             self.close()
             raise
 
+    @property
+    def guardian(self) -> int:
+        """The session of the guardian to which falls what its workers leave behind; 0: there is none."""
+        return 0 if self._zygote is None else self._zygote.guardian
+
     def start(self, worker: WorkerPlan) -> asyncio.Future[ServedProcess]:
         """See `Launcher.start`."""
         assert self._zygote is not None
         if self._zygote.gone:  # a later attempt gets a new one
             self.close()
             self._zygote = _acquire(*self._wanted, asyncio.get_running_loop())
-        return self._zygote.start(worker, worker.environ(self._environ), self._poller)
+        return self._zygote.start(worker, worker.environ(self._environ), self._poller, self._lost)
 
     def close(self) -> None:
         """The group needs it no more. It stays warm for the next."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Collection
@@ -21,7 +19,6 @@ from ..checks import check_path, check_whole
 from ..errors import SpecError
 
 _NAME = "aioelastic-"
-_DIRECTORY = "aioelastic-shares-"
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,8 @@ def configure(
     Args:
         strategy: `"memfd"`, which has no name and no other limit than memory; or `"file"`: files in a directory of this
             process's own below `directory`, which count against that file system. They are removed with their array,
-            the directory when the process ends; those of processes that were killed, by the next that calls this.
+            the directory when the process ends; those of processes that were killed, by the next that calls this, and
+            in `/dev/shm` at the end of a group.
         directory: for `"file"`; `/dev/shm` when not given.
         limit: bytes of shared memory that may lie idle here for the next arrays; a quarter of the machine's memory, at
             most 2 GiB, when never given.
@@ -201,44 +199,16 @@ def configure(
         raise SpecError("directory", str(directory), 'is for strategy="file"', "name that too")
     place = None
     if strategy == "file":
-        place = _own_directory(Path("/dev/shm" if directory is None else check_path("directory", directory)))
+        place = memory.own_directory(memory.SHM if directory is None else Path(check_path("directory", directory)))
     with memory.gate:
         if strategy is not None:
             memory.arena.directory = place
             memory.arena.trim()
+            if place is None:
+                memory.leave_empty()
         if limit is not None:
             memory.arena.limit = limit
             memory.arena.trim(limit)
-
-
-def _own_directory(below: Path) -> str:
-    me = os.getpid()
-    for old in below.glob(f"{_DIRECTORY}*"):
-        pid, _, started = old.name.removeprefix(_DIRECTORY).partition("-")
-        if not _runs(pid, started):
-            shutil.rmtree(old, ignore_errors=True)
-    own = below / f"{_DIRECTORY}{me}-{_started(me)}"
-    if not own.exists():
-        own.mkdir(mode=0o700)
-        atexit.register(_remove, own, me)
-    return str(own)
-
-
-def _remove(own: Path, pid: int) -> None:
-    if os.getpid() == pid:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _started(pid: int) -> int:
-    """In clock ticks since the boot: with the id, it names a process for ever."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def _runs(pid: str, started: str) -> bool:
-    try:
-        return _started(int(pid)) == int(started)
-    except (OSError, ValueError):
-        return False
 
 
 def _uses() -> dict[memory.Segment, tuple[int, list[int]]]:

@@ -129,12 +129,12 @@ class Stacks:
         news = asyncio.Event()
         number = None
         try:
-            number = self._changes.add(offer.path, news.set)
-        except FileNotFoundError:
-            return "no Python stack: it ended, or became another program, just now"
-        except OSError:
-            news.set()  # no more watches to be had: then by its quiet alone
-        try:
+            try:
+                number = self._changes.add(offer.path, news.set)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                news.set()  # no more watches to be had: then by its quiet alone
             if not worker.send_signal(SIGNAL):
                 return "no Python stack: it ended just now"
             await news.wait()
@@ -147,6 +147,8 @@ class Stacks:
                         return text
                     if text:
                         part.append(text)
+        except (FileNotFoundError, ProcessLookupError):
+            return "no Python stack: it ended, or became another program, just now"
         except OSError as exc:
             return f"no Python stack: {exc.strerror or exc}"
         finally:

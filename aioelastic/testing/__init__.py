@@ -12,7 +12,7 @@ from ._chaos import Party, Strike, cont, guardian, keeper, kill, send, stop, sup
 from ._clock import VirtualLoop
 from ._environment import Unavailable, clock_jump, file_limit, full_disk, pid_namespace
 from ._fake import FakeLauncher, FakeProcess, Life
-from ._holdings import Holdings, LeftBehind, no_leaks
+from ._holdings import Holdings, LeftBehind, cool_down, no_leaks
 from ._program import Program
 from ._recorder import Recorder
 
@@ -29,6 +29,7 @@ __all__ = [
     "Unavailable",
     "VirtualLoop",
     "bystanders",
+    "cool_down",
     "clock_jump",
     "cont",
     "daemon",

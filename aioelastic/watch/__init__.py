@@ -11,12 +11,24 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ._poller import Poller
-from ._proc import Census, Snapshot, Stray, caught_signals, describe, pipe_holders, ticks_now, wchan
+from ._proc import (
+    Census,
+    Left,
+    Snapshot,
+    Stray,
+    caught_signals,
+    describe,
+    pipe_holders,
+    socket_holders,
+    ticks_now,
+    wchan,
+)
 from ._signals import Signals
 from ._thread import ThreadWatch
 
 __all__ = [
     "Census",
+    "Left",
     "Poller",
     "Signals",
     "Snapshot",
@@ -27,6 +39,7 @@ __all__ = [
     "describe",
     "pidfd_or_none",
     "pipe_holders",
+    "socket_holders",
     "ticks_now",
     "wchan",
 ]

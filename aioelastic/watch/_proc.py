@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..child import _mark
-from ..outcome import Process
+from ..remains import Process
 from ..thread import HelperThread
 
 LOOKS = 3
@@ -31,6 +33,22 @@ class Seen(NamedTuple):
     session: int
     started: int
     lineage: tuple[str, ...]
+    mark: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """What there is of a group's processes when its workers have ended.
+
+    Attributes:
+        ours: those that are its own; without other groups in this program, all that nobody else can have left.
+        whose: those that one of the groups of this program has left, and nobody can tell which.
+        doubt: why there may be more; empty: there are none.
+    """
+
+    ours: list[Seen]
+    whose: list[Seen]
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,18 @@ class Census:
         self._spared = 0
         self._next: asyncio.Future[Snapshot] | None = None
         self._looking = False
+        with _lock:
+            _all.add(self)
+
+    def close(self) -> None:
+        """Its group is over."""
+        with _lock:
+            _all.discard(self)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """That of its questions."""
+        return self._thread.loop
 
     def know(self, mark: int, owner: str) -> None:
         """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables."""
@@ -88,6 +118,38 @@ class Census:
             if not self._looking:
                 self._look()
         return asked
+
+    def left(self, owner: str, adopted: Callable[[], list[int]]) -> asyncio.Future[Left]:
+        """What is left of all workers together, after they have ended.
+
+        Args:
+            adopted: the roots of whatever workers left behind, from whoever adopts it; without any there is nothing
+                else to look for. Raises `OSError` when that is not known.
+        """
+        marks, spared = dict(self._marks), self._spared
+
+        def job() -> Left:
+            roots, doubt = [], ""
+            try:
+                roots = adopted()
+                if not roots:
+                    return Left([], [])
+            except OSError as exc:
+                doubt = exc.strerror or str(exc)
+            try:
+                now = snapshot(self._tag, self._since, marks, spared)
+            except OSError as exc:
+                return Left([], [], f"/proc cannot be read: {exc.strerror}")
+            ours = now.of(owner)
+            known = {one.pid for one in ours}
+            seen = [_see(pid, self._tag, self._since, marks, spared) for pid in roots if pid not in known]
+            with _lock:
+                others = {mark for one in _all if one is not self for mark in list(one._marks)}
+                alone = len(_all) == 1
+            whose = [one for one in seen if one is not None and not one.lineage and one.mark not in others]
+            return Left(ours + whose, [], doubt) if alone else Left(ours, whose, doubt)
+
+        return self._thread.submit(job)
 
     def catch(self, found: list[Seen]) -> asyncio.Future[list[Stray]]:
         """Hold those of them that still live; the receiver closes them."""
@@ -124,6 +186,10 @@ class Census:
         self._look()
 
 
+_all: weakref.WeakSet[Census] = weakref.WeakSet()  # of this program: what is theirs is not ours
+_lock = threading.Lock()
+
+
 def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Snapshot:
     """Read /proc. Zombies are left out: they hold nothing.
 
@@ -151,12 +217,13 @@ def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> S
 class Stray:
     """A process that is not our child, held by a pidfd, so that a signal can reach no other."""
 
-    __slots__ = ("_pidfd", "pid", "process")
+    __slots__ = ("_pidfd", "lineage", "pid", "process")
 
-    def __init__(self, pidfd: int, process: Process) -> None:
+    def __init__(self, pidfd: int, process: Process, lineage: tuple[str, ...]) -> None:
         self._pidfd = pidfd
         self.pid = process.pid
         self.process = process
+        self.lineage = lineage
 
     @classmethod
     def catch(cls, seen: Seen) -> Stray | None:
@@ -169,7 +236,7 @@ class Stray:
         if fields is None or int(fields[19]) != seen.started or fields[0] in "ZX":
             os.close(pidfd)
             return None
-        return cls(pidfd, describe(seen.pid))
+        return cls(pidfd, describe(seen.pid), seen.lineage)
 
     def signal(self, signum: int) -> None:
         try:
@@ -230,23 +297,33 @@ def pipe_holders(read_ends: Iterable[int]) -> dict[int, tuple[int, ...]]:
             wanted[os.readlink(f"/proc/self/fd/{fd}")] = fd
         except OSError:
             pass
-    found: dict[int, set[int]] = {fd: set() for fd in wanted.values()}
+    found = _having(set(wanted))
     me = os.getpid()
-    for pid in _pids():
-        if pid == me:
-            continue
+    return {fd: tuple(pid for pid in found[what] if pid != me) for what, fd in wanted.items()}
+
+
+def socket_holders(inodes: Iterable[int]) -> list[int]:
+    """The pids of the processes that have one of these sockets (as far as we may look)."""
+    found = _having({f"socket:[{one}]" for one in inodes})
+    return sorted({pid for pids in found.values() for pid in pids})
+
+
+def _having(wanted: set[str]) -> dict[str, list[int]]:
+    """Who has these open: what a link in /proc/<pid>/fd says → pids in their order."""
+    found: dict[str, list[int]] = {one: [] for one in wanted}
+    for pid in sorted(_pids()) if wanted else ():
         try:
             with os.scandir(f"/proc/{pid}/fd") as entries:
                 for entry in entries:
                     try:
-                        ours = wanted.get(os.readlink(entry.path))
+                        what = os.readlink(entry.path)
                     except OSError:
                         continue
-                    if ours is not None:
-                        found[ours].add(pid)
+                    if what in wanted and pid not in found[what]:
+                        found[what].append(pid)
         except OSError:
             continue  # gone, or another user's
-    return {fd: tuple(sorted(pids)) for fd, pids in found.items()}
+    return found
 
 
 def _pids() -> Iterator[int]:
@@ -285,7 +362,8 @@ def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int
         fields = _stat(pid)
         if fields is None or int(fields[19]) < since or fields[0] in "ZX":
             return None
-        owner = marks.get(_mark.read(pid) or 0) if int(fields[3]) != spared else None
+        mark = _mark.read(pid) or 0 if int(fields[3]) != spared else 0
+        owner = marks.get(mark)
         lineage = _lineage(pid, tag)
         if owner is not None and owner not in lineage:
             lineage += (owner,)
@@ -294,7 +372,7 @@ def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int
         known = lineage or int(fields[6]) & PF_KTHREAD or not _readable(pid) or attempt == EXEC_LOOKS
         again = fields if known else _stat(pid)
         if again is not None and (known or (again[47:49] == fields[47:49] and again[48] != "0")):
-            return Seen(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]), lineage)
+            return Seen(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]), lineage, mark)
         attempt += 1
         time.sleep(0.0001 * attempt)
 

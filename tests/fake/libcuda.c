@@ -76,6 +76,12 @@ void fakeMend(void) { memset(wrong, 0, sizeof wrong); }
 #define BEGIN do { int s_ = init_pid != getpid() ? NOT_INITIALIZED : enter(__func__); if (s_) return s_; } while (0)
 #define IN_CONTEXT do { if (current < 0) return INVALID_CONTEXT; } while (0)
 
+/* the tables of memory are for one thread at a time */
+static pthread_mutex_t tables = PTHREAD_MUTEX_INITIALIZER;
+static int lock_tables(void) { return pthread_mutex_lock(&tables); }
+static void unlock_tables(int *unused) { (void)unused; pthread_mutex_unlock(&tables); }
+#define GUARD int guard_ __attribute__((cleanup(unlock_tables), unused)) = lock_tables()
+
 /* --- devices --- */
 
 static int seen[16], count;
@@ -206,26 +212,26 @@ static ptr_t map_whole(struct phys *p, int kind, struct part **out) {
 
 struct prop { int type, handles; struct { int type, id; } location; void *meta; unsigned char flags[8]; };
 
-int cuMemGetAllocationGranularity(size_t *out, const struct prop *p, int option) { (void)p; (void)option; BEGIN; *out = GRAIN; return OK; }
+int cuMemGetAllocationGranularity(size_t *out, const struct prop *p, int option) { (void)p; (void)option; BEGIN; GUARD; *out = GRAIN; return OK; }
 int cuMemCreate(void **out, size_t size, const struct prop *p, unsigned long long flags) {
     (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     if (!size || size % GRAIN || p->type != 1 || p->location.type != 1) return INVALID_VALUE;
     if (p->location.id < 0 || p->location.id >= count) return INVALID_DEVICE;
     if (used + size > limit) return OUT_OF_MEMORY;
     *out = new_phys(size, p->location.id, p->handles, -1);
     return *out ? OK : OUT_OF_MEMORY;
 }
-int cuMemRelease(struct phys *p) { BEGIN; drop(p, 1); return OK; }
+int cuMemRelease(struct phys *p) { BEGIN; GUARD; drop(p, 1); return OK; }
 int cuMemExportToShareableHandle(int *fd, struct phys *p, int kind, unsigned long long flags) {
     (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     if (kind != 1 || !(p->kinds & 1)) return NOT_SUPPORTED;
     *fd = fcntl(p->fd, F_DUPFD, 3); /* inheritable, as the real one may be: who gets it must see to that */
     return *fd < 0 ? INVALID_VALUE : OK;
 }
 int cuMemImportFromShareableHandle(void **out, void *fd, int kind) {
-    BEGIN;
+    BEGIN; GUARD;
     struct stat st;
     char path[64], name[64] = "";
     snprintf(path, sizeof path, "/proc/self/fd/%d", (int)(intptr_t)fd);
@@ -237,7 +243,7 @@ int cuMemImportFromShareableHandle(void **out, void *fd, int kind) {
     return OK;
 }
 int cuMemRetainAllocationHandle(void **out, void *at) {
-    BEGIN;
+    BEGIN; GUARD;
     struct part *one = part_at((ptr_t)at);
     if (!one || one->kind != VMM) return INVALID_VALUE;
     one->phys->refs++;
@@ -246,7 +252,7 @@ int cuMemRetainAllocationHandle(void **out, void *at) {
 }
 int cuMemAddressReserve(ptr_t *out, size_t size, size_t align, ptr_t hint, unsigned long long flags) {
     (void)align, (void)hint, (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     if (!size || size % GRAIN) return INVALID_VALUE;
     char *raw = mmap(NULL, size + GRAIN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) return OUT_OF_MEMORY;
@@ -261,7 +267,7 @@ int cuMemAddressReserve(ptr_t *out, size_t size, size_t align, ptr_t hint, unsig
     return OK;
 }
 int cuMemAddressFree(ptr_t at, size_t size) {
-    BEGIN;
+    BEGIN; GUARD;
     for (int i = 0; i < most_reserved; i++)
         if (reserved[i].size == size && reserved[i].at == at) {
             for (int k = 0; k < most_parts; k++)
@@ -274,7 +280,7 @@ int cuMemAddressFree(ptr_t at, size_t size) {
 }
 int cuMemMap(ptr_t at, size_t size, size_t offset, struct phys *p, unsigned long long flags) {
     (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     if (offset || !size || size % GRAIN || size > p->size || part_at(at)) return INVALID_VALUE;
     if (mmap((void *)at, size, PROT_NONE, MAP_SHARED | MAP_FIXED, p->fd, 0) == MAP_FAILED) return MAP_FAILED_;
     p->refs++;
@@ -283,12 +289,12 @@ int cuMemMap(ptr_t at, size_t size, size_t offset, struct phys *p, unsigned long
 }
 struct access { struct { int type, id; } location; int flags; };
 int cuMemSetAccess(ptr_t at, size_t size, const struct access *a, size_t n) {
-    BEGIN;
+    BEGIN; GUARD;
     if (n != 1 || a->flags != 3 || a->location.id >= count) return INVALID_VALUE;
     return mprotect((void *)at, size, PROT_READ | PROT_WRITE) ? INVALID_VALUE : OK;
 }
 int cuMemUnmap(ptr_t at, size_t size) {
-    BEGIN;
+    BEGIN; GUARD;
     ptr_t end = at + size;
     for (ptr_t one = at; one < end;) {
         struct part *p = part_at(one);
@@ -307,13 +313,13 @@ int cuMemUnmap(ptr_t at, size_t size) {
     return OK;
 }
 int cuMemAlloc(ptr_t *out, size_t size) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     *out = map_whole(new_phys(size, current, 0, -1), PLAIN, NULL);
     return OK;
 }
 int cuMemAllocManaged(ptr_t *out, size_t size, unsigned flags) {
     (void)flags;
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     *out = map_whole(new_phys(size, current, 0, -1), MANAGED, NULL);
     return OK;
 }
@@ -327,8 +333,8 @@ static int forget(ptr_t at, int kinds) {
     drop(p->phys, p->kind < OPENED);
     return OK;
 }
-int cuMemFree(ptr_t at) { BEGIN; IN_CONTEXT; return forget(at, 1 << PLAIN | 1 << MANAGED | 1 << POOLED | 1 << TAKEN); }
-int cuMemFreeAsync(ptr_t at, void *stream) { (void)stream; BEGIN; IN_CONTEXT; return forget(at, 1 << POOLED | 1 << TAKEN); }
+int cuMemFree(ptr_t at) { BEGIN; GUARD; IN_CONTEXT; return forget(at, 1 << PLAIN | 1 << MANAGED | 1 << POOLED | 1 << TAKEN); }
+int cuMemFreeAsync(ptr_t at, void *stream) { (void)stream; BEGIN; GUARD; IN_CONTEXT; return forget(at, 1 << POOLED | 1 << TAKEN); }
 
 static void fill(struct handle64 *h, struct part *p) {
     memset(h, 0, sizeof *h);
@@ -346,14 +352,14 @@ static int open_there(const struct handle64 *h) {
     return fd;
 }
 int cuIpcGetMemHandle(struct handle64 *h, ptr_t at) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     struct part *p = part_at(at);
     if (!p || p->kind != PLAIN) return INVALID_VALUE;
     fill(h, p);
     return OK;
 }
 int cuIpcOpenMemHandle(ptr_t *out, struct handle64 h, unsigned flags) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     if (h.magic != 0xFA4E || flags != 1) return INVALID_VALUE;
     if (h.pid == getpid()) return INVALID_CONTEXT; /* not in the process that made it */
     for (int i = 0; i < most_parts; i++)
@@ -369,21 +375,21 @@ int cuIpcOpenMemHandle(ptr_t *out, struct handle64 h, unsigned flags) {
     p->from = h;
     return OK;
 }
-int cuIpcCloseMemHandle(ptr_t at) { BEGIN; IN_CONTEXT; return forget(at, 1 << OPENED); }
+int cuIpcCloseMemHandle(ptr_t at) { BEGIN; GUARD; IN_CONTEXT; return forget(at, 1 << OPENED); }
 
 /* pools: what is allocated from one that is shared can be taken by who has imported the pool */
 struct poolprops { int type, handles; struct { int type, id; } location; void *security; size_t max; unsigned char rest[64]; };
 int cuMemPoolCreate(struct pool **out, const struct poolprops *props) {
-    BEGIN;
+    BEGIN; GUARD;
     struct pool *p = calloc(1, sizeof *p);
     p->device = props->location.id, p->shared = props->handles & 1, p->fd = memfd_create("fake-gpu-pool", MFD_CLOEXEC);
     *out = p;
     return OK;
 }
-int cuMemPoolDestroy(struct pool *p) { BEGIN; close(p->fd); free(p); return OK; }
+int cuMemPoolDestroy(struct pool *p) { BEGIN; GUARD; close(p->fd); free(p); return OK; }
 int cuMemAllocFromPoolAsync(ptr_t *out, size_t size, struct pool *pool, void *stream) {
     (void)stream;
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     if (pool->imported) return NOT_SUPPORTED;
     struct part *p;
     *out = map_whole(new_phys(size, current, pool->shared, -1), POOLED, &p);
@@ -396,14 +402,14 @@ int cuMemAllocAsync(ptr_t *out, size_t size, void *stream) { /* from the default
 }
 int cuMemPoolExportToShareableHandle(int *fd, struct pool *p, int kind, unsigned long long flags) {
     (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     if (kind != 1 || !p->shared) return NOT_SUPPORTED;
     *fd = fcntl(p->fd, F_DUPFD, 3);
     return OK;
 }
 int cuMemPoolImportFromShareableHandle(struct pool **out, void *fd, int kind, unsigned long long flags) {
     (void)flags;
-    BEGIN;
+    BEGIN; GUARD;
     char path[64], name[64] = "";
     snprintf(path, sizeof path, "/proc/self/fd/%d", (int)(intptr_t)fd);
     if (kind != 1 || readlink(path, name, 63) < 0 || strncmp(name, "/memfd:fake-gpu-pool", 20)) return INVALID_VALUE;
@@ -413,14 +419,14 @@ int cuMemPoolImportFromShareableHandle(struct pool **out, void *fd, int kind, un
     return OK;
 }
 int cuMemPoolExportPointer(struct handle64 *h, ptr_t at) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     struct part *p = part_at(at);
     if (!p || p->kind != POOLED || !p->pool->shared) return INVALID_VALUE;
     fill(h, p);
     return OK;
 }
 int cuMemPoolImportPointer(ptr_t *out, struct pool *pool, struct handle64 *h) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     if (!pool->imported || h->magic != 0xFA4E) return INVALID_VALUE;
     for (int i = 0; i < most_parts; i++)
         if (parts[i].size && parts[i].kind == TAKEN && !memcmp(&parts[i].from, h, sizeof *h)) return 208; /* ALREADY_MAPPED */
@@ -433,7 +439,7 @@ int cuMemPoolImportPointer(ptr_t *out, struct pool *pool, struct handle64 *h) {
 }
 
 int cuPointerGetAttribute(void *out, int what, ptr_t at) {
-    BEGIN;
+    BEGIN; GUARD;
     struct part *p = part_at(at);
     if (!p) return INVALID_VALUE;
     switch (what) {
@@ -449,10 +455,10 @@ int cuPointerGetAttribute(void *out, int what, ptr_t at) {
     return INVALID_VALUE;
 }
 
-int cuMemcpy(ptr_t to, ptr_t from, size_t n) { BEGIN; IN_CONTEXT; memcpy((void *)to, (void *)from, n); return OK; }
+int cuMemcpy(ptr_t to, ptr_t from, size_t n) { BEGIN; GUARD; IN_CONTEXT; memcpy((void *)to, (void *)from, n); return OK; }
 struct copy2d { size_t sx, sy; int st; const void *sh; ptr_t sd; void *sa; size_t sp; size_t dx, dy; int dt; void *dh; ptr_t dd; void *da; size_t dp, width, height; };
 int cuMemcpy2D(const struct copy2d *c) {
-    BEGIN; IN_CONTEXT;
+    BEGIN; GUARD; IN_CONTEXT;
     if (c->st != 4 || c->dt != 4) return INVALID_VALUE; /* CU_MEMORYTYPE_UNIFIED */
     if (c->sp < c->width || c->dp < c->width) return INVALID_VALUE;
     for (size_t row = 0; row < c->height; row++) memcpy((char *)c->dd + row * c->dp, (char *)c->sd + row * c->sp, c->width);
@@ -471,8 +477,9 @@ static int live_events, live_streams, thread_pid;
 
 static struct stream *stream_of(void *s) { return (uintptr_t)s <= 2 ? &usual : s; }
 
-static int step(struct stream *s) { /* one operation; 0 when nothing can be done now. The lock is held. */
+static int step(struct stream *s) { /* one operation, the lock held; 0: none can be done now; 2: it was let go meanwhile */
     struct op *op = s->first;
+    int called = 0;
     if (s->held || s->running || !op) return 0;
     if (op->kind == WAIT && op->state->completed < op->number) return 0;
     if (op->kind == RECORD) op->state->completed = op->number;
@@ -482,24 +489,27 @@ static int step(struct stream *s) { /* one operation; 0 when nothing can be done
         op->fn(op->data);
         pthread_mutex_lock(&lock);
         s->running = 0;
+        called = 1;
     }
     s->first = op->next;
     if (!s->first) s->last = NULL;
     free(op);
-    return 1;
+    return 1 + called;
 }
 
 static void *pump(void *unused) { /* the driver's own thread: host functions are called here */
     (void)unused;
     pthread_mutex_lock(&lock);
     for (;;) {
-        int done = 0, foreign = 0;
-        for (struct stream *s = streams, **at = &streams; s; s = *at) {
-            while (step(s)) done = 1;
+        int foreign = 0, did;
+    again:
+        for (struct stream **at = &streams, *s; (s = *at);) {
+            while ((did = step(s)) == 1) foreign = 0;
+            if (did == 2) goto again; /* the others may have changed */
             if (s->first) foreign = 1;
-            if (s->gone && !s->first) { *at = s->next; free(s); live_streams--; } else at = &s->next;
+            if (s->gone && !s->first && !s->running) { *at = s->next; free(s); live_streams--; goto again; }
+            at = &s->next;
         }
-        if (done) continue;
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += 1000000;
@@ -552,23 +562,15 @@ int cuStreamDestroy(struct stream *s) {
     pthread_mutex_unlock(&lock);
     return OK;
 }
-static void until_empty(struct stream *s) {
-    while (s->first) {
-        pthread_mutex_unlock(&lock);
-        usleep(500);
-        pthread_mutex_lock(&lock);
-    }
-}
-int cuStreamSynchronize(struct stream *s) { BEGIN; IN_CONTEXT; pthread_mutex_lock(&lock); until_empty(stream_of(s)); pthread_mutex_unlock(&lock); return OK; }
-int cuCtxSynchronize(void) {
-    BEGIN; IN_CONTEXT;
+static int busy(struct stream *only) {
+    int found = 0;
     pthread_mutex_lock(&lock);
-again:
-    for (struct stream *s = streams; s; s = s->next)
-        if (s->first) { until_empty(s); goto again; }
+    for (struct stream *s = streams; s; s = s->next) found |= s->first && (!only || s == only);
     pthread_mutex_unlock(&lock);
-    return OK;
+    return found;
 }
+int cuStreamSynchronize(struct stream *s) { BEGIN; IN_CONTEXT; while (busy(stream_of(s))) usleep(500); return OK; }
+int cuCtxSynchronize(void) { BEGIN; IN_CONTEXT; while (busy(NULL)) usleep(500); return OK; }
 int cuStreamQuery(struct stream *s) { BEGIN; IN_CONTEXT; return stream_of(s)->first ? NOT_READY : OK; }
 void fakeIdle(void) { /* wait until no stream has anything left to do, and those that were destroyed are gone */
     pthread_mutex_lock(&lock);

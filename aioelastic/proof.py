@@ -1,0 +1,152 @@
+"""What is left of a group, as the kernel tells it: what makes `GroupResult.clean` true, or says why it is not."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import SpecError
+from .outcome import Result
+from .remains import Process, Remains
+from .stop import Patience, sweep
+from .thread import insist
+from .watch import Census, Left, Stray, describe, socket_holders
+
+if TYPE_CHECKING:
+    from .spec import Stop
+
+SHM = Path("/dev/shm")
+_LISTEN = "0A"  # net/tcp_states.h, as proc_net_tcp(5) shows it
+
+
+async def clear(
+    census: Census,
+    run_id: str,
+    adopted: Callable[[], list[int]],
+    patience: Patience,
+    stop: Stop,
+    on_found: Callable[[Process], None],
+) -> list[Remains]:
+    """After all workers: end the processes that they have left running, unless these shall stay (`Stop.scope`).
+
+    Args:
+        adopted: see `Census.left`.
+        on_found: told once for each.
+
+    Returns:
+        those that are there all the same.
+    """
+    left = Left([], [])
+
+    async def find() -> list[Stray]:
+        nonlocal left
+        left = await insist(census.left(run_id, adopted))
+        return await insist(census.catch(left.ours))
+
+    if stop.scope == "leader":
+        there = await find()
+        for one in there:
+            on_found(one.process)
+            one.close(census.loop)
+    else:
+        there = await sweep(find, patience, stop, on_found)
+    remains = [_still_runs(one.process, _rank(one.lineage, run_id)) for one in there]
+    remains += [_still_runs(describe(one.pid)) for one in left.whose]
+    if left.doubt:
+        remains.append(Remains("unproven", f"whether other processes are left is not known: {left.doubt}"))
+    return remains
+
+
+def check_free(ports: Sequence[int]) -> None:
+    """Whether a group's `ports` are its own to take. Raises `SpecError`, with who has it."""
+    for at, port in enumerate(ports):
+        if not is_free(port):
+            remedy = "end that first, or use another port" if _listeners(port) else "use another port"
+            raise SpecError(f"ports[{at}]", port, f"is taken{_by(holders(port))}", remedy)
+
+
+def ports_left(ports: Iterable[int]) -> list[Remains]:
+    """Those that are not free."""
+    found = []
+    for port in ports:
+        if not is_free(port):
+            who = holders(port)
+            found.append(Remains("port", f"port {port} is taken{_by(who)}", pid=who[0].pid if who else None))
+    return found
+
+
+def names_left() -> list[Remains]:
+    """Named shared memory of processes that are gone, which could not be removed."""
+    if not any(SHM.glob("aioelastic-shares-*")):
+        return []
+    from . import memory
+
+    return [Remains("memory", f"shared memory {path} could not be removed") for path in memory.sweep(SHM)]
+
+
+def of_worker(result: Result) -> list[Remains]:
+    """What its own result tells: that it would not die, or that somebody has its streams."""
+    found = []
+    if result.unkillable is not None:
+        found.append(Remains("process", f"would not die: {result.unkillable}", result.rank, result.unkillable.pid))
+    for name, out in (("stdout", result.stdout), ("stderr", result.stderr)):
+        who = [one for one in map(describe, out.holders) if one.state not in "ZX?"]  # who has ended meanwhile has not
+        found += [Remains("stream", f"{name} is still open in {_words(one)}", result.rank, one.pid) for one in who]
+    return found
+
+
+def _still_runs(process: Process, rank: int | None = None) -> Remains:
+    return Remains("process", f"{_words(process)} still runs", rank, process.pid)
+
+
+def _rank(lineage: tuple[str, ...], run_id: str) -> int | None:
+    return next((int(one.split("/")[1]) for one in lineage if one.startswith(f"{run_id}/")), None)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could take this TCP port at any address. What the kernel itself still keeps of a connection
+    that was closed (TIME_WAIT) hinders nobody who sets SO_REUSEADDR, as servers do (socket(7))."""
+    for family, where in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((where, port))
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                return False
+            if exc.errno == errno.EACCES and _listeners(port):  # below 1024 for plain users: then by what listens
+                return False
+    return True
+
+
+def holders(port: int) -> list[Process]:
+    """The processes that listen there, as far as we may look."""
+    return [describe(pid) for pid in socket_holders(_listeners(port))]
+
+
+def _listeners(port: int) -> set[int]:
+    """Inodes of the sockets that listen on a port, in this network namespace."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
+        except OSError:
+            continue  # no IPv6
+        for line in lines:
+            _, local, _, state, *rest = line.split()
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                found.add(int(rest[5]))
+    return found
+
+
+def _by(who: list[Process]) -> str:
+    return f" by {', '.join(map(_words, who))}" if who else ""
+
+
+def _words(process: Process) -> str:
+    return f"process {process.pid} ({process.command or '?'})"

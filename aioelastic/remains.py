@@ -1,0 +1,58 @@
+"""What outlived its worker, or its group, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process found in /proc: `pid`, its `command` line, and its one-letter `state` (proc(5))."""
+
+    pid: int
+    command: str
+    state: str = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Unkillable:
+    """A worker that SIGKILL did not end within `Stop.bound`, or a function in an executor of the caller's, which no
+    signal can reach.
+
+    Attributes:
+        pid: its process; None in an executor.
+        state: its state letter from /proc (`D` is uninterruptible sleep: a hung disk or driver), "?" if unreadable.
+        wchan: the kernel function in which it sleeps, when readable.
+    """
+
+    rank: int
+    pid: int | None
+    state: str
+    wchan: str
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"rank {self.rank}: it goes on in the caller's executor, where nobody but itself can end it"
+        return f"rank {self.rank}, pid {self.pid}, state {self.state} {self.wchan}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """One thing that a group has left behind, or of which the contrary cannot be proven.
+
+    Attributes:
+        kind: a `"process"` that runs; a `"stream"` of a worker that somebody holds open; a `"port"` that was declared
+            and is taken; shared `"memory"` that has a name; or `"unproven"`: nothing was found, but nobody can be sure.
+        words: what, and who has it.
+        rank: whose it is; None: the group's, or nobody knows.
+        pid: of the process, or of who holds it, if known.
+    """
+
+    kind: Literal["process", "stream", "port", "memory", "unproven"]
+    words: str
+    rank: int | None = None
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        return self.words if self.rank is None else f"rank {self.rank}: {self.words}"
