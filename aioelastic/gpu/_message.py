@@ -82,7 +82,8 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
     numba = sys.modules.get("numba.cuda.cudadrv.devicearray")
     if numba is not None:
         table[numba.DeviceNDArray] = other(as_numba)
-    if "torch" in sys.modules:
+    torch = sys.modules.get("torch.cuda")
+    if torch is not None and torch.is_initialized():  # else it has nothing there
         from ._torch import reducers as of_torch
 
         table.update(of_torch(table, placed))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from . import _driver, _vmm
 from ._driver import IPC_EVENTS, POOLS, POSIX_FD, VMM, Seen, attribute, bindings, call
@@ -167,5 +166,7 @@ def _version() -> str:
 
 
 def _installed() -> str:
+    from importlib import metadata  # 20 ms
+
     bindings()
     return metadata.version("cuda-bindings")
