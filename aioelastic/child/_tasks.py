@@ -66,6 +66,7 @@ def chunk(fn: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]
 def _resident() -> int:
     memory = sys.modules.get("aioelastic.memory")
     if memory is not None:
-        memory.trim()  # what lies idle for the next result is no growth
+        with memory.gate:
+            memory.arena.trim()  # what lies idle for the next result is no growth
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE
