@@ -352,6 +352,8 @@ class Worker(Correspondent):
             self.exit = self._exit_of(raw, process)
             self._to(Trigger.EXIT)
             self._tell_waiters()  # first: somebody may be counting microseconds
+        elif raw.ended_ns < self.exit.ended_ns:  # seen by its parent before us: its word makes the order of exits
+            self.exit = replace(self.exit, ended_ns=raw.ended_ns, ended_at=raw.ended_at)
         if not raw.early:
             self._keeper.loop.call_soon(self._follow_exit, self.exit)
 

@@ -28,6 +28,7 @@ _abandoned: set[int] = set()
 # linux/pidfd.h: since 6.15 a pidfd tells the exit status even after somebody else has reaped the process
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
+_WANTED = struct.pack("=Q", _PIDFD_INFO_EXIT).ljust(64, b"\0")
 
 
 class DirectLauncher:
@@ -256,7 +257,7 @@ class DirectProcess:
 
 def status_of_reaped(pidfd: int) -> int | None:
     """The wait status of a process that somebody else has reaped, where the kernel still tells it."""
-    info = bytearray(struct.pack("=Q", _PIDFD_INFO_EXIT).ljust(64, b"\0"))
+    info = bytearray(_WANTED)
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
     except OSError:
@@ -271,12 +272,17 @@ def status_of_others(pid: int, pidfd: int) -> int | None:
     status = status_of_reaped(pidfd)
     if status is None:
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b") ")[2].split()
+            fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            fields = []
-        if fields[:1] == [b"Z"]:
-            return int(fields[49])  # exit_code, proc(5)
+            return status_of_reaped(pidfd)
+        try:
+            line = os.read(fd, 4096).rpartition(b") ")[2]
+        except OSError:
+            line = b""
+        finally:
+            os.close(fd)
+        if line.startswith(b"Z"):
+            return int(line.split()[49])  # exit_code, proc(5)
         status = status_of_reaped(pidfd)  # reaped while we looked
     return status
 
