@@ -44,6 +44,7 @@ POOL = 65_536  # bytes from which a body is copied into memory that was used bef
 _HERE, _MEMFD, _PIECES, _ARRAYS = 0, 1, 2, 4
 _SLOW = 8  # and whether whoever unpickles it waits for the driver of a GPU
 _ONCE = (SETUP, CALL, VALUE)  # one such message in a life: there is nothing to be used again
+_WITH_GPUS = frozenset(("torch.cuda", "cupy", "numba.cuda.cudadrv.devicearray"))  # libraries that may have arrays there
 _ALIGN = 64  # of buffers, for vector instructions
 
 Dumps = Callable[..., bytes]
@@ -178,8 +179,8 @@ def is_slow(packet: bytes) -> bool:
 def memory() -> Any:
     """`aioelastic.memory`, where there can be arrays in a message: it is loaded, or a library that has them."""
     loaded = sys.modules
-    if "torch.cuda" in loaded or "cupy" in loaded or "numba.cuda.cudadrv.devicearray" in loaded:
-        from .. import gpu  # noqa: F401  # it adds itself: they may have arrays there
+    if "aioelastic.gpu" not in loaded and not _WITH_GPUS.isdisjoint(loaded):
+        from .. import gpu  # noqa: F401  # it adds itself
     if "aioelastic.memory" in loaded or "numpy" in loaded or "torch" in loaded:
         from .. import memory
 
