@@ -12,8 +12,9 @@ from .. import memory
 from ..checks import shown
 from ..errors import SpecError
 from . import _driver
-from ._block import EVENT, Ticket, What, admit, arena_of, issue, lend
+from ._block import arena_of
 from ._driver import NOT_READY, bindings, call, raw, torch_stream
+from ._ticket import EVENT, Ticket, What, admit, issue, lend
 from ._wait import after, waited_for
 
 _BETWEEN_PROCESSES = 2 | 4  # CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS

@@ -16,9 +16,10 @@ from ..memory._message import Reducer, bounds
 from ..memory._segment import find
 from . import _driver
 from ._array import DeviceArray, device_of, foreign
-from ._block import Block, Loan, Ticket, What, admit, arena_of, issue, lend
+from ._block import Block, Loan, arena_of
 from ._driver import Device
 from ._legacy import VMM, export, range_of
+from ._ticket import Ticket, What, admit, issue, lend
 from ._wait import ready, streams
 
 
