@@ -8,7 +8,9 @@ import gc
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,6 @@ def jobs(fake: Any) -> Any:
 def cupy(fake: Any) -> Iterator[None]:
     fake_gpu.install()
     yield
-    import sys
 
     del sys.modules["cupy"]
 
@@ -242,7 +243,6 @@ async def test_memory_of_others_that_died(jobs: Any, cupy: Any, kind: str) -> No
 
 
 async def lose(jobs: Any, kind: str) -> None:
-    import sys
 
     cupy = sys.modules.pop("cupy")  # it arrives as an array of ours
     try:
@@ -424,3 +424,56 @@ async def test_an_import_of_others_that_fails(jobs: Any, cupy: Any, kind: str, s
     assert words.startswith(f"CudaError: {step}: ")
     assert left == {}
     assert total == 1000
+
+
+# --- programs that nobody here has started, or that die ---
+
+
+def environ() -> dict[str, str]:
+    here = os.pathsep.join([str(Path(sharing.__file__).parents[2]), str(Path(__file__).parent)])
+    return {**os.environ, "PYTHONPATH": here}
+
+
+async def test_a_program_that_attaches(jobs: Any, tmp_path: Path) -> None:
+    x = on_gpu(np.ones(1000))
+    code = f"""
+import gpu_jobs
+from aioelastic import sharing
+with sharing.attach({str(tmp_path / "socket")!r}) as offered:
+    print(gpu_jobs.total(gpu_jobs.add_one(offered["x"])))
+"""
+    async with sharing.Endpoint(tmp_path / "socket", {"x": x}):
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environ()
+        )
+        out, _ = await program.communicate()
+    assert out == b"2000.0\n"
+    assert (seen(x) == 2).all()
+    assert sharing.leases() == []
+
+
+async def test_a_supervisor_that_is_killed_leaves_nothing(jobs: Any) -> None:
+    code = """
+import asyncio, os, signal, psutil
+import gpu_jobs
+from aioelastic import Function, Group, sharing
+async def main():
+    x = sharing.empty(4 << 20, "u1", device="cuda:0")
+    async with Group(Function(gpu_jobs.holds)) as group:
+        await group[0].send(x)
+        await group[0].receive()
+        family = psutil.Process().children(recursive=True)
+        print(len(gpu_jobs.fake_gpu.memory_of()), *[one.pid for one in family], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environ()
+    )
+    assert program.stdout is not None
+    held, *family = (await program.stdout.readline()).split()
+    assert await program.wait() == -signal.SIGKILL
+    assert held == b"1"
+    for pid in family:
+        await gone(int(pid))
+    assert in_all_processes() == set()

@@ -100,6 +100,7 @@ class Block(Ticket):
         if self.address:
             return
         what, device = self.what, _driver.device(self.what.uuid)
+        arena_of(device)  # by which `sharing.trim` waits for what is given back
         try:
             if what.kind == VMM:
                 base: Any = _vmm.attach(device.ordinal, self.handles, what.sizes)
