@@ -142,7 +142,7 @@ class Ground:
     def _prepare(self, run_id: str) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
         self._open_guardian()
-        check_limits(self._spec)
+        check_limits(self._spec, self._launchers.is_up)
         check_free(self._spec.ports)
         self.witness.begin()
         self._port = Port()

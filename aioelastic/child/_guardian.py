@@ -13,7 +13,6 @@ Imports little, and not `ctypes`, `signal` or `socket` but their C halves: the f
 
 from __future__ import annotations
 
-import _ctypes
 import _signal  # type: ignore[import-not-found]
 import os
 import resource
@@ -23,6 +22,7 @@ from _socket import socket
 
 from . import _mark, _order, _socket
 from ._children import children, end_children
+from ._libc import function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Environ = dict[bytes, bytes]
 
 def main(supervisor: int) -> NoReturn:
     """Serve until the program with this pid is gone; its control socket is standard input."""
-    prctl, signalfd = _function("prctl"), _function("signalfd")
+    prctl, signalfd = function("prctl"), function("signalfd")
     control = socket(fileno=os.dup(0))
     lifeline = os.pidfd_open(supervisor)
     null = os.open(os.devnull, os.O_RDWR)
@@ -79,21 +79,6 @@ def main(supervisor: int) -> NoReturn:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
             end_children(graces)
         os._exit(0)
-
-
-class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "i"
-
-
-class _Function(_ctypes.CFuncPtr):
-    _flags_ = _ctypes.FUNCFLAG_CDECL
-    _restype_ = _Int
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """One of the C library's."""
-    found: Callable[..., Any] = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]
-    return found
 
 
 class Child:

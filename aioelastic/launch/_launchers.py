@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -84,6 +85,12 @@ class Launchers:
             return
         self._by_start[None] = self._by_start["spawn"] = self._guardian
         self._spare(self._guardian.session)
+
+    def is_up(self) -> None:
+        """Wait until the guardian answers, if there is one."""
+        if self._guardian is not None:
+            with contextlib.suppress(OSError):  # what is wrong with it, the first start will tell
+                left_to_guardian(self._guardian.session)
 
     def close(self) -> None:
         """The group needs them no more."""

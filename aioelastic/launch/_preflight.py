@@ -13,7 +13,7 @@ import shutil
 import stat
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..borrowed import kind_of
@@ -50,8 +50,11 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
     return dataclasses.replace(plan, workers=tuple(workers))
 
 
-def check_limits(spec: GroupSpec) -> None:
+def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda: None) -> None:
     """Whether this process may hold that many pipes and this user that many processes.
+
+    Args:
+        helpers_are_up: waits until the processes of our own that will run beside the workers can be counted.
 
     Raises:
         SpecError: says how many workers fit.
@@ -83,6 +86,7 @@ def check_limits(spec: GroupSpec) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     # root is exempt from RLIMIT_NPROC; counting a user's threads is only worth it when it may matter
     if soft != resource.RLIM_INFINITY and os.getuid() != 0 and n * 4 > soft:
+        helpers_are_up()
         room = soft - _tasks_of_user()
         if n > room:
             raise SpecError(
