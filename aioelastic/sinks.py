@@ -50,6 +50,7 @@ class Sinks:
     ) -> None:
         self._loop = loop
         self._logs = logs
+        self._matches = logs.matches
         self._thread = files
         self._on_trouble = on_trouble
         self._files: dict[tuple[int, Std], FileSink] = {}
@@ -104,7 +105,7 @@ class Sinks:
                 sink.close()
         merged: list[FileSink] = []
         if attempt not in self._matched:
-            paths = (home / match.file for match in self._logs.matches)
+            paths = (home / match.file for match in self._matches)
             merged = [FileSink(self._thread, path, None, self._on_trouble) for path in paths]
             self._matched[attempt] = merged
 
@@ -132,7 +133,7 @@ class Sinks:
                 taps.append(JsonTap(console, self._name, worker.rank, STREAM[std]))
             else:
                 taps.append(ConsoleTap(self._loop, console, self._prefix(worker, std, console.tty), self._constant))
-        for match, merged in zip(logs.matches, self._matched.get(worker.attempt, ()), strict=False):
+        for match, merged in zip(self._matches, self._matched.get(worker.attempt, ()), strict=False):
             if match.std & std:
                 taps.append(MatchTap(match, self._prefix(worker, std, False), merged))
         if logs.callback is not None:
@@ -188,7 +189,7 @@ class Sinks:
             home.mkdir()
             self._at[plan.attempt] = len(plan.workers)
             merged = self._matched[plan.attempt] = []
-            for match in self._logs.matches:
+            for match in self._matches:
                 merged.append(self._new(home / match.file, rotate=False))
             for worker in plan.workers:
                 (home / str(worker.rank)).mkdir()

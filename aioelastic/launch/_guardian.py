@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import select
@@ -219,7 +220,10 @@ def surroundings() -> tuple[Any, ...]:
 
 
 def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
-    return {os.fsencode(key): None if value is None else os.fsencode(value) for key, value in environ.items()}
+    return {_encoded(key): None if value is None else _encoded(value) for key, value in environ.items()}
+
+
+_encoded = functools.lru_cache(4096)(os.fsencode)  # most of it is the same for all workers
 
 
 def here() -> str:

@@ -22,6 +22,7 @@ from ._direct import early_status, status_of_others
 from ._ends import Ends
 from ._plan import WorkerPlan
 
+SLICE = 0.0005  # seconds of taking messages after which the loop gets its turn
 # how workers end with the program: at once, or by a signal and so many seconds to obey it
 Lost: TypeAlias = "tuple[int, float] | None"
 
@@ -101,30 +102,47 @@ class Server:
         done: asyncio.Future[ServedProcess] = asyncio.get_running_loop().create_future()
         number = self._count = self._count + 1
         made: Ends | None = None
-        given: list[int] = []
+        at, at_ns = time.time(), time.monotonic_ns()
         try:
             if self.gone:
                 raise OSError(errno.ESRCH, f"its {self.what} has died")
             made = Ends(worker)
-            # they must live until they are sent, which may be later
-            for fd in give(made):
-                given.append(os.dup(fd))
-            packet, large = _order.encode(kind, (number, *body))
+            self.send(*_order.encode(kind, (number, *body)), give(made))
         except OSError as exc:
             if made is not None:
                 made.close_ours()
                 made.close_theirs()
-            _socket.close(given)
             done.set_exception(exc)
             return done
-        self._starting[number] = (done, made, time.time(), time.monotonic_ns(), poller)
+        self._starting[number] = (done, made, at, at_ns, poller)
         made.close_theirs()
-        self.send(packet, [*large, *given])
         return done
 
-    def send(self, packet: bytes, fds: list[int]) -> None:
-        """Send it now or soon; `fds` are closed then."""
-        self._unsent.append((packet, fds))
+    def send(self, packet: bytes, fds: list[int], lent: Sequence[int] = ()) -> None:
+        """Send it now or soon; `fds` are closed then, those `lent` are not.
+
+        Raises:
+            OSError: it must wait, and this process may have no more descriptors; nothing was sent.
+        """
+        if not self._unsent:
+            try:
+                _socket.send(self._control, packet, [*fds, *lent])
+            except BlockingIOError:
+                pass
+            except OSError:
+                _socket.close(fds)  # it is gone: `hear` is about to learn it
+                return
+            else:
+                _socket.close(fds)
+                return
+        kept = [*fds]  # they must live until they are sent
+        try:
+            for fd in lent:
+                kept.append(os.dup(fd))
+        except OSError:
+            _socket.close(kept)
+            raise
+        self._unsent.append((packet, kept))
         if len(self._unsent) == 1:
             self._write()
 
@@ -164,8 +182,9 @@ class Server:
             self._full = False
 
     def hear(self) -> None:
-        """Take what it has sent by now."""
-        while self.loop is not None:
+        """Take what it has sent by now, until the loop should have its turn."""
+        until = time.monotonic() + SLICE
+        while self.loop is not None and time.monotonic() < until:
             try:
                 packet, fds = _socket.receive(self._control)
             except BlockingIOError:
@@ -319,11 +338,11 @@ class ServedProcess:
         """The kernel says so, before its server does: two are woken at the same time, and not one after the other."""
         self._poller.remove(self._pidfd)
         at_ns, at = time.monotonic_ns(), time.time()
-        status = early_status(self.pid, self._pidfd)
-        if status is None:
-            self._server.hear()
-        elif self._on_exit is not None:
-            self._on_exit(RawExit(status, at_ns, at, early=True))
+        self._server.hear()
+        if self._told is None and not self._orphan and not self._reaped and self._on_exit is not None:
+            status = early_status(self.pid, self._pidfd)
+            if status is not None:
+                self._on_exit(RawExit(status, at_ns, at, early=True))
 
     def _orphan_ended(self) -> None:
         at_ns, at = time.monotonic_ns(), time.time()
