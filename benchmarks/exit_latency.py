@@ -328,6 +328,11 @@ def in_directory(home: Path, quick: bool) -> Report:
     base = "blocking waitpid"
     report.ratio(work, "≤ 1.5 × blocking waitpid", 1.5, "low", mine, base, ours=mine)
     report.ratio(f"{work}, on uvloop", "≤ 1.5 × blocking waitpid", 1.5, "low", "ours (uvloop)", base, "ours (uvloop)")
+    for loop in ("asyncio", "uvloop"):
+        direct = f"ours, direct ({loop})"
+        report.ratio(
+            f'{work}, launcher="direct", on {loop}', "≤ 1.5 × blocking waitpid", 1.5, "low", direct, base, direct
+        )
     report.ratio(work, "≥ 100 × faster than torch elastic's wait()", 100, "high", "torch elastic", mine, ours=mine)
     for loop in ("asyncio", "uvloop"):
         report.plain(

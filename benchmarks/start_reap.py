@@ -12,6 +12,7 @@ from collections.abc import Callable
 from _common import Report, available, main, on_loop, paired
 
 from aioelastic import Command, Logs, Std, supervise
+from aioelastic.launch import By
 
 TRUE = "/bin/true"
 QUIET = Logs(tee=Std.NONE)
@@ -29,9 +30,9 @@ def popen(n: int) -> float:
     return time.perf_counter() - began
 
 
-async def ours(n: int) -> float:
+async def ours(n: int, launcher: By = "guardian") -> float:
     began = time.perf_counter()
-    await supervise(Command(TRUE), n=n, logs=QUIET)
+    await supervise(Command(TRUE), n=n, logs=QUIET, launcher=launcher)
     return time.perf_counter() - began
 
 
@@ -74,6 +75,8 @@ def measure(quick: bool) -> Report:
         "subprocess.Popen loop": lambda: popen(n),
         "ours (asyncio)": lambda: on_loop(lambda: ours(n)),
         "ours (uvloop)": lambda: on_loop(lambda: ours(n), "uvloop"),
+        "ours, direct (asyncio)": lambda: on_loop(lambda: ours(n, "direct")),
+        "ours, direct (uvloop)": lambda: on_loop(lambda: ours(n, "direct"), "uvloop"),
         "asyncio": lambda: on_loop(lambda: create_subprocess(n)),
         "uvloop": lambda: on_loop(lambda: create_subprocess(n), "uvloop"),
     }
@@ -92,6 +95,11 @@ def measure(quick: bool) -> Report:
         f"{work}, on uvloop", "≤ 1.25 × a bare subprocess.Popen loop", 1.25, "low", "ours (uvloop)",
         "subprocess.Popen loop", ours="ours (uvloop)",
     )  # fmt: skip
+    for loop in ("asyncio", "uvloop"):
+        report.ratio(
+            f'{work}, launcher="direct", on {loop}', "≤ 1.25 × a bare subprocess.Popen loop", 1.25, "low",
+            f"ours, direct ({loop})", "subprocess.Popen loop", ours=f"ours, direct ({loop})",
+        )  # fmt: skip
     report.ratio(work, "≥ 1.4 × faster than asyncio", 1.4, "high", "asyncio", "ours (asyncio)", ours="ours (asyncio)")
     report.ratio(work, "≥ 3 × faster than uvloop's own", 3.0, "high", "uvloop", "ours (uvloop)", ours="ours (uvloop)")
     return report
