@@ -186,7 +186,7 @@ def transfers(report: Report, sizes: dict[str, tuple[int, int, float]], torch: A
                 del born
             first, *_, last = [f"ours, shared {words}" for words in sizes]
             report.ratio(
-                "a shared array, the largest against the smallest", "≤ 1.5 ×", 1.5, "low", last, first, ours=last
+                "a shared array, the largest against the smallest", "≤ 1.2 ×", 1.2, "low", last, first, ours=last
             )
         finally:
             pipe.close()
