@@ -14,10 +14,13 @@ from typing import Any, Literal, Self, TypeVar
 
 from .checks import PID_MAX, check_seconds, check_whole
 from .child import _letters, _socket, _tasks
+from .entry import Function
 from .errors import SpecError
-from .pool import Limits, Pool, served
+from .launch import importable_main
+from .pool import Pool
 from .spec import GroupSpec, Logs, Stop
-from .tasks import encode
+from .tasks import Limits, encode
+from .thread import insist
 
 T = TypeVar("T")
 
@@ -91,7 +94,7 @@ class WorkerExecutor(Executor):
             raise SpecError("Logs.dir", str(logs.dir), "is not for an executor", "tee its output, or log in the tasks")
         limits = Limits(max_workers, task_timeout, tasks_per_worker, memory_limit, max_pending)
         spec = GroupSpec.of(
-            served(initializer, tuple(initargs), limits),
+            _served(initializer, tuple(initargs), limits),
             name=name,
             env=env,
             logs=logs,
@@ -197,7 +200,20 @@ class WorkerExecutor(Executor):
     ) -> None:
         # what nobody will wait for need not be done
         self.shutdown(wait=False, cancel_futures=exc is not None)
-        await asyncio.to_thread(self._pool.join)
+        if isinstance(exc, asyncio.CancelledError):
+            self._pool.stop()
+        joined = asyncio.ensure_future(asyncio.to_thread(self._pool.join))
+        try:
+            await asyncio.shield(joined)
+        except asyncio.CancelledError:
+            self._pool.stop()
+            await insist(joined)
+            raise
+
+
+def _served(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], limits: Limits) -> Function:
+    """The function that each worker runs."""
+    return Function(_tasks.serve, initializer, initargs, limits.memory is not None, importable_main())
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

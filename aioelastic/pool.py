@@ -9,38 +9,26 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import BrokenExecutor, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .account import failure_of
-from .child import _tasks
-from .entry import Function
 from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
 from .events import Event, Ready
 from .ground import Ground
 from .launch import LaunchPlan, importable_main, new_run_id, reap_abandoned
 from .lifecycle import State
+from .proof import clear
 from .remains import Process
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
-from .tasks import Body, Task, encode, settle
+from .tasks import Body, Limits, Task, encode, settle
 from .thread import finished, insist
 from .why import Evidence
 from .worker import Worker
 
 FALSE_STARTS = 3  # workers in a row that ended before their first task: then the next one will too
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a task, or a worker, has had enough."""
-
-    workers: int
-    timeout: float | None = None
-    tasks: int | None = None
-    memory: int | None = None
-    pending: int | None = None
 
 
 class _Slot:
@@ -148,6 +136,17 @@ class Pool:
         if begun:
             self._call(self._fit)
 
+    def stop(self) -> None:
+        """End the workers by the policy, whatever they are at. Their tasks fail."""
+
+        def end() -> None:
+            for worker in list(self._slots):
+                worker.begin_stop()
+
+        self.close(True)
+        if self._thread is not None:
+            self._call(end)
+
     def join(self) -> None:
         """Wait until nothing is left."""
         thread = self._thread
@@ -231,6 +230,7 @@ class Pool:
         finally:
             while self._background:
                 await asyncio.wait(self._background)
+            await clear(self.census, self.run_id, self._ground.adopted, Patience(), self.stop_policy, lambda _: None)
             await self._ground.close(Patience(), self.stop_policy.bound, [])
 
     def _feed(self) -> None:
@@ -443,8 +443,3 @@ class Pool:
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         self._start(work)
-
-
-def served(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], limits: Limits) -> Function:
-    """The function that each worker runs."""
-    return Function(_tasks.serve, initializer, initargs, limits.memory is not None, importable_main())

@@ -1,16 +1,28 @@
-"""One call of an executor: its datagram, and what comes of it."""
+"""One call of an executor: its datagram, its limits, and what comes of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .child import _socket, _wire
 from .replies import main_has_both_names, remote_error
 
 Body: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a task, or a worker, has had enough."""
+
+    workers: int
+    timeout: float | None = None
+    tasks: int | None = None
+    memory: int | None = None
+    pending: int | None = None
 
 
 class Task:

@@ -43,6 +43,14 @@ class Refuses:
         return (only_in, (os.getpid(),))
 
 
+def hides_and_hangs(path: str) -> None:
+    """Leaves a process in a session of its own, says who both are, and stays."""
+    hidden = subprocess.Popen(["sleep", "1000"], start_new_session=True, env={}, stdout=subprocess.DEVNULL)
+    with open(path, "w") as file:
+        file.write(f"{os.getpid()} {hidden.pid}")
+    signal.pause()
+
+
 def only_in(pid: int) -> int:
     if os.getpid() != pid:
         raise RuntimeError("not in this process")

@@ -17,7 +17,7 @@ from typing import Any
 
 import jobs
 import pytest
-from helpers import gone
+from helpers import alive, gone
 
 from aioelastic import RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
 
@@ -360,6 +360,28 @@ async def test_run_and_map_unordered(start: Any) -> None:
                 pass
         loop = asyncio.get_running_loop()
         assert await loop.run_in_executor(executor, abs, -5) == 5
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in the block", "leaving it"])
+async def test_cancelled_it_ends_what_runs_and_what_that_has_left(tmp_path: Path, late: bool) -> None:
+    home = tmp_path / "pids"
+    os.mkfifo(home)
+    running: list[Future[Any]] = []
+
+    async def work() -> None:
+        async with WorkerExecutor(1) as executor:
+            running.append(executor.submit(jobs.hides_and_hangs, str(home)))
+            if not late:
+                await asyncio.wrap_future(running[0])
+
+    task = asyncio.ensure_future(work())
+    pids = [int(one) for one in (await asyncio.to_thread(home.read_text)).split()]
+    assert len(pids) == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(map(alive, pids))
+    assert running[0].cancelled() or isinstance(running[0].exception(), WorkerFailed)
 
 
 async def test_run_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
