@@ -265,7 +265,7 @@ class Worker(Correspondent):
             latest = report.time if report.exact else report.time + 1
             in_its_life = exit.started_at <= latest <= exit.ended_at + 1
             if in_its_life and (exit.stopped_by is None or latest < self._stopped_at):
-                return exit.ended_ns - max(round((exit.ended_at - latest) * 1e9), 0)
+                return self.ended_ns - max(round((exit.ended_at - latest) * 1e9), 0)
         return self.ended_ns if self.failed else None
 
     # --- what the cascade in stop.py calls ---
@@ -352,10 +352,10 @@ class Worker(Correspondent):
             self.exit = self._exit_of(raw, process)
             self._to(Trigger.EXIT)
             self._tell_waiters()  # first: somebody may be counting microseconds
-        elif raw.ended_ns < self.exit.ended_ns:  # seen by its parent before us: its word makes the order of exits
-            self.exit = replace(self.exit, ended_ns=raw.ended_ns, ended_at=raw.ended_at)
         if not raw.early:
-            self._keeper.loop.call_soon(self._follow_exit, self.exit)
+            # its parent may have seen it before us: the earliest makes the order of exits
+            at_ns = min(raw.ended_ns, self.exit.ended_ns)
+            self._keeper.loop.call_soon(self._follow_exit, self.exit, at_ns)
 
     def _exit_of(self, raw: RawExit, process: LiveProcess) -> Exit:
         code = sig = None
@@ -376,9 +376,9 @@ class Worker(Correspondent):
             self._stopped_by,
         )
 
-    def _follow_exit(self, exit: Exit) -> None:
+    def _follow_exit(self, exit: Exit, at_ns: int) -> None:
         assert self._process is not None
-        self.ended_ns = exit.ended_ns
+        self.ended_ns = at_ns
         self._reap()
         if self.answer is not None:
             self.answer.finish()
