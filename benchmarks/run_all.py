@@ -120,6 +120,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "aioelastic"  # the same runs give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size
     from matplotlib import pyplot
 
     rows = [one for report in reports for one in figures(report)][::-1]
