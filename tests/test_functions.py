@@ -29,7 +29,9 @@ from aioelastic import (
     plan,
     supervise,
 )
+from aioelastic.child import _order
 from aioelastic.events import Exited, Ready, Spawned
+from aioelastic.launch import _zygote
 from aioelastic.spec import GroupSpec
 
 STARTS = ["zygote", "spawn", "fork"]
@@ -363,6 +365,12 @@ async def test_what_is_preloaded_is_there() -> None:
             "import threading; threading.Thread(target=threading.Event().wait, name='poisoner', daemon=True).start()",
             "threads run in it (poisoner)",
         ),
+        (
+            "cuda_module",  # no driver here: its descriptor is told to be that of a GPU
+            "import os; real, fd = os.readlink, os.open('/dev/null', os.O_RDONLY)\n"
+            "os.readlink = lambda path: '/dev/nvidiactl' if path == f'/proc/self/fd/{fd}' else real(path)",
+            "CUDA is initialised in it",
+        ),
     ],
 )
 async def test_a_preload_that_fails(
@@ -375,6 +383,26 @@ async def test_a_preload_that_fails(
         await run(Function(jobs.who), preload=[name])
     assert caught.value.field == "preload"
     assert words in str(caught.value)
+
+
+async def test_a_zygote_that_nobody_wants_leaves(monkeypatch: Any) -> None:
+    monkeypatch.setattr(_zygote, "IDLE", 0.01)
+    monkeypatch.setenv("OTHERS_HAVE_NONE", "1")  # not one that is warm already
+    zygote = (await run(Function(jobs.parent)))[0].value
+    await gone(zygote)
+    assert (await run(Function(jobs.parent)))[0].value != zygote
+
+
+async def test_a_zygotes_worker_may_be_bound_to_cpus(monkeypatch: Any) -> None:
+    """What placement will ask for, in the message that asks for a worker."""
+    (cpu, *_) = sorted(os.sched_getaffinity(0))
+    real = _order.encode
+
+    def bound(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
+        return real(kind, (*body[:3], (cpu,), *body[4:]) if kind == _order.FORK else body)
+
+    monkeypatch.setattr(_order, "encode", bound)
+    assert (await run(Function(os.sched_getaffinity, 0)))[0].value == {cpu}
 
 
 async def test_a_zygote_that_dies_takes_its_workers_and_the_group_says_so() -> None:
