@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import shm
 from .errors import SpecError
 from .outcome import Result
 from .remains import Process, Remains
@@ -18,7 +19,6 @@ from .watch import Census, Left, Stray, describe, socket_holders
 if TYPE_CHECKING:
     from .spec import Stop
 
-SHM = Path("/dev/shm")
 _LISTEN = "0A"  # net/tcp_states.h, as proc_net_tcp(5) shows it
 
 
@@ -80,11 +80,7 @@ def ports_left(ports: Iterable[int]) -> list[Remains]:
 
 def names_left() -> list[Remains]:
     """Named shared memory of processes that are gone, which could not be removed."""
-    if not any(SHM.glob("aioelastic-shares-*")):
-        return []
-    from . import memory
-
-    return [Remains("memory", f"shared memory {path} could not be removed") for path in memory.sweep(SHM)]
+    return [Remains("memory", f"shared memory {path} could not be removed") for path in shm.sweep()]
 
 
 def of_worker(result: Result) -> list[Remains]:

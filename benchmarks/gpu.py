@@ -16,38 +16,13 @@ from typing import Any
 
 import _gpu
 from _common import Report, available, main, paired
-from sharing import MIB, milliseconds, ours
+from sharing import MIB, Torch, milliseconds, ours
 
 from aioelastic import gpu
 from aioelastic import sharing as shares
 from aioelastic.launch import end_helpers
 
 QUEUE = "torch's CUDA Queue"
-
-
-class Torch:
-    """A process with a queue of torch's there and one back, as torch's documentation has it for CUDA tensors."""
-
-    def __init__(self) -> None:
-        import torch.multiprocessing
-
-        context = torch.multiprocessing.get_context("spawn")
-        self._there, self._back = context.Queue(), context.Queue()
-        self._process = context.Process(target=_gpu.torch_answers, args=(self._there, self._back))
-        self._process.start()
-        self(0)
-
-    def __call__(self, value: Any) -> float:
-        import time
-
-        began = time.perf_counter()
-        self._there.put(value)
-        self._back.get()
-        return time.perf_counter() - began
-
-    def close(self) -> None:
-        self._there.put(None)
-        self._process.join()
 
 
 def used() -> int:
@@ -57,7 +32,7 @@ def used() -> int:
 
 def handed_over(report: Report, sizes: dict[str, int], rounds: int, torch: Any) -> None:
     with ours(_gpu.answers) as mine:
-        theirs = Torch() if torch else None
+        theirs = Torch(_gpu.torch_answers) if torch else None
         try:
             for words, size in sizes.items():
                 born = shares.empty(size, "u1", device="cuda:0")

@@ -91,13 +91,13 @@ def ours(job: Callable[[], Any]) -> Iterator[Ours]:
 class Torch:
     """A process with a queue of torch's there and one back."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Callable[[Any, Any], None] = _sharing.torch_answers) -> None:
         import torch.multiprocessing
 
         context = torch.multiprocessing.get_context("spawn")
         torch.multiprocessing.set_sharing_strategy("file_descriptor")
         self._there, self._back = context.Queue(), context.Queue()
-        self._process = context.Process(target=_sharing.torch_answers, args=(self._there, self._back))
+        self._process = context.Process(target=answers, args=(self._there, self._back))
         self._process.start()
         self(0)
 

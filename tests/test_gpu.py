@@ -303,15 +303,7 @@ def test_what_lies_idle_is_bounded(fake: Any) -> None:
 def test_the_order_of_calls(fake: Any) -> None:
     x = sharing.empty(2 * MIB, "u1", device="cuda")
     names = [one for one in fake.names() if one.startswith("cuMem")]
-    assert names == [
-        "cuMemGetAllocationGranularity",
-        "cuMemCreate",
-        "cuMemExportToShareableHandle",
-        "cuMemAddressReserve",
-        "cuMemMap",
-        "cuMemSetAccess",
-        "cuMemRelease",
-    ] or names == [
+    made = [
         "cuMemCreate",
         "cuMemExportToShareableHandle",
         "cuMemAddressReserve",
@@ -319,6 +311,7 @@ def test_the_order_of_calls(fake: Any) -> None:
         "cuMemSetAccess",
         "cuMemRelease",
     ]
+    assert names in (["cuMemGetAllocationGranularity", *made], made)
     del x
     sharing.trim()
     gpu.end()

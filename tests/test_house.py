@@ -30,6 +30,7 @@ ORDER = [
     "lifecycle",
     "report",
     "thread",
+    "shm",
     "memory",
     "gpu",
     "child",

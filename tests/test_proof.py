@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from helpers import QUIET, alive, event_of, gone, py, sh
 
-from aioelastic import Command, Function, Group, GroupResult, Logs, Restart, SpecError, Stop, supervise
+from aioelastic import Command, Function, Group, GroupResult, Logs, Restart, SpecError, Stop, shm, supervise
 from aioelastic.events import Exited, Spawned
 from aioelastic.launch import _guardian
 from aioelastic.proof import is_free, of_worker
@@ -281,10 +281,8 @@ async def test_names_of_one_that_was_killed_are_removed() -> None:
 
 
 async def test_names_that_cannot_be_removed_are_told(monkeypatch: Any) -> None:
-    from aioelastic.memory import _names
-
-    real = _names.shutil.rmtree
-    monkeypatch.setattr(_names.shutil, "rmtree", lambda *a, **k: None)
+    real = shm.shutil.rmtree
+    monkeypatch.setattr(shm.shutil, "rmtree", lambda *a, **k: None)
     result = await supervise(Function(killed_with_files), logs=QUIET, check=False)
     path = Path("/dev/shm", str(result[0].stdout).strip())
     assert words(result, "memory") == [f"shared memory {path} could not be removed"]
@@ -293,15 +291,13 @@ async def test_names_that_cannot_be_removed_are_told(monkeypatch: Any) -> None:
 
 async def test_names_of_one_that_lives_stay() -> None:
     """Even where its process id means nothing to us: a lock says that it lives."""
-    from aioelastic import memory
-
-    own = Path(memory.own_directory(memory.SHM))
+    own = Path(shm.own_directory(shm.SHM))
     (own / "array").touch()
     result = await supervise(Function(killed_with_files), logs=QUIET, check=False)
     assert result.clean
     assert (own / "array").exists()
     (own / "array").unlink()
-    memory.leave_empty()
+    shm.leave_empty()
     assert not own.exists()
 
 

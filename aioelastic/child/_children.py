@@ -6,6 +6,8 @@ import os
 import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
+from ._read import slurp
+
 _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
@@ -65,17 +67,8 @@ def by_search(parent: int) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                fd = os.open(f"/proc/{name}/stat", _READ)
-            except OSError:
-                continue
-            try:
-                data = os.read(fd, 1024)
-            except OSError:
-                continue
-            finally:
-                os.close(fd)
+            data = slurp(f"/proc/{name}/stat")
             # the name, in parentheses, may hold anything
-            if int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
+            if data and int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
                 found.append(int(name))
     return found

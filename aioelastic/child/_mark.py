@@ -8,8 +8,9 @@ and its digits say whose the process is. Needs no privilege.
 
 from __future__ import annotations
 
-import os
 import resource
+
+from ._read import slurp
 
 LEAST = 1 << 61  # microseconds: 73,000 years
 _LINE = b"Max realtime timeout"
@@ -50,16 +51,7 @@ def take_off(soft: int) -> None:
 
 def read(pid: int) -> int | None:
     """The mark of another process; None: it has none, or is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+    text = slurp(f"/proc/{pid}/limits")
     at = text.find(_LINE)
     words = text[at + len(_LINE) :].split(None, 1) if at >= 0 else []
     return int(words[0]) if words and words[0].isdigit() and int(words[0]) >= LEAST else None

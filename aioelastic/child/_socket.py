@@ -70,6 +70,18 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
     return packet, fds
 
 
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other end is gone, and has left nothing to read."""
+    import socket
+
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def _all(sock: AnySocket) -> list[int]:
     """All descriptors in a socket that nobody writes to any more."""
     fds: list[int] = []

@@ -72,14 +72,7 @@ class DeviceArray(SharedArray):
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "version": 3,
-            "shape": self.shape,
-            "typestr": self._type.typestr,
-            "data": (self.address, False),
-            "strides": self.strides,
-            "stream": None,  # what was written before it was sent is there
-        }
+        return {**self._interface(), "stream": None}  # what was written before it was sent is there
 
     def __dlpack__(self, *, copy: bool | None = None, dl_device: tuple[int, int] | None = None, **_: Any) -> Any:
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():

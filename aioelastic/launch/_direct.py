@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..child import _mark
+from ..child._read import slurp
 from ..thread import HelperThread
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
 from ._call import interpreter
@@ -271,16 +272,7 @@ def status_of_others(pid: int, pidfd: int) -> int | None:
     """The wait status of a process that has ended and is not our child, where the kernel tells it."""
     status = status_of_reaped(pidfd)
     if status is None:
-        try:
-            fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return status_of_reaped(pidfd)
-        try:
-            line = os.read(fd, 4096).rpartition(b") ")[2]
-        except OSError:
-            line = b""
-        finally:
-            os.close(fd)
+        line = slurp(f"/proc/{pid}/stat").rpartition(b") ")[2]
         if line.startswith(b"Z"):
             return int(line.split()[49])  # exit_code, proc(5)
         status = status_of_reaped(pidfd)  # reaped while we looked

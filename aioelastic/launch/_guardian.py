@@ -127,12 +127,7 @@ class Guardian:
 
     def has_left(self) -> bool:
         """Whether it is gone."""
-        try:
-            return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return _socket.has_ended(self._control)
 
     def end(self) -> None:
         """It leaves, and whatever it still holds ends before."""

@@ -61,12 +61,7 @@ class Server:
 
     def has_left(self) -> bool:
         """Whether it is gone already, while nobody listened."""
-        try:
-            return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return _socket.has_ended(self._control)
 
     def end(self) -> None:
         """No more of it: what it has started ends."""

@@ -9,11 +9,9 @@ from ._arena import Arena, ShareStats, arena, arenas, stats, trim
 from ._array import SharedArray, copy, empty, is_shared
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
 from ._message import Done, Incoming, Outgoing, carry, incoming, later, register, store, tables
-from ._names import SHM, leave_empty, own_directory, sweep
 from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
 
 __all__ = [
-    "SHM",
     "Arena",
     "Done",
     "Incoming",
@@ -38,14 +36,11 @@ __all__ = [
     "incoming",
     "is_shared",
     "later",
-    "leave_empty",
-    "own_directory",
     "peer_gone",
     "register",
     "segments",
     "stats",
     "store",
     "tables",
-    "sweep",
     "trim",
 ]

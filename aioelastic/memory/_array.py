@@ -97,6 +97,9 @@ class SharedArray:
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
+        return self._interface()
+
+    def _interface(self) -> dict[str, Any]:
         return {
             "version": 3,
             "shape": self.shape,

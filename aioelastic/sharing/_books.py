@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 import psutil
 
-from .. import gpu, memory
+from .. import gpu, memory, shm
 from ..checks import check_path, check_whole
 from ..errors import SpecError
 
@@ -199,13 +199,13 @@ def configure(
         raise SpecError("directory", str(directory), 'is for strategy="file"', "name that too")
     place = None
     if strategy == "file":
-        place = memory.own_directory(memory.SHM if directory is None else Path(check_path("directory", directory)))
+        place = shm.own_directory(shm.SHM if directory is None else Path(check_path("directory", directory)))
     with memory.gate:
         if strategy is not None:
             memory.arena.directory = place
             memory.arena.trim()
             if place is None:
-                memory.leave_empty()
+                shm.leave_empty()
         if limit is not None:
             memory.arena.limit = limit
             memory.arena.trim(limit)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..child import _mark
+from ..child._read import slurp
 from ..remains import Process
 from ..thread import HelperThread
 
@@ -332,18 +333,9 @@ def _pids() -> Iterator[int]:
 
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/<pid>/stat from the third on (state, ppid, pgrp, session, …), None when it is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+    data = slurp(f"/proc/{pid}/stat")
     # the second field, the name, is in parentheses and may hold anything
-    return data[data.rindex(b")") + 2 :].decode().split()
+    return data[data.rindex(b")") + 2 :].decode().split() if data else None
 
 
 def _newest_pid() -> bytes:

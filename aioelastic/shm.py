@@ -12,8 +12,6 @@ import os
 import shutil
 from pathlib import Path
 
-from ._segment import after_fork
-
 SHM = Path("/dev/shm")
 _DIRECTORY = "aioelastic-shares-"
 
@@ -70,14 +68,11 @@ def _leave() -> None:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _forget() -> None:
-    # in a forked copy: they are its parent's, whose lock does not end with this descriptor
+def forget() -> None:
+    """This is a forked copy: they are its parent's, whose lock does not end with this descriptor."""
     for _, lock in _own.values():
         os.close(lock)
     _own.clear()
-
-
-after_fork.append(_forget)
 
 
 def _locked(directory: Path) -> int:
