@@ -28,6 +28,7 @@ from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_a
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import GroupResult, Reason
 from .passes import Passes
+from .placement import Places
 from .proof import clear
 from .remains import Process
 from .restart import Restart
@@ -68,6 +69,7 @@ class Group:
         start: Start = "zygote",
         preload: Sequence[str] = (),
         ports: Sequence[int] = (),
+        placement: Places | None = None,
         restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
@@ -75,7 +77,7 @@ class Group:
     ) -> None:
         spec = entry if isinstance(entry, GroupSpec) else GroupSpec.of(
             entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload, ports=ports,
-            restart=restart,
+            restart=restart, placement=placement,
         )  # fmt: skip
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
@@ -389,7 +391,10 @@ class Group:
         """All workers are over: look for strays, flush the sinks, make the result."""
         passes, ground = self._passes, self._ground
         remains = await clear(self.census, self.run_id, ground.adopted, passes.patience, self.stop_policy, self.leaked)
-        remains += await ground.left()
+        pids = {one.pid for one in self._leaked}
+        pids.update(one.pid for one in (*passes.ended, *passes.workers) if one.pid is not None)
+        known = {one.pid for one in remains if one.kind == "process"}
+        remains += [one for one in await ground.left(pids) if one.kind != "process" or one.pid not in known]
         ended_badly = [
             w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
         ]
