@@ -58,9 +58,13 @@ class ControlGroups:
         self._made: list[tuple[int, Path]] = []
 
     def make(self, rank: int, attempt: int) -> Path:
-        """One for a worker. Raises `OSError`."""
+        """One for a worker. Raises `SpecError`: the system has no more of them."""
         path = self.path / f"{rank}-{attempt}"
-        path.mkdir()
+        try:
+            path.mkdir()
+        except OSError as exc:
+            problem = f"of rank {rank} cannot be made in {self.path.parent}: {exc.strerror}"
+            raise SpecError("Placement.cgroup", True, problem, "look at cgroup.max.descendants there") from None
         self._made.append((rank, path))
         return path
 

@@ -350,6 +350,17 @@ def test_a_killed_programs_are_removed(boxed: Placement) -> None:
     # the fixture sees that the guardian has removed them
 
 
+async def test_no_more_control_groups(boxed: Placement) -> None:
+    below = cgroups.own() / f"test-{os.getpid()}"
+    below.mkdir()
+    try:
+        (below / "cgroup.max.descendants").write_text("2")
+        with pytest.raises(SpecError, match=r"of rank 1 cannot be made .*max\.descendants"):
+            await supervise(sh("exit 0"), 2, placement=Placement(cgroup=below), logs=QUIET)
+    finally:
+        below.rmdir()
+
+
 async def test_many_groups_at_once(boxed: Placement) -> None:
     results = await asyncio.gather(*(supervise(sh("exit 0"), 2, placement=boxed, logs=QUIET) for _ in range(16)))
     assert all(one.clean for one in results)
