@@ -10,11 +10,12 @@ from .outcome import ErrorReport, Failure, GroupResult, Reason, Result
 from .proof import of_worker
 from .remains import Process, Remains
 from .spec import Std
+from .turns import Turns
 from .why import Cause, Evidence, Facts, cause_of
 from .worker import Worker
 
 
-def account(
+async def account(
     plan: LaunchPlan,
     workers: Sequence[Worker],
     ended: Sequence[Worker],
@@ -27,7 +28,7 @@ def account(
     timeout: float | None,
     duration: float,
 ) -> GroupResult:
-    """The result.
+    """The result. Made in slices: of thousands of workers it takes a while.
 
     Args:
         workers: the last one of each rank.
@@ -48,13 +49,12 @@ def account(
         assert failure is not None
         earlier.setdefault(one.rank, []).append(failure)
     ours = set(final)
-    results = tuple(
-        dataclasses.replace(
-            _result(one, plan, found.get(one), failed=one in ours, first=one in firsts),
-            earlier=tuple(earlier.get(one.rank, ())),
-        )
-        for one in workers
-    )
+    turns, made = Turns(), []
+    for one in workers:
+        before = tuple(earlier.get(one.rank, ()))
+        made.append(_result(one, plan, found.get(one), failed=one in ours, first=one in firsts, earlier=before))
+        await turns.rest()
+    results = tuple(made)
     remains = [*remains, *(one for result in results for one in of_worker(result))]
     if remains:  # what nobody knows the owner of, each may have left
         mine = {one.rank: tuple(it for it in remains if it.rank in (None, one.rank)) for one in results}
@@ -95,7 +95,14 @@ def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, 
     )
 
 
-def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bool, first: bool) -> Result:
+def _result(
+    worker: Worker,
+    plan: LaunchPlan,
+    found: Evidence | None,
+    failed: bool,
+    first: bool,
+    earlier: tuple[Failure, ...] = (),
+) -> Result:
     """Of one attempt, with its failure if it `failed` by itself."""
     stdout, stderr = worker.output(Std.OUT), worker.output(Std.ERR)
     failure = failure_of(worker, plan, found, first) if failed else None
@@ -114,6 +121,7 @@ def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bo
         unkillable=worker.unkillable,
         stacks=worker.stacks,
         why=why(worker, found, failed=False) if failure is None else failure.why,
+        earlier=earlier,
     )
 
 

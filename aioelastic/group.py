@@ -35,6 +35,7 @@ from .restart import Restart
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
+from .turns import Turns
 from .worker import Worker
 
 # Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
@@ -253,9 +254,7 @@ class Group:
         """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
         if not self._reading:
             self._reading = True
-            for worker in self._workers:
-                if worker.state is not State.PLANNED and worker.state not in FINAL:
-                    worker.begin_reading()
+            self._read(iter(self._workers))
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
@@ -401,7 +400,7 @@ class Group:
         found = await ground.close(passes.patience, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
         assert self.plan is not None
-        result = account(
+        result = await account(
             self.plan,
             passes.workers,
             passes.ended,
@@ -420,6 +419,15 @@ class Group:
             self._end.set_exception(passes.problem)
         else:
             self._end.set_result(result)
+
+    def _read(self, workers: Iterator[Worker]) -> None:
+        turns = Turns()
+        for worker in workers:
+            if worker.state is not State.PLANNED and worker.state not in FINAL:
+                worker.begin_reading()
+            if turns.due():
+                self.loop.call_soon(self._read, workers)
+                return
 
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:

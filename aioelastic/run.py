@@ -91,8 +91,8 @@ async def supervise(
         on_event=on_event,
         launcher=launcher,
     )
+    group.begin_reading()  # each worker from its start on
     async with group:
-        group.begin_reading()
         await group.finish(timeout)
     result = await group.wait()
     group.forget()

@@ -168,6 +168,8 @@ class Worker(Correspondent):
 
     def begin_reading(self) -> None:
         """Read its output from now on; until then it waits in the pipes, even after the exit."""
+        if self._reading:
+            return
         self._reading = True
         if self.ended_ns:
             self._after_exit()

@@ -31,6 +31,7 @@ ORDER = [
     "lifecycle",
     "report",
     "thread",
+    "turns",
     "shm",
     "memory",
     "gpu",
