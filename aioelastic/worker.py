@@ -168,7 +168,7 @@ class Worker(Correspondent):
 
     def begin_reading(self) -> None:
         """Read its output from now on; until then it waits in the pipes, even after the exit."""
-        if self._reading:
+        if self._reading or self._process is None:
             return
         self._reading = True
         if self.ended_ns:
