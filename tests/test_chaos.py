@@ -18,7 +18,7 @@ from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, sh
 
 from aioelastic import Command, Group, Stop, Unkillable, supervise
 from aioelastic.events import Drained, Event, Exited, Spawned
-from aioelastic.launch import DirectLauncher
+from aioelastic.launch import DirectLauncher, DirectProcess
 from aioelastic.lifecycle import State
 from aioelastic.testing import Program, Recorder, bystanders, daemon, fork_storm, made, stubborn
 
@@ -292,6 +292,23 @@ async def test_host_waits_for_all_its_children_in_a_thread() -> None:
         assert one.exit is not None
         assert one.exit.code != 0
     assert result.failures
+
+
+async def test_reaped_by_the_host_between_our_look_and_our_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = DirectProcess._has_ended
+
+    def then_reaped(process: DirectProcess) -> bool:
+        ended = look(process)
+        if not ended and process.pid == group[0].pid:
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+        return ended
+
+    async with Group(sh("exec sleep 1000"), n=2, logs=QUIET, check=False, launcher="direct") as group:
+        monkeypatch.setattr(DirectProcess, "_has_ended", then_reaped)
+        os.kill(group[1].pid or 0, signal.SIGKILL)
+        result = await group.wait()
+    assert all(one.exit is not None and one.exit.code != 0 for one in result)
 
 
 async def test_pipe_closed_by_the_worker_itself() -> None:

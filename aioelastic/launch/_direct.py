@@ -182,10 +182,13 @@ class DirectProcess:
     def send_signal(self, signum: int) -> bool:
         if self._has_ended():
             return False
-        if self._pidfd is not None:
-            signal.pidfd_send_signal(self._pidfd, signum)
-        else:
-            os.kill(self.pid, signum)  # it is not reaped, so the pid is its own
+        try:
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signum)
+            else:
+                os.kill(self.pid, signum)  # it is not reaped, so the pid is its own
+        except ProcessLookupError:
+            return False  # another part of the program has reaped it this very moment
         return True
 
     def signal_group(self, signum: int) -> bool:
