@@ -38,6 +38,7 @@ class Replies(Answer):
         self._letters: deque[tuple[Any, Exception | None] | asyncio.Future[Any]] = deque()
         self._full = False  # nothing more is read until they are
         self._came: set[asyncio.Future[None]] = set()
+        self.turn = asyncio.Lock()  # what is sent arrives in the order in which that was begun
         poller.add_reader(channel.fileno(), self._read)
 
     def send(self, packet: bytes, fds: list[int]) -> None:
@@ -181,8 +182,9 @@ class Correspondent:
     async def send(self, value: Any) -> None:
         """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
 
-        Shared arrays in it stay shared; others are copied once. Waits while the worker has not received what was sent
-        before: a few hundred small objects.
+        Shared arrays in it stay shared; others are copied once: from 4 MiB on by other threads, so do not change them
+        until this returns. Objects arrive in the order in which they were sent, by whatever tasks. Waits while the
+        worker has not received what was sent before: a few hundred small objects.
 
         Raises:
             RuntimeError: it does not run, or is no function worker.
@@ -196,11 +198,12 @@ class Correspondent:
                 print(await group[0].receive())
         """
         replies = self._correspondence()
-        packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (value,)))
-        try:
-            await replies.post(packet, fds)
-        finally:
-            _socket.close(fds)
+        async with replies.turn:
+            packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (value,)))
+            try:
+                await replies.post(packet, fds)
+            finally:
+                _socket.close(fds)
 
     async def receive(self) -> Any:
         """The next object that the function sends by `aioelastic.sharing.send`; also after it has ended.

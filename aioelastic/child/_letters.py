@@ -7,9 +7,14 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _context, _socket, _wire, _work
+
+if TYPE_CHECKING:
+    from ._packing import Packing
+
+Packed: TypeAlias = tuple[bytes, list[int]]
 
 
 def send(value: Any) -> None:
@@ -83,22 +88,39 @@ async def readable(fd: int) -> None:
         os.close(mine)
 
 
-async def ready(pack: Callable[[], tuple[bytes, list[int]]]) -> tuple[bytes, list[int]]:
-    """The message that `pack` makes, when GPUs have done what they were asked for arrays in it."""
-    memory = _wire.memory()
+async def ready(pack: Callable[[], Packed]) -> Packed:
+    """The message that `pack` makes, when it can be sent; meanwhile the loop goes on. See `begin`."""
+    made = begin(pack)
+    return made if isinstance(made, tuple) else await made.wait()
+
+
+def begin(pack: Callable[[], Packed], wait: bool = False) -> Packed | Packing:
+    """The message that `pack` makes, without waiting in this thread, unless it may.
+
+    It is pickled here and now. Large arrays are copied, and GPUs waited for, elsewhere; and only where a GPU's driver
+    has to be asked about an array, all of it is pickled in another thread.
+    """
+    memory = None if wait else _wire.memory()
     if memory is None:
         return pack()
-    import asyncio
-
-    with memory.later() as pending:
-        packet, fds = pack()
+    what = memory.later()
     try:
-        for one in pending:
-            await asyncio.wrap_future(one)
+        with what:
+            packed = pack()
+    except memory.Elsewhere as where:
+        from ._packing import Packing
+
+        made = Packing(what)
+        made.aside(pack, where.adopt)
+        return made
     except BaseException:
-        _socket.close(fds)
+        what.dropped = True
         raise
-    return packet, fds
+    if not what.copies and not what.waits:
+        return packed
+    from ._packing import Packing
+
+    return Packing(what, packed)
 
 
 async def unpacked(packet: bytes, fds: list[int]) -> Any:

@@ -14,25 +14,18 @@ import marshal
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from . import _segment
 from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
+from ._later import Done, here, now
 from ._segment import Segment, attach, find, gate, view
 
 Reducer = Callable[[Any], Any]
 _registered: dict[type, Reducer] = {}
-
-
-class Done(Protocol):
-    """A `concurrent.futures.Future`, which is heavy to import."""
-
-    def result(self, timeout: float | None = None) -> Any: ...
 
 
 class _Ref:
@@ -85,14 +78,14 @@ class Outgoing:
     def finish(self) -> tuple[bytes, list[memoryview]] | None:
         """The table, and what is to be copied. None: there is no memory in it.
 
-        Waits until GPUs have done what was asked of them for arrays in it, unless somebody waits for that `later`.
+        Waits until GPUs have done what was asked of them for arrays in it, unless somebody does that `later`.
         """
-        waiting = getattr(_here, "later", None)
+        what = now()
         for one in self._after:
-            if waiting is None:
+            if what is None:
                 one.result()
             else:
-                waiting.append(one)
+                what.waits.append(one)
         if not self._refs and not self.fds:
             return None
         pieces = self._group([one for one in self._refs if one.slot < 0])
@@ -159,7 +152,7 @@ class Outgoing:
                 one.slot, one.offset, one.nbytes = -1 - slot, one.low - low, one.high - one.low
             if len(group) == 1:
                 first.nbytes = high - low
-            pieces.append(view(low, high - low))
+            pieces.append(view(low, high - low, [one.keep for one in group]))
         return pieces
 
     def _table(self) -> dict[type, Reducer]:
@@ -197,13 +190,13 @@ class Incoming:
         self._fds = fds
 
     def __enter__(self) -> None:
-        self._before = getattr(_here, "message", None)
-        _here.message = self
+        self._before = getattr(here, "message", None)
+        here.message = self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.message = self._before
+        here.message = self._before
 
     def take(self, number: int) -> tuple[Any, tuple[int, ...] | None]:
         """The memory of that number, and its strides if they are not those it had. Raises `ShareLost`."""
@@ -226,30 +219,6 @@ class Incoming:
             raise ShareLost("a descriptor is missing: this process may have too many of them open") from None
 
 
-class later:
-    """Messages that are pickled in here, in this thread, do not wait for GPUs; what they would wait for is in the list.
-
-    Example::
-
-        with memory.later() as pending:
-            packet, fds = encode(kind, body)
-        for one in pending:
-            await asyncio.wrap_future(one)
-    """
-
-    def __enter__(self) -> list[Done]:
-        self._before = getattr(_here, "later", None)
-        found: list[Done] = []
-        _here.later = found
-        return found
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _here.later = self._before
-
-
-_here = threading.local()
 # what is asked how objects of libraries are reduced: each adds to the table of a message
 tables: list[Callable[[Outgoing, dict[type, Reducer]], None]] = []
 _carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
@@ -257,7 +226,7 @@ _carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
 
 def incoming() -> Incoming:
     """The message that is being unpickled in this thread. Raises `ShareLost`."""
-    message: Incoming | None = getattr(_here, "message", None)
+    message: Incoming | None = getattr(here, "message", None)
     if message is None:
         raise ShareLost("this is part of a message of aioelastic's, and cannot be unpickled by itself")
     return message
@@ -307,22 +276,3 @@ def _arena() -> Any:
     from ._arena import arena
 
     return arena
-
-
-def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
-    """Copy the pieces of a message to their offsets in a segment that nobody uses; a descriptor that holds it.
-
-    Raises:
-        ShareLimit: there is no room.
-    """
-    arena = _arena()
-    with gate:
-        segment = arena.take(size)
-    try:
-        for offset, piece in pieces:
-            _segment.fill(segment, offset, piece)
-        fd: int = segment.lend()
-    finally:
-        with gate:
-            arena.give(segment)
-    return fd

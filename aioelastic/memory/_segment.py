@@ -29,8 +29,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 NAME = "aioelastic"  # of memfds, as /proc/PID/maps shows them: /memfd:aioelastic-PID-NUMBER
 _HUGE = 2 << 20
 _HIGH = 64  # descriptors from here on are nobody's
-_PART = 4 << 20  # bytes worth a thread
-THREADS = 4
 _PROT, _SHARED = 3, 1
 _MADV_HUGEPAGE = 14
 
@@ -294,35 +292,11 @@ def segments() -> Iterator[Segment]:
     return iter(found)
 
 
-def fill(segment: Segment, offset: int, piece: memoryview) -> None:
-    """Write there. Into memory that was never used, a write(2) is twice as fast as page faults."""
-    if segment.address and not piece.readonly:
-        _copy(
-            segment.address + offset, ctypes.addressof((ctypes.c_ubyte * piece.nbytes).from_buffer(piece)), piece.nbytes
-        )
-        return
-    while piece:
-        done = os.pwrite(segment.fd, piece, offset)
-        piece, offset = piece[done:], offset + done
-
-
-def _copy(target: int, source: int, nbytes: int) -> None:
-    """memcpy, by several threads where it is worth it: one does not use all that the memory gives."""
-    parts = max(1, min(THREADS, len(os.sched_getaffinity(0)), nbytes // _PART)) if nbytes >= 2 * _PART else 1
-    step = -(-nbytes // parts // PAGE) * PAGE
-    pieces = [(target + at, source + at, min(step, nbytes - at)) for at in range(0, nbytes, max(step, 1))]
-    # a foreign call: other threads run meanwhile
-    others = [threading.Thread(target=ctypes.memmove, args=one) for one in pieces[1:]]
-    for one in others:
-        one.start()
-    ctypes.memmove(*pieces[0])
-    for one in others:
-        one.join()
-
-
-def view(address: int, nbytes: int) -> memoryview:
-    """Memory of somebody who keeps it alive."""
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+def view(address: int, nbytes: int, keep: Any) -> memoryview:
+    """Memory that `keep` keeps alive, as the view does that."""
+    part: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+    part.keep = keep
+    return memoryview(part).cast("B")
 
 
 # --- fork: a copied process may use what it inherits, by leases of its own, and owns nothing ---
