@@ -292,17 +292,17 @@ class Pool:
             self._retire(slot)
         else:
             self._next(slot)
-        settle(task.future, packet[:2] + packet[10:], fds)
+        rest = settle(task.future, packet[:2] + packet[10:], fds)
+        if rest is not None:
+            self._start(rest)
 
     def _next(self, slot: _Slot) -> None:
         with self._lock:
-            if self._alive > self._most or (self._closed and not self._queue):
-                task = None
-            else:
-                task = self._queue.next()
-                if task is None:
-                    self._idle.append(slot)
-                    return
+            over = self._alive > self._most or (self._closed and not self._queue)
+            task = None if over else self._queue.next()
+            if task is None and not over:
+                self._idle.append(slot)
+                return
         if task is None:
             self._retire(slot)
         else:

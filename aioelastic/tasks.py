@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -129,8 +129,26 @@ def encode(body: Body, main_is_known: bool) -> tuple[bytes, list[int]]:
     return packet[:2] + (b"\1" if main else b"\0") + packet[2:], fds
 
 
-def settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
-    """What came of a task, from a worker's reply."""
+def settle(future: Future[Any], packet: bytes, fds: list[int]) -> Coroutine[Any, Any, None] | None:
+    """What came of a task, from a worker's reply. Returns what is to be awaited, where a GPU's driver has to be."""
+    if _wire.is_slow(packet):
+        mine = list(fds)
+        fds.clear()
+        return _settle_aside(future, packet, mine)
+    _settle(future, packet, fds)
+    return None
+
+
+async def _settle_aside(future: Future[Any], packet: bytes, fds: list[int]) -> None:
+    done = asyncio.get_running_loop().create_future()
+    _letters.aside(lambda: _settle(future, packet, fds), done)
+    try:
+        await done
+    finally:
+        _socket.close(fds)
+
+
+def _settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
     try:
         if packet[:1] == _wire.FAILED:
             told = remote_error(packet, fds)
