@@ -170,7 +170,7 @@ async def test_an_endpoint_does_not_wait(fake: Any, tmp_path: Path) -> None:
     async with sharing.Endpoint(tmp_path / "socket", {"x": x}):
         fake.hold()
         attaching = asyncio.create_task(asyncio.to_thread(sharing.attach, tmp_path / "socket"))
-        while "cuLaunchHostFunc" not in fake.names():
+        while "cuLaunchHostFunc" not in fake.names():  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert not attaching.done()
         fake.go()
@@ -183,7 +183,7 @@ async def test_an_endpoint_that_ends_meanwhile(fake: Any, tmp_path: Path) -> Non
     async with sharing.Endpoint(tmp_path / "socket", {"x": x}):
         fake.hold()
         attaching = asyncio.create_task(asyncio.to_thread(sharing.attach, tmp_path / "socket"))
-        while "cuLaunchHostFunc" not in fake.names():
+        while "cuLaunchHostFunc" not in fake.names():  # noqa: ASYNC110
             await asyncio.sleep(0)
     with pytest.raises(PermissionError, match="has just ended"):
         await attaching
