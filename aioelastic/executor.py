@@ -113,7 +113,7 @@ class WorkerExecutor(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn(*args, **kwargs)` in a worker. A future that runs already cannot be cancelled.
 
-        It does not hold an event loop up: called in the thread of one, private arrays of 4 MiB and more are copied by
+        It does not hold an event loop up: called in the thread of one, private arrays of 8 MiB and more are copied by
         other threads, and GPUs waited for there. Do not change such arrays until the future is done.
 
         Raises:

@@ -203,7 +203,7 @@ class Correspondent:
     async def send(self, value: Any) -> None:
         """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
 
-        Shared arrays in it stay shared; others are copied once: from 4 MiB on by other threads, so do not change them
+        Shared arrays in it stay shared; others are copied once: from 8 MiB on by other threads, so do not change them
         until this returns. Objects arrive in the order in which they were sent, by whatever tasks. Waits while the
         worker has not received what was sent before: a few hundred small objects.
 

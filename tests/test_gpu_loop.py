@@ -121,8 +121,8 @@ async def test_put_nowait_does_not_wait(fake: Any, cupy: Any) -> None:
         with pytest.raises(queues.Full):
             queue.put_nowait(1)
         await queue.get()
-        queue.put_nowait(np.ones(5 << 20, "u1"))
-        assert (await queue.get()).sum() == 5 << 20
+        queue.put_nowait(np.ones(9 << 20, "u1"))
+        assert (await queue.get()).sum() == 9 << 20
 
 
 async def test_an_executor_does_not_wait(jobs: Any, fake: Any) -> None:

@@ -7,6 +7,8 @@ import gc
 import os
 import pickle
 import signal
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,30 @@ def test_other_types_by_what_they_are_made_of() -> None:
         assert other.pixels.address == frame.pixels.address
     finally:
         del _message._registered[Frame]
+
+
+def test_what_is_registered_last_counts() -> None:
+    from aioelastic.memory import _message
+
+    class Kind:
+        pass
+
+    try:
+        for word in ("first", "second"):
+            sharing.register(Kind, lambda _, word=word: word, str)  # type: ignore[misc]
+            assert travelled(Kind()) == (word,)
+    finally:
+        del _message._registered[Kind]
+
+
+def test_a_message_keeps_nothing() -> None:
+    x = np.ones(1000)
+    gone = weakref.ref(x)
+    travelled(x)
+    with pytest.raises(TypeError):
+        travelled(x, threading.Lock())
+    del x
+    assert gone() is None
 
 
 def test_what_is_no_share_is_refused() -> None:

@@ -18,7 +18,7 @@ from helpers import QUIET
 from aioelastic import Function, Group, WorkerExecutor, sharing
 from aioelastic.memory import _copy
 
-BIG = 5 << 20  # bytes: more than are copied in the thread of a loop
+BIG = 9 << 20  # bytes: more than are copied in the thread of a loop
 
 
 class Held:

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ._packing import Packing
 
 Packed: TypeAlias = tuple[bytes, list[int]]
+_waiting: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()  # by loop
 
 
 def send(value: Any) -> None:
@@ -68,9 +70,37 @@ async def receive_async() -> Any:
         try:
             packet, fds = _next(channel)
         except BlockingIOError:
-            await readable(channel.fileno())
+            await _rung(channel.fileno())
             continue
         return await unpacked(packet, fds)
+
+
+async def _rung(fd: int) -> None:
+    """Wait until something has come there. Only for our channel, which lives as long as the process."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    waiting = _waiting.get(loop)
+    if waiting is None:
+        waiting = _waiting[loop] = []
+        loop.add_reader(fd, _rings, loop, fd)
+    can = loop.create_future()
+    waiting.append(can)
+    try:
+        await can
+    finally:
+        if can in waiting:
+            waiting.remove(can)
+
+
+def _rings(loop: Any, fd: int) -> None:
+    """The bell stays on between two messages: taking it off and on again costs more than a message."""
+    waiting = _waiting[loop]
+    if waiting:
+        _context.settle(waiting.pop(0))
+    else:
+        loop.remove_reader(fd)
+        del _waiting[loop]
 
 
 async def readable(fd: int) -> None:
@@ -167,7 +197,7 @@ def _take(channel: socket.socket) -> Any:
 
 
 def _next(channel: socket.socket) -> tuple[bytes, list[int]]:
-    packet, fds = _socket.receive(channel, socket.MSG_DONTWAIT)
+    packet, fds = _socket.receive(channel, _socket.DONTWAIT)
     if not packet:
         raise EOFError("the supervisor will send nothing more")
     return packet, fds

@@ -10,7 +10,7 @@ from ._array import SharedArray, copy, empty, is_shared
 from ._copy import store
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
 from ._later import Done, Elsewhere, later, now
-from ._message import Incoming, Outgoing, carry, incoming, register, tables
+from ._message import Incoming, Outgoing, carry, incoming, outgoing, register, tables
 from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "is_shared",
     "later",
     "now",
+    "outgoing",
     "peer_gone",
     "register",
     "segments",

@@ -13,13 +13,16 @@ from ._segment import PAGE, Segment, gate
 
 _PART = 4 << 20  # bytes worth a thread
 THREADS = 4
-STEP = 64 << 20  # bytes after which a copy that nobody wants any more stops
+# bytes after which a copy that nobody wants any more stops; memcpy(3) of less than some 100 MiB is half as fast: it
+# writes past the caches only where it thinks they are too small
+STEP = 1 << 30
 
 
-def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
+def store(pieces: Sequence[tuple[int, memoryview]], size: int, first: int) -> int:
     """Copy the pieces of a message to their offsets in a segment that nobody uses; a descriptor that holds it.
 
-    The first two, its head and its pickle, are there when this returns.
+    Args:
+        first: so many of them are there when this returns, in any case.
 
     Raises:
         ShareLimit: there is no room.
@@ -31,8 +34,8 @@ def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
         fd = segment.lend()
         what = _later.now()
         for at, (offset, piece) in enumerate(pieces):
-            if at == 2 and what is not None and what.away is not None and size - offset >= what.away:
-                _away(segment, pieces[2:], what)
+            if at >= first and what is not None and what.away is not None and size - offset >= what.away:
+                _away(segment, pieces[at:], what)
                 under_way = True
                 break
             fill(segment, offset, piece)

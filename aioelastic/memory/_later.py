@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-AWAY = 4 << 20  # bytes from which a copy is not made in the thread of an event loop
+AWAY = 8 << 20  # bytes from which a copy is not made in the thread of an event loop
 
 
 class Done(Protocol):

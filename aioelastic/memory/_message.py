@@ -26,6 +26,7 @@ from ._segment import Segment, attach, find, gate, view
 
 Reducer = Callable[[Any], Any]
 _registered: dict[type, Reducer] = {}
+_changes = 0  # how often something was registered
 
 
 class _Ref:
@@ -40,24 +41,36 @@ class _Ref:
 
 
 class Outgoing:
-    """The memory in one message that is being pickled.
+    """The memory in one message that is being pickled. Got by `outgoing`.
 
     Attributes:
         fds: descriptors to send with it, the caller's to close.
         slow: who unpickles it has to wait for a driver.
         last: this process ends when it is sent.
+        asked: the GPUs that have been asked when they will have done their work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, made_for: tuple[int, int]) -> None:
+        self.made_for = made_for
+        self._reducers = self._table()
+        self._clear()
+
+    def _clear(self) -> None:
         self.fds: list[int] = []
         self.slow = self.last = False
+        self.asked: set[str] = set()
         self._after: list[Done] = []
         self._refs: list[_Ref] = []
         self._slots: dict[tuple[int, int], int] = {}
 
+    def over(self) -> None:
+        """It is packed: what it is made of can serve for the next message of this thread."""
+        self._clear()
+        here.spare = self
+
     def dumps(self, body: Any, place: Callable[[pickle.PickleBuffer], bool], by_value: bool) -> bytes:
         """The pickle. With `by_value`, by cloudpickle."""
-        table = {**copyreg.dispatch_table, **self._table()}
+        table = {**copyreg.dispatch_table, **self._reducers}
         out = io.BytesIO()
         if by_value:
             import cloudpickle
@@ -95,6 +108,7 @@ class Outgoing:
         """It will not be sent."""
         while self.fds:
             os.close(self.fds.pop())
+        self._clear()
 
     def ref(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None = None) -> int:
         """The number of an array that lies at `low` up to `high`.
@@ -172,13 +186,25 @@ class Outgoing:
         return table
 
     def _shared(self, array: SharedArray) -> Any:
-        if not array.size:
-            return (_rebuild_empty, (array.shape, array.strides, array.dtype))
-        low, high = bounds(array.address, array.shape, array.strides, array.itemsize)
-        number = self.ref(low, high, array.nbytes, array)
+        shape, strides, kind, address = array.shape, array.strides, array._type, array.address
+        if not address or 0 in shape:
+            return (_rebuild_empty, (shape, strides, kind.name))
+        low, high = bounds(address, shape, strides, kind.itemsize)
+        number = self.ref(low, high, high - low, array)
         if self._refs[number].slot < 0:
             raise ShareLost("its memory is not this process's any more: it was inherited when descriptors were short")
-        return (_rebuild, (number, array.address - low, array.shape, array.strides, array.dtype))
+        return (_rebuild, (number, address - low, shape, strides, kind.name))
+
+
+def outgoing() -> Outgoing:
+    """For a message that is pickled in this thread."""
+    # what was loaded or registered since may be asked how its objects are reduced
+    now_is = (_changes, len(sys.modules))
+    spare: Outgoing | None = getattr(here, "spare", None)
+    if spare is None or spare.made_for != now_is:
+        return Outgoing(now_is)
+    here.spare = None
+    return spare
 
 
 class Incoming:
@@ -234,7 +260,9 @@ def incoming() -> Incoming:
 
 def carry(kind: type, reducer: Callable[[Any, Outgoing], Any]) -> None:
     """Objects of this type are reduced so, in messages; the reducer is given the message, too."""
+    global _changes
     _carried[kind] = reducer
+    _changes += 1
 
 
 def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], Any]) -> None:
@@ -249,6 +277,8 @@ def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], 
 
         sharing.register(Frame, lambda frame: (frame.pixels, frame.time), make_frame)
     """
+    global _changes
+    _changes += 1
     _registered[kind] = lambda one: (rebuild, (export(one),))
 
 

@@ -94,13 +94,12 @@ class Segment:
     __slots__ = ("__weakref__", "address", "born", "fd", "key", "loans", "name", "on_idle", "owned", "path", "size")
     where = ""
 
-    def __init__(self, fd: int, size: int, name: str, owned: bool) -> None:
+    def __init__(self, fd: int, size: int, name: str, owned: bool, key: tuple[int, int] | None = None) -> None:
         self.fd = fd
         self.size = size
         self.name = name
         self.owned = owned
-        stat = os.fstat(fd)
-        self.key = (stat.st_dev, stat.st_ino)
+        self.key = key or _key(os.fstat(fd))
         self.address = 0
         self.loans = 0
         self.born = time.monotonic()
@@ -257,22 +256,26 @@ def attach(fd: int) -> Segment:
         ShareLost: it is none of ours, or was cut off.
     """
     stat = os.fstat(fd)
-    found = known(fd)
+    found = _known.get(_key(stat))
     if found is not None:
         return found
     mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
-    name = os.path.basename(target.removesuffix(" (deleted)")).removeprefix("memfd:")
+    name = target.rpartition("/")[2].removesuffix(" (deleted)").removeprefix("memfd:")
     if not name.startswith(NAME) or not stat.st_size:
         os.close(mine)
         raise ShareLost(f"not a segment of aioelastic's: {target}")
-    return Segment(mine, stat.st_size, name, False)
+    return Segment(mine, stat.st_size, name, False, _key(stat))
 
 
 def known(fd: int) -> Segment | None:
     """The one of a descriptor, if this process has it already. Behind the gate."""
-    stat = os.fstat(fd)
-    return _known.get((stat.st_dev, stat.st_ino))
+    return _known.get(_key(os.fstat(fd)))
+
+
+def _key(stat: os.stat_result) -> tuple[int, int]:
+    """What a file is, in any process."""
+    return (stat.st_dev, stat.st_ino)
 
 
 def find(address: int, nbytes: int = 1) -> Segment | None:

@@ -86,7 +86,7 @@ class Queue:
     async def put(self, item: Any) -> None:
         """Put it in; waits while the queue is full. What the tasks of a loop put comes in the order in which they did.
 
-        Private arrays of 4 MiB and more are copied by other threads: do not change them until this returns.
+        Private arrays of 8 MiB and more are copied by other threads: do not change them until this returns.
 
         Raises:
             QueueClosed: nobody may put any more.
