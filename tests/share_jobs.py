@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -166,3 +167,7 @@ async def several_receive(n: int) -> tuple[list[Any], int]:
     with ThreadPoolExecutor(1) as other:
         sharing.send("waiting")
         return got, await asyncio.wrap_future(other.submit(asyncio.run, sharing.receive_async()))
+
+
+def lock_and_array() -> Any:
+    return threading.Lock(), sharing.copy(np.ones(10))

@@ -47,7 +47,8 @@ class Queue:
     place of what it was receiving is free.
 
     Args:
-        maxsize: items that may be in it; 1 to 128.
+        maxsize: items that may be in it; 1 to 128, which is what a socket of the default size takes (an item may be a
+            list of any length).
 
     Raises:
         SpecError: `maxsize` is not that.
