@@ -362,6 +362,17 @@ def test_many_small_messages_cost_nothing() -> None:
     assert sharing.stats().made == made
 
 
+@pytest.mark.parametrize(("nbytes", "asked"), [(8 << 20, True), (1 << 20, False)])
+def test_huge_pages_are_asked_for_where_they_are_worth_it(nbytes: int, asked: bool) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("needs a kernel with transparent huge pages")
+    x = sharing.empty(nbytes, "u1")
+    maps = Path("/proc/self/smaps").read_text()
+    mine = maps[maps.index(f"{x.address:x}-") :]
+    flags = next(line.split()[1:] for line in mine.splitlines() if line.startswith("VmFlags:"))
+    assert ("hg" in flags) == asked
+
+
 def test_the_limit_is_kept() -> None:
     sharing.trim()
     sharing.configure(limit=1 << 20)
