@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from . import _later
 from ._arena import arena
-from ._segment import PAGE, Segment, gate
+from ._segment import PAGE, Segment, block, gate
 
 _PART = 4 << 20  # bytes worth a thread
 THREADS = 4
@@ -52,7 +52,7 @@ def store(pieces: Sequence[tuple[int, memoryview]], size: int, first: int) -> in
 def fill(segment: Segment, offset: int, piece: memoryview, what: _later.later | None = None) -> None:
     """Write there, as long as it is wanted. Into memory that was never used, a write(2) is twice as fast as faults."""
     mapped = segment.address and not piece.readonly
-    source = ctypes.addressof((ctypes.c_ubyte * piece.nbytes).from_buffer(piece)) if mapped else 0
+    source = ctypes.addressof(block(piece.nbytes).from_buffer(piece)) if mapped else 0
     at = 0
     while at < piece.nbytes and not (what is not None and what.dropped):
         step = min(STEP, piece.nbytes - at)
@@ -94,9 +94,12 @@ def _give(segment: Segment) -> None:
 
 def _copy(target: int, source: int, nbytes: int) -> None:
     """memcpy, by several threads where it is worth it: one does not use all that the memory gives."""
-    parts = max(1, min(THREADS, len(os.sched_getaffinity(0)), nbytes // _PART)) if nbytes >= 2 * _PART else 1
+    if nbytes < 2 * _PART:
+        ctypes.memmove(target, source, nbytes)
+        return
+    parts = min(THREADS, len(os.sched_getaffinity(0)), nbytes // _PART)
     step = -(-nbytes // parts // PAGE) * PAGE
-    pieces = [(target + at, source + at, min(step, nbytes - at)) for at in range(0, nbytes, max(step, 1))]
+    pieces = [(target + at, source + at, min(step, nbytes - at)) for at in range(0, nbytes, step)]
     # a foreign call: other threads run meanwhile
     others = [threading.Thread(target=ctypes.memmove, args=one) for one in pieces[1:]]
     for one in others:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import fcntl
+import functools
 import itertools
 import os
 import threading
@@ -136,7 +137,7 @@ class Segment:
     def loan(self, offset: int, nbytes: int) -> Any:
         """`nbytes` of it as a ctypes array, which is what all views hold on to. Behind the gate."""
         # `from_address` holds nothing by itself: its finalizer holds the segment
-        part = (ctypes.c_ubyte * nbytes).from_address(self.map() + offset)
+        part = block(nbytes).from_address(self.map() + offset)
         self.loans += 1
         weakref.finalize(part, gate.soon, self._returned).atexit = False
         return part
@@ -295,9 +296,15 @@ def segments() -> Iterator[Segment]:
     return iter(found)
 
 
+@functools.lru_cache(256)
+def block(nbytes: int) -> Any:
+    """The type of so many bytes. ctypes forgets it with its last object, and making it takes longer than a send."""
+    return ctypes.c_ubyte * nbytes
+
+
 def view(address: int, nbytes: int, keep: Any) -> memoryview:
     """Memory that `keep` keeps alive, as the view does that."""
-    part: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+    part = block(nbytes).from_address(address)
     part.keep = keep
     return memoryview(part).cast("B")
 
