@@ -28,12 +28,12 @@ class Held:
         self.began, self.go = threading.Event(), threading.Event()
         self._real = real
 
-    def __call__(self, segment: Any, offset: int, piece: Any, *what: Any) -> None:
-        if piece.nbytes >= BIG:
-            assert threading.current_thread() is not threading.main_thread()
+    def __call__(self, segment: Any, offset: int, piece: Any) -> None:
+        if piece.nbytes >= 1 << 20:
+            assert threading.current_thread().name == "aioelastic-copy"
             self.began.set()
             assert self.go.wait(60)
-        self._real(segment, offset, piece, *what)
+        self._real(segment, offset, piece)
 
 
 @pytest.fixture
@@ -223,14 +223,41 @@ async def test_a_task_whose_copy_fails(held: Held, monkeypatch: pytest.MonkeyPat
         assert await asyncio.wrap_future(after) == 3
 
 
-def test_a_thread_without_a_loop_copies_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    began: list[str] = []
-    real = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (began.append(self.name), real(self))[1])
+def test_a_thread_without_a_loop_waits() -> None:
     queue = sharing.Queue()
-    queue.put_sync(np.ones(BIG, "u1"))
-    assert queue.get_sync().sum() == BIG
-    assert "aioelastic-copy" not in began
+    for _ in range(3):  # into new memory, and into some that was used before
+        queue.put_sync([np.full(BIG, 3, "u1"), np.full(BIG + 5000, 4, "u1"), b"5" * BIG])
+        first, second, third = queue.get_sync()
+        assert (first == 3).all()
+        assert (second == 4).all()
+        assert third == b"5" * BIG
+        del first, second
+
+
+def test_a_copy_that_fails_in_a_thread_without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = sharing.Queue(1)
+
+    def fails(segment: Any, offset: int, piece: Any) -> None:
+        if piece.nbytes >= 1 << 20:
+            raise OSError("no space")
+
+    monkeypatch.setattr(_copy, "fill", fails)
+    with pytest.raises(OSError, match="no space"):
+        queue.put_sync(np.ones(BIG, "u1"))
+    monkeypatch.undo()
+    queue.put_sync("its place is free")
+    assert queue.get_sync() == "its place is free"
+
+
+async def test_a_system_without_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    queue = sharing.Queue(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        await queue.put(np.ones(BIG, "u1"))
+    assert (await queue.get()).sum() == BIG
 
 
 async def test_what_goes_by_value_beside_much(held: Held) -> None:
