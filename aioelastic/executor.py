@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from .checks import PID_MAX, check_seconds, check_whole
-from .child import _letters, _socket, _tasks
+from .child import _tasks
 from .entry import Function
 from .errors import SpecError
 from .launch import importable_main
 from .placement import Places
 from .pool import Pool
 from .spec import GroupSpec, Logs, Stop
-from .tasks import Limits, encode
+from .tasks import Limits
 from .thread import insist
 
 T = TypeVar("T")
@@ -116,6 +116,9 @@ class WorkerExecutor(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn(*args, **kwargs)` in a worker. A future that runs already cannot be cancelled.
 
+        It does not hold an event loop up: called in the thread of one, private arrays of 8 MiB and more are copied by
+        other threads, and GPUs waited for there. Do not change such arrays until the future is done.
+
         Raises:
             RuntimeError: after `shutdown`.
             BrokenExecutor: no worker can be started.
@@ -149,13 +152,7 @@ class WorkerExecutor(Executor):
         if self._pool.limits.pending is not None:  # it may have to wait for room
             future = await asyncio.to_thread(self.submit, fn, *args, **kwargs)
         else:
-            body = (fn, args, kwargs)
-            packed = await _letters.ready(lambda: encode(body, self._pool.main is not None))
-            try:
-                future = self._pool.submit(body, packed)
-            except BaseException:
-                _socket.close(packed[1])
-                raise
+            future = self.submit(fn, *args, **kwargs)
         return await asyncio.wrap_future(future)
 
     async def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any]) -> AsyncIterator[T]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
@@ -23,7 +22,7 @@ from .remains import Process
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
-from .tasks import Body, Limits, Task, encode, settle
+from .tasks import Body, Limits, Line, Task, settle
 from .thread import finished, insist
 from .why import Evidence
 from .worker import Worker
@@ -61,7 +60,7 @@ class Pool:
         self.main = importable_main()
         self._lock = threading.Lock()
         # guarded by the lock
-        self._queue: deque[Task] = deque()
+        self._queue = Line()
         self._idle: list[_Slot] = []
         self._most = limits.workers
         self._alive = 0  # workers that are, or are being started, and are not retired
@@ -81,19 +80,15 @@ class Pool:
 
     # --- from any thread ---
 
-    def submit(self, body: Body, packed: tuple[bytes, list[int]] | None = None) -> Future[Any]:
-        """See `WorkerExecutor.submit`. `packed` is what `tasks.encode` makes of it."""
+    def submit(self, body: Body) -> Future[Any]:
+        """See `WorkerExecutor.submit`."""
         self._check_open()
-        future: Future[Any] = Future()
-        try:
-            packet, fds = packed or encode(body, self.main is not None)
-        except Exception as exc:
-            future.set_exception(exc)
-            return future
-        task = Task(future, packet, fds)
+        task = Task(body, self.main is not None)
+        if task.future.done():
+            return task.future
         if self._room is not None:
             self._room.acquire()
-            future.add_done_callback(self._make_room)
+            task.future.add_done_callback(self._make_room)
         slot = None
         with self._lock:
             try:
@@ -101,7 +96,7 @@ class Pool:
             except BaseException:
                 task.drop()
                 raise
-            if self._idle and self.limits.timeout is None and not self._queue:
+            if self._idle and self.limits.timeout is None and not self._queue and task.making is None:
                 slot = self._idle.pop()
             else:
                 self._queue.append(task)
@@ -112,7 +107,8 @@ class Pool:
             self._give(slot, task)
         elif wake:
             self._call(self._feed)
-        return future
+        task.when_made(self._made)
+        return task.future
 
     def resize(self, workers: int) -> None:
         """More of them, or fewer: those that are too many end after the task they hold."""
@@ -170,18 +166,26 @@ class Pool:
         assert self._room is not None
         self._room.release()
 
+    def _made(self, task: Task) -> None:
+        """What a task in the line was waiting for has come, in whatever thread."""
+        with self._lock:
+            problem = self._queue.made(task)
+        if problem is not None and task.begin():
+            task.future.set_exception(problem)
+        self._call(self._feed)
+        self._call(self._fit)
+
     def _give(self, slot: _Slot, task: Task) -> None:
         """Send it. The slot is ours alone: it is neither idle nor busy."""
         while not task.begin():
             with self._lock:
-                spare = not self._queue
-                if spare:
+                following = self._queue.next()
+                if following is None:
                     self._idle.append(slot)
-                else:
-                    task = self._queue.popleft()
-            if spare:
+            if following is None:
                 self._call(self._fit)  # it may have been the last
                 return
+            task = following
         slot.task = task
         replies = slot.worker.replies
         try:
@@ -239,9 +243,10 @@ class Pool:
             return  # not yet
         while True:
             with self._lock:
-                if not (self._queue and self._idle):
+                task = self._queue.next() if self._idle else None
+                if task is None:
                     break
-                slot, task = self._idle.pop(), self._queue.popleft()
+                slot = self._idle.pop()
             self._give(slot, task)
             self._watch_time(slot)
         with self._lock:
@@ -287,15 +292,15 @@ class Pool:
             self._retire(slot)
         else:
             self._next(slot)
-        settle(task.future, packet[:2] + packet[10:], fds)
+        rest = settle(task.future, packet[:2] + packet[10:], fds)
+        if rest is not None:
+            self._start(rest)
 
     def _next(self, slot: _Slot) -> None:
         with self._lock:
-            if self._alive > self._most or (self._closed and not self._queue):
-                task = None
-            elif self._queue:
-                task = self._queue.popleft()
-            else:
+            over = self._alive > self._most or (self._closed and not self._queue)
+            task = None if over else self._queue.next()
+            if task is None and not over:
                 self._idle.append(slot)
                 return
         if task is None:

@@ -16,6 +16,7 @@ from .errors import RemoteError
 from .launch import Answer
 from .watch import Poller
 
+_NOT_HERE = "its result could not be unpickled here"
 LETTERS = 64  # that a worker may have sent and nobody has received; then it waits
 
 
@@ -28,16 +29,19 @@ class Replies(Answer):
         channel: socket.socket,
         on_ready: Callable[[], None],
         on_task: Callable[[bytes, list[int]], None] | None = None,
+        on_whole: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._poller = poller
         self._channel: socket.socket | None = channel
         self._on_ready = on_ready
         self._on_task = on_task
+        self._on_whole = on_whole
         # what it sends besides, unpickled, or why it could not be; or that this is under way
         self._letters: deque[tuple[Any, Exception | None] | asyncio.Future[Any]] = deque()
         self._full = False  # nothing more is read until they are
         self._came: set[asyncio.Future[None]] = set()
+        self.turn = asyncio.Lock()  # what is sent arrives in the order in which that was begun
         poller.add_reader(channel.fileno(), self._read)
 
     def send(self, packet: bytes, fds: list[int]) -> None:
@@ -112,7 +116,7 @@ class Replies(Answer):
         try:
             self._take(packet, fds)
         except Exception as exc:  # unpickling runs the code of others: anything may come
-            words = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+            words = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
             self.nonsense = self.nonsense or words
         finally:
             _socket.close(fds)
@@ -122,6 +126,9 @@ class Replies(Answer):
         kind = packet[:1]
         if self._on_task is not None and kind in (_wire.DONE, _wire.FAILED):
             self._on_task(packet, fds)
+        elif kind == _wire.VALUE and _wire.is_slow(packet):
+            self.has_value, self.whole = True, False
+            self._aside(packet, fds, self._value_came)
         elif kind == _wire.VALUE:
             with main_has_both_names():
                 (self.value,) = _wire.decode(packet, fds)
@@ -138,12 +145,7 @@ class Replies(Answer):
     def _letter_came(self, packet: bytes, fds: list[int]) -> None:
         assert self._channel is not None
         if _wire.is_slow(packet):
-            letter = asyncio.get_running_loop().create_future()
-            letter.add_done_callback(self._opened)
-            self._letters.append(letter)
-            mine = list(fds)
-            fds.clear()
-            _letters.aside(lambda: _open(packet, mine), letter)
+            self._letters.append(self._aside(packet, fds, self._opened))
         else:
             try:
                 self._letters.append((_decoded(packet, fds), None))
@@ -153,6 +155,26 @@ class Replies(Answer):
             self._full = True
             self._poller.remove(self._channel.fileno())
         self._wake()
+
+    def _aside(self, packet: bytes, fds: list[int], then: Callable[[asyncio.Future[Any]], None]) -> asyncio.Future[Any]:
+        """Unpickle it in another thread."""
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(then)
+        mine = list(fds)
+        fds.clear()
+        _letters.aside(lambda: _open(packet, mine), done)
+        return done
+
+    def _value_came(self, done: asyncio.Future[Any]) -> None:
+        exc = done.exception()
+        if self.whole:
+            return  # too late
+        self.whole, self.has_value = True, exc is None
+        if exc is None:
+            self.value = done.result()
+        else:
+            self.nonsense = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
+        self._on_whole()
 
     def _opened(self, letter: asyncio.Future[Any]) -> None:
         letter.exception()  # it is nobody's fault if nobody receives it
@@ -181,8 +203,9 @@ class Correspondent:
     async def send(self, value: Any) -> None:
         """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
 
-        Shared arrays in it stay shared; others are copied once. Waits while the worker has not received what was sent
-        before: a few hundred small objects.
+        Shared arrays in it stay shared; others are copied once: from 8 MiB on by other threads, so do not change them
+        until this returns. Objects arrive in the order in which they were sent, by whatever tasks. Waits while the
+        worker has not received what was sent before: a few hundred small objects.
 
         Raises:
             RuntimeError: it does not run, or is no function worker.
@@ -196,11 +219,12 @@ class Correspondent:
                 print(await group[0].receive())
         """
         replies = self._correspondence()
-        packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (value,)))
-        try:
-            await replies.post(packet, fds)
-        finally:
-            _socket.close(fds)
+        async with replies.turn:
+            packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (value,)))
+            try:
+                await replies.post(packet, fds)
+            finally:
+                _socket.close(fds)
 
     async def receive(self) -> Any:
         """The next object that the function sends by `aioelastic.sharing.send`; also after it has ended.

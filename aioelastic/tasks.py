@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .child import _socket, _wire
+from .child import _letters, _socket, _wire
+from .child._packing import Packing
 from .replies import main_has_both_names, remote_error
 
 Body: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], Any]
@@ -26,15 +28,40 @@ class Limits:
 
 
 class Task:
-    """One call, on its way to a worker."""
+    """One call, on its way to a worker. In an event loop, its datagram may come later (`_letters.begin`).
 
-    __slots__ = ("begun", "fds", "future", "packet")
+    Args:
+        main_is_known: as for `encode`.
 
-    def __init__(self, future: Future[Any], packet: bytes, fds: list[int]) -> None:
-        self.future = future
-        self.packet = packet
-        self.fds = fds
+    Attributes:
+        future: what comes of it; done at once if it cannot be pickled.
+        making: its datagram, as long as that cannot be sent yet.
+    """
+
+    __slots__ = ("begun", "fds", "future", "making", "packet")
+
+    def __init__(self, body: Body, main_is_known: bool) -> None:
+        self.future: Future[Any] = Future()
         self.begun = False
+        self.packet, self.fds = b"", list[int]()
+        self.making: Packing | None = None
+        try:
+            # in a thread without a loop it may wait
+            made = _letters.begin(lambda: encode(body, main_is_known), asyncio._get_running_loop() is None)
+        except Exception as exc:
+            self.future.set_exception(exc)
+            return
+        if isinstance(made, Packing):
+            self.making = made
+        else:
+            self.packet, self.fds = made
+
+    def when_made(self, call: Callable[[Task], object]) -> None:
+        """Call that, from whatever thread, when there is nothing to be waited for any more."""
+        making = self.making
+        if making is not None:
+            self.future.add_done_callback(lambda future: making.cancel() if future.cancelled() else None)
+            making.add_done_callback(lambda _: call(self))
 
     def begin(self) -> bool:
         """Whether it is still wanted."""
@@ -46,8 +73,31 @@ class Task:
         return True
 
     def drop(self) -> None:
+        if self.making is not None:
+            self.making.cancel()
         _socket.close(self.fds)
         self.fds.clear()
+
+
+class Line(deque[Task]):
+    """Tasks that wait, in their order: one whose datagram is not there yet holds up those behind it."""
+
+    def next(self) -> Task | None:
+        """The first, if it can be sent."""
+        return self.popleft() if self and self[0].making is None else None
+
+    def made(self, task: Task) -> BaseException | None:
+        """Its datagram has come; or it cannot, and the task is taken out: then why. None, too, if it is not here."""
+        making = task.making
+        if task not in self or making is None:
+            return None
+        task.making = None
+        try:
+            task.packet, task.fds = making.take()
+        except BaseException as exc:
+            self.remove(task)
+            return exc
+        return None
 
 
 def encode(body: Body, main_is_known: bool) -> tuple[bytes, list[int]]:
@@ -79,8 +129,26 @@ def encode(body: Body, main_is_known: bool) -> tuple[bytes, list[int]]:
     return packet[:2] + (b"\1" if main else b"\0") + packet[2:], fds
 
 
-def settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
-    """What came of a task, from a worker's reply."""
+def settle(future: Future[Any], packet: bytes, fds: list[int]) -> Coroutine[Any, Any, None] | None:
+    """What came of a task, from a worker's reply. Returns what is to be awaited, where a GPU's driver has to be."""
+    if _wire.is_slow(packet):
+        mine = list(fds)
+        fds.clear()
+        return _settle_aside(future, packet, mine)
+    _settle(future, packet, fds)
+    return None
+
+
+async def _settle_aside(future: Future[Any], packet: bytes, fds: list[int]) -> None:
+    done = asyncio.get_running_loop().create_future()
+    _letters.aside(lambda: _settle(future, packet, fds), done)
+    try:
+        await done
+    finally:
+        _socket.close(fds)
+
+
+def _settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
     try:
         if packet[:1] == _wire.FAILED:
             told = remote_error(packet, fds)

@@ -157,7 +157,9 @@ class Worker(Correspondent):
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
         self.answer = process.answer
         if process.channel is not None:
-            self.replies = self.answer = Replies(keeper.poller, process.channel, self._is_ready, self.on_task)
+            self.replies = self.answer = Replies(
+                keeper.poller, process.channel, self._is_ready, self.on_task, self._one_eof
+            )
         elif self.answer is not None:
             self.answer.hear(self._is_ready)
 
@@ -326,6 +328,8 @@ class Worker(Correspondent):
                 for std, pump in still_open.items():
                     self._holders[std] = held.get(pump.fd, ())
                     pump.close()
+            if self.answer is not None:
+                self.answer.too_late()
         self._end()
 
     # --- its own ---
@@ -418,7 +422,8 @@ class Worker(Correspondent):
             self.patience.notice()
 
     def _all_over(self) -> bool:
-        return all(pump.over for pump in self._pumps.values())
+        whole = self.answer is None or self.answer.whole
+        return whole and all(pump.over for pump in self._pumps.values())
 
     def _end(self) -> None:
         holders = tuple(sorted({pid for pids in self._holders.values() for pid in pids}))

@@ -55,15 +55,16 @@ def fails_once() -> int:
     return ran
 
 
-def takes_and_sends(array: Any) -> None:
-    """A function that has an array of its supervisor's, and one of its own that it sends."""
+def takes_and_sends(array: Any, queue: Any) -> None:
+    """Has an array of its supervisor's, and one of its own that it sends and puts; nobody takes it."""
     import signal
 
     from aioelastic import sharing
 
     mine = sharing.copy(array)
+    sharing.send((mine, array))
+    queue.put_sync((array, mine))
     signal.pause()
-    del mine
 
 
 def returns_it(array: Any) -> Any:

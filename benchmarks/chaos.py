@@ -46,26 +46,32 @@ WRITER = (
 # --- one round ---
 
 
-async def strike(seed: int, home: Path, victim: str) -> tuple[GroupResult, int]:
-    """One group, and one blow. Returns how it ended, and how often the blow was struck."""
+async def strike(seed: int, home: Path, victim: str) -> tuple[GroupResult, int, int]:
+    """One group, and one blow. Returns how it ended, how often the blow was struck, and how many leases on shared
+    memory there were then."""
     dice = random.Random(seed)
     n = dice.randint(2, 5)
     writer = Command(sys.executable, "-S", "-E", "-c", WRITER, f"{home}/said-{seed}-")
     menu: list[Command | Function] = [writer, writer, setsid_escape("wait"), daemon("sleep 1000"), stubborn()]
     menu += [pipe_holder("wait"), Command("/bin/sh", "-c", "exit 3")]
     array = sharing.empty(dice.choice([1_000, 300_000]), "u1")
-    functions = [Function(takes_and_sends, array), Function(takes_and_sends, array), Function(returns_it, array)]
+    queue = sharing.Queue(dice.choice([1, 4]))
+    takes = Function(takes_and_sends, array, queue)
+    functions = [takes, takes, Function(returns_it, array)]
     entries = [dice.choice(functions if victim == "zygote" or dice.random() < 0.3 else menu) for _ in range(n)]
     blow = testing.kill(PARTIES[victim])
     moment, nth = dice.choice(MOMENTS), dice.randint(1, n)
     again = Restart.on_failure(2, dice.choice(["one", "all"])) if dice.random() < 0.3 else Restart.never()
     done = asyncio.Event()
-    seen = 0
+    seen = held = 0
 
     def listen(event: Event) -> None:
-        nonlocal seen
+        nonlocal seen, held
         seen += isinstance(event, moment)
         if seen == nth and not blow.struck:
+            held = len(sharing.leases())
+            if held and victim == "supervisor":
+                print("shares", flush=True)  # it says no more
             blow(event)
             done.set()
 
@@ -83,7 +89,7 @@ async def strike(seed: int, home: Path, victim: str) -> tuple[GroupResult, int]:
             group.hurry()
         group.begin_stop()
         result = await group.wait()
-    return result, len(blow.struck)
+    return result, len(blow.struck), held
 
 
 def lost(seed: int, home: Path, complete: bool) -> int:
@@ -135,8 +141,12 @@ def rounds_of(count: int, found: collections.Counter[str]) -> None:
                 if done.returncode not in (0, -signal.SIGKILL):
                     raise RuntimeError(done.stderr)
                 struck = int(done.returncode != 0)
+                found["with shares"] += struck and "shares" in done.stdout
+                found[f"with shares: {victim}"] += struck and "shares" in done.stdout
             else:
-                result, struck = strike_here(seed, home, victim)
+                result, struck, held = strike_here(seed, home, victim)
+                found["with shares"] += held > 0
+                found[f"with shares: {victim}"] += held > 0
                 found["clean" if result.clean else "unproven" if unproven(result) else "not clean"] += 1
                 del result  # an array that a worker returned is ours for as long as we keep it
             found[f"blows: {victim}"] += struck
@@ -144,6 +154,7 @@ def rounds_of(count: int, found: collections.Counter[str]) -> None:
                 found["process"] += len(clear(spared))
                 for kind, left in Holdings.now().leaks(before).items():
                     found[kind] += len(left)
+                found["lease"] += len(sharing.leases()) + len(sharing.audit())
             elif victim == "supervisor":
                 time.sleep(0.05)  # its guardian still ends what writes there
             found["lost bytes"] += lost(seed, home, complete=victim != "supervisor")
@@ -151,8 +162,8 @@ def rounds_of(count: int, found: collections.Counter[str]) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def strike_here(seed: int, home: Path, victim: str) -> tuple[GroupResult, int]:
-    seen: list[tuple[GroupResult, int]] = []
+def strike_here(seed: int, home: Path, victim: str) -> tuple[GroupResult, int, int]:
+    seen: list[tuple[GroupResult, int, int]] = []
 
     async def work() -> float:
         seen.append(await strike(seed, home, victim))
@@ -209,9 +220,16 @@ def measure(quick: bool) -> Report:
     )
     kinds = {"processes": "process", "zombies": "zombie", "strays": "stray", "descriptors": "file descriptor"}
     kinds |= {"names of shared memory": "shared memory", "maps of memfds": "memfd map", "threads": "thread"}
+    kinds |= {"leases on shared memory": "lease"}
     for words, kind in kinds.items():
         report.add(words, words, [float(found[kind])])
         report.plain(f"{count:,} random kills: {words} left", "0", 0, words)
+    shares = ", ".join(f"{found[f'with shares: {name}']} {name}" for name in PARTIES)
+    report.notes.append(f"blows while leases on shared memory were held: {shares}")
+    report.add("rounds with shares", "rounds", [float(found["with shares"])])
+    if not quick:
+        words = f"{count:,} random kills: rounds in which leases were held at the blow"
+        report.plain(words, "≥ 300", 300, "rounds with shares", best="high")
     report.add("bytes lost", "bytes", [float(found["lost bytes"])])
     report.plain(f"{count:,} random kills: bytes of completed log writes lost", "0", 0, "bytes lost")
     report.add("bystanders hurt", "bystanders", [float(hurt)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -145,3 +148,26 @@ def works_until_killed(tasks: Any, done: Any) -> None:
 
 def pipes_one(first: Any, second: Any) -> None:
     second.put_sync(first.get_sync())
+
+
+def order(directory: Any, x: Any) -> int:
+    """How many were here before."""
+    count = len(os.listdir(directory))
+    (directory / str(count)).touch()
+    return count
+
+
+async def several_receive(n: int) -> tuple[list[Any], int]:
+    """What tasks that receive at the same time get; one more of them was cancelled. And what a second loop gets."""
+    waiting = [asyncio.create_task(sharing.receive_async()) for _ in range(n + 1)]
+    await asyncio.sleep(0)
+    waiting.pop(0).cancel()
+    sharing.send("waiting")
+    got = sorted(await asyncio.gather(*waiting))
+    with ThreadPoolExecutor(1) as other:
+        sharing.send("waiting")
+        return got, await asyncio.wrap_future(other.submit(asyncio.run, sharing.receive_async()))
+
+
+def lock_and_array() -> Any:
+    return threading.Lock(), sharing.copy(np.ones(10))

@@ -10,6 +10,7 @@ import queue as queues
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +550,29 @@ def test_memory_that_others_have_imported(fake: Any, cupy: Any, kind: str, step:
     with pytest.raises(gpu.CudaError, match=step):
         travelled(one)
     assert issubclass(sharing.ReshareError, sharing.NotShareable)
+
+
+def test_arrays_of_numba(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DeviceNDArray(fake_gpu.ndarray):
+        pass
+
+    names = ["numba", "numba.cuda", "numba.cuda.cudadrv", "numba.cuda.cudadrv.devicearray"]
+    numba: Any = {name: types.ModuleType(name) for name in names}
+    numba["numba"].cuda = numba["numba.cuda"]
+    numba[names[-1]].DeviceNDArray = DeviceNDArray
+    numba["numba.cuda"].as_cuda_array = lambda x: DeviceNDArray(x.address, x.shape, x.strides, "<f8", x)
+    for name, module in numba.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    x = theirs("plain", np.arange(10.0))
+    x.__class__ = DeviceNDArray
+    (y,) = travelled(x)
+    assert type(y) is DeviceNDArray
+    assert np.array_equal(seen(y), np.arange(10.0))
+    del sys.modules["numba"]
+    monkeypatch.setitem(sys.modules, "numba", None)  # where there is none
+    (z,) = travelled(x)
+    assert isinstance(z, sharing.SharedArray)
+    assert np.array_equal(seen(z), np.arange(10.0))
 
 
 def test_a_view_of_ours_by_others_is_ours(fake: Any, cupy: Any) -> None:

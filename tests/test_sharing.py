@@ -7,6 +7,8 @@ import gc
 import os
 import pickle
 import signal
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,30 @@ def test_other_types_by_what_they_are_made_of() -> None:
         del _message._registered[Frame]
 
 
+def test_what_is_registered_last_counts() -> None:
+    from aioelastic.memory import _message
+
+    class Kind:
+        pass
+
+    try:
+        for word in ("first", "second"):
+            sharing.register(Kind, lambda _, word=word: word, str)  # type: ignore[misc]
+            assert travelled(Kind()) == (word,)
+    finally:
+        del _message._registered[Kind]
+
+
+def test_a_message_keeps_nothing() -> None:
+    x = np.ones(1000)
+    gone = weakref.ref(x)
+    travelled(x)
+    with pytest.raises(TypeError):
+        travelled(x, threading.Lock())
+    del x
+    assert gone() is None
+
+
 def test_what_is_no_share_is_refused() -> None:
     from aioelastic.memory import _segment
 
@@ -334,6 +360,17 @@ def test_many_small_messages_cost_nothing() -> None:
         travelled(x, np.ones(10))
     assert len(os.listdir("/proc/self/fd")) == before
     assert sharing.stats().made == made
+
+
+@pytest.mark.parametrize(("nbytes", "asked"), [(8 << 20, True), (1 << 20, False)])
+def test_huge_pages_are_asked_for_where_they_are_worth_it(nbytes: int, asked: bool) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("needs a kernel with transparent huge pages")
+    x = sharing.empty(nbytes, "u1")
+    maps = Path("/proc/self/smaps").read_text()
+    mine = maps[maps.index(f"{x.address:x}-") :]
+    flags = next(line.split()[1:] for line in mine.splitlines() if line.startswith("VmFlags:"))
+    assert ("hg" in flags) == asked
 
 
 def test_the_limit_is_kept() -> None:

@@ -233,3 +233,14 @@ async def test_a_letter_that_cannot_be_unpickled() -> None:
             await group[0].receive()
         assert await group[0].receive() == "after"
         assert [item async for item in group[0]] == []
+
+
+async def test_several_tasks_receive_at_once_and_in_several_loops() -> None:
+    async with Group(Function(share_jobs.several_receive, 5), logs=QUIET) as group:
+        assert await group[0].receive() == "waiting"
+        for i in range(5):
+            await group[0].send(i)
+        assert await group[0].receive() == "waiting"
+        await group[0].send("the other loop")
+        result = await group.wait()
+        assert result[0].value == ([0, 1, 2, 3, 4], "the other loop")

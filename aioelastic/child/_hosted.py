@@ -6,25 +6,69 @@ import contextlib
 import functools
 import os
 import pickle
+import socket
+import struct
 import sys
 import threading
 import types
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import _context, _wire, _work
+from . import _context, _socket, _wire, _work
 from ._failure import describe
 from ._record import write_error
 
-UNBEGUN, VALUE, PICKLED, EXIT, ERROR = "unbegun", "value", "pickled", "exit", "error"
+UNBEGUN, VALUE, PICKLED, PACKED, LEFT, EXIT, ERROR = "unbegun", "value", "pickled", "packed", "left", "exit", "error"
+HEAD = struct.Struct("<Q")  # of what is sent to a `Place`: its number
 
 
 class Answer(NamedTuple):
-    """What came of a call: a kind, the exit code it stands for, and a value, its pickle, or (phase, description)."""
+    """What came of a call: a kind, the exit code it stands for, and a value, its pickle or datagram, or (phase,
+    description)."""
 
     kind: str
     code: int
     body: Any = None
+
+
+class Place(NamedTuple):
+    """Where a call in another process fetches its arguments and leaves its result; see `launch._exchange`.
+
+    Attributes:
+        pid: of who serves it.
+        name: of its socket.
+    """
+
+    pid: int
+    name: bytes
+    number: int
+
+    def fetch(self) -> tuple[Any, ...]:
+        """What is offered there. Raises `OSError`."""
+        with self._connected() as sock:
+            _socket.send(sock, HEAD.pack(self.number))
+            packet, fds = _socket.receive(sock)
+        try:
+            return _wire.decode(packet, fds, private=True)
+        finally:
+            _socket.close(fds)
+
+    def leave(self, packet: bytes, fds: Sequence[int]) -> None:
+        """Raises `OSError`."""
+        with self._connected() as sock:
+            _socket.send(sock, HEAD.pack(self.number) + packet, fds)
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(self.name)
+            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if pid != self.pid:
+                raise ConnectionRefusedError("whoever wanted this call has ended")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
 
 class About(NamedTuple):
@@ -35,6 +79,7 @@ class About(NamedTuple):
         lent: the process is its own for the length of the call: set the variables, and go to `cwd`.
         error_file: where to write what it raises.
         stop_at: a pipe that becomes readable to ask it to stop: (pid of its owner, descriptor there, inode).
+        place: where to leave a value that holds descriptors.
     """
 
     variables: Mapping[str, str | None]
@@ -43,27 +88,53 @@ class About(NamedTuple):
     error_file: str | None = None
     with_locals: bool = False
     stop_at: tuple[int, int, int] | None = None
+    place: Place | None = None
 
 
 class Load:
-    """A function and its arguments; pickled when that is needed first, once for all ranks."""
+    """A function and its arguments; pickled when that is needed first, once for all ranks.
+
+    Attributes:
+        place: where they can be fetched, if they hold descriptors.
+    """
 
     def __init__(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.name = name
         self.call = (fn, args, kwargs)
+        self.place: Place | None = None
         self._lock = threading.Lock()
         self._pickled: bytes | None = None
 
-    def pickled(self) -> bytes:
-        """Raises `PicklingError`."""
+    def pickled(self) -> bytes | Place:
+        """As what another process can make them again of. Raises `PicklingError`."""
         with self._lock:
+            if self.place is not None:
+                return self.place
             if self._pickled is None:
-                try:
+                with self._explained():
                     self._pickled = _pickle(self.call)
-                except Exception as exc:
-                    words = f"{self.name} or its arguments cannot be pickled: {type(exc).__name__}: {exc}"
-                    raise pickle.PicklingError(words) from exc
             return self._pickled
+
+    def pack(self, offer: Callable[[tuple[bytes, list[int]]], Place]) -> None:
+        """For processes of this machine: what holds descriptors is offered. Raises `PicklingError`, `OSError`."""
+        if self.place is not None or self._pickled is not None:
+            return
+        with self._explained():
+            packet, fds = _work.pack(_wire.CALL, self.call)
+        if fds:
+            self.place = offer((packet, fds))
+        else:
+            self._pickled = packet
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as exc:
+            words = f"{self.name} or its arguments cannot be pickled: {type(exc).__name__}: {exc}"
+            raise pickle.PicklingError(words) from exc
 
 
 class Hosted:
@@ -96,7 +167,7 @@ class Hosted:
         self._about = about._replace(error_file=None, variables=variables)
 
 
-def elsewhere(data: bytes, about: About) -> Answer:
+def elsewhere(data: bytes | Place, about: About) -> Answer:
     """In another process than the one that has made the `Hosted`."""
     far = None if about.stop_at is None else Far(*about.stop_at)
     try:
@@ -104,7 +175,7 @@ def elsewhere(data: bytes, about: About) -> Answer:
             return Answer(UNBEGUN, 0)
         here = _context.Here(about.variables, Asked() if far is None else far, lambda: None)
         with _lent(about) if about.lent else contextlib.nullcontext():
-            return _run(lambda: pickle.loads(data), here, about, PICKLED)
+            return _run(lambda: _loaded(data), here, about, PICKLED)
     finally:
         if far is not None:
             far.close()
@@ -120,7 +191,7 @@ def _run(call: Callable[[], Any], here: _context.Here, about: About, kind: str) 
         if isinstance(value, types.CoroutineType):
             value = _work.run(value)
         phase = _work.RESULT
-        return Answer(kind, 0, _pickle(value) if kind == PICKLED else value)
+        return Answer(kind, 0, value) if kind == VALUE else _answer(value, about.place)
     except BaseException as exc:
         if isinstance(exc, SystemExit) and phase == _work.RUN:
             return _left(exc.code)
@@ -132,6 +203,26 @@ def _run(call: Callable[[], Any], here: _context.Here, about: About, kind: str) 
         return Answer(ERROR, 1, (phase, told, None if kind == PICKLED else exc))
     finally:
         _context.here.reset(token)
+
+
+def _loaded(data: bytes | Place) -> Any:
+    if isinstance(data, Place):
+        return data.fetch()
+    return _wire.decode(data, (), private=True) if data[:1] == _wire.CALL else pickle.loads(data)
+
+
+def _answer(value: Any, place: Place | None) -> Answer:
+    """A value for another process."""
+    if place is None:
+        return Answer(PICKLED, 0, _pickle(value))
+    packet, fds = _work.pack(_wire.OBJECT, (value,))
+    if not fds:
+        return Answer(PACKED, 0, packet)
+    try:
+        place.leave(packet, fds)
+    finally:
+        _socket.close(fds)
+    return Answer(LEFT, 0, place.number)
 
 
 def _left(code: Any) -> Answer:

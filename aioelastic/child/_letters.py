@@ -6,10 +6,17 @@ import os
 import select
 import socket
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _context, _socket, _wire, _work
+
+if TYPE_CHECKING:
+    from ._packing import Packing
+
+Packed: TypeAlias = tuple[bytes, list[int]]
+_waiting: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()  # by loop
 
 
 def send(value: Any) -> None:
@@ -63,9 +70,37 @@ async def receive_async() -> Any:
         try:
             packet, fds = _next(channel)
         except BlockingIOError:
-            await readable(channel.fileno())
+            await _rung(channel.fileno())
             continue
         return await unpacked(packet, fds)
+
+
+async def _rung(fd: int) -> None:
+    """Wait until something has come there. Only for our channel, which lives as long as the process."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    waiting = _waiting.get(loop)
+    if waiting is None:
+        waiting = _waiting[loop] = []
+        loop.add_reader(fd, _rings, loop, fd)
+    can = loop.create_future()
+    waiting.append(can)
+    try:
+        await can
+    finally:
+        if can in waiting:
+            waiting.remove(can)
+
+
+def _rings(loop: Any, fd: int) -> None:
+    """The bell stays on between two messages: taking it off and on again costs more than a message."""
+    waiting = _waiting[loop]
+    if waiting:
+        _context.settle(waiting.pop(0))
+    else:
+        loop.remove_reader(fd)
+        del _waiting[loop]
 
 
 async def readable(fd: int) -> None:
@@ -83,22 +118,39 @@ async def readable(fd: int) -> None:
         os.close(mine)
 
 
-async def ready(pack: Callable[[], tuple[bytes, list[int]]]) -> tuple[bytes, list[int]]:
-    """The message that `pack` makes, when GPUs have done what they were asked for arrays in it."""
-    memory = _wire.memory()
+async def ready(pack: Callable[[], Packed]) -> Packed:
+    """The message that `pack` makes, when it can be sent; meanwhile the loop goes on. See `begin`."""
+    made = begin(pack)
+    return made if isinstance(made, tuple) else await made.wait()
+
+
+def begin(pack: Callable[[], Packed], wait: bool = False) -> Packed | Packing:
+    """The message that `pack` makes, without waiting in this thread, unless it may.
+
+    It is pickled here and now. Large arrays are copied, and GPUs waited for, elsewhere; and only where a GPU's driver
+    has to be asked about an array, all of it is pickled in another thread.
+    """
+    memory = None if wait else _wire.memory()
     if memory is None:
         return pack()
-    import asyncio
-
-    with memory.later() as pending:
-        packet, fds = pack()
+    what = memory.later()
     try:
-        for one in pending:
-            await asyncio.wrap_future(one)
+        with what:
+            packed = pack()
+    except memory.Elsewhere as where:
+        from ._packing import Packing
+
+        made = Packing(what)
+        made.aside(pack, where.adopt)
+        return made
     except BaseException:
-        _socket.close(fds)
+        what.dropped = True
         raise
-    return packet, fds
+    if not what.copies and not what.waits:
+        return packed
+    from ._packing import Packing
+
+    return Packing(what, packed)
 
 
 async def unpacked(packet: bytes, fds: list[int]) -> Any:
@@ -145,7 +197,7 @@ def _take(channel: socket.socket) -> Any:
 
 
 def _next(channel: socket.socket) -> tuple[bytes, list[int]]:
-    packet, fds = _socket.receive(channel, socket.MSG_DONTWAIT)
+    packet, fds = _socket.receive(channel, _socket.DONTWAIT)
     if not packet:
         raise EOFError("the supervisor will send nothing more")
     return packet, fds

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
+from _socket import (
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_PEEK,
+    MSG_TRUNC,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+)
 from _socket import socket as AnySocket
 
 TYPE_CHECKING = False  # `socket` and `typing` take 5 ms each to import, `array` 2
@@ -14,6 +24,8 @@ if TYPE_CHECKING:
 
 PACKET = 32_786  # the largest datagram
 FDS = 250  # descriptors that one datagram may carry: the kernel lets 253 pass (SCM_MAX_FD, unix(7))
+DONTWAIT = MSG_DONTWAIT  # a plain number: those of `socket` are enums, which take longer than the call
+_ROOM = CMSG_SPACE(FDS * 4)
 _MORE = b"+"  # in front of a datagram: its descriptors are in a socket, which is what came with it
 
 
@@ -46,8 +58,7 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
         ValueError: it was larger than any of ours, or descriptors of it are missing, as this process may have no more;
             what came with it is closed.
     """
-    room = CMSG_SPACE(FDS * 4)
-    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, room, flags | MSG_CMSG_CLOEXEC)
+    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, _ROOM, flags | MSG_CMSG_CLOEXEC)
     if not rights and not flags & (MSG_TRUNC | MSG_CTRUNC):
         return packet, []
     fds: list[int] = []
@@ -72,10 +83,8 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
 
 def has_ended(sock: socket.socket) -> bool:
     """Whether the other end is gone, and has left nothing to read."""
-    import socket
-
     try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:

@@ -43,11 +43,13 @@ POOL = 65_536  # bytes from which a body is copied into memory that was used bef
 # where a body is: a pickle, here; pieces in a memfd; pieces here; and whether there are arrays among them
 _HERE, _MEMFD, _PIECES, _ARRAYS = 0, 1, 2, 4
 _SLOW = 8  # and whether whoever unpickles it waits for the driver of a GPU
+_PLAIN = (bool, int, float, type(None))
 _ONCE = (SETUP, CALL, VALUE)  # one such message in a life: there is nothing to be used again
 _WITH_GPUS = frozenset(("torch.cuda", "cupy", "numba.cuda.cudadrv.devicearray"))  # libraries that may have arrays there
 _ALIGN = 64  # of buffers, for vector instructions
 
 Dumps = Callable[..., bytes]
+_memory: Any = None  # `aioelastic.memory`, once there were arrays
 
 
 def encode(kind: bytes, body: tuple[Any, ...], dumps: Dumps = pickle.dumps) -> tuple[bytes, list[int]]:
@@ -72,24 +74,33 @@ def encode(kind: bytes, body: tuple[Any, ...], dumps: Dumps = pickle.dumps) -> t
         apart.append(raw)
         return False
 
-    loaded = memory() if body else None
+    loaded = memory() if body and not _is_plain(body) else None
     if loaded is None:
         return _packed(kind, 0, [memoryview(dumps(body, protocol=5, buffer_callback=place)), *apart], None)
-    message = loaded.Outgoing()
+    message = loaded.outgoing()
     message.last = kind == VALUE
     data = memoryview(message.dumps(body, place, dumps is not pickle.dumps))
     try:
         found = message.finish()
         store = None if kind in _ONCE else loaded.store
         if found is None:
-            return _packed(kind, 0, [data, *apart], store)
-        table, arrays = found
-        what = _ARRAYS | (_SLOW if message.slow else 0)
-        packet, fds = _packed(kind, what, [data, memoryview(table), *arrays, *apart], store, len(arrays))
-        return packet, fds + message.fds
+            packet, fds = _packed(kind, 0, [data, *apart], store)
+        else:
+            table, arrays = found
+            what = _ARRAYS | (_SLOW if message.slow else 0)
+            packet, fds = _packed(kind, what, [data, memoryview(table), *arrays, *apart], store, len(arrays))
+            fds += message.fds
+        message.over()
+        return packet, fds
     except BaseException:
         message.close()
         raise
+
+
+def _is_plain(body: tuple[Any, ...]) -> bool:
+    """Whether it is one small value in which there is no array."""
+    value = body[0]
+    return len(body) == 1 and (type(value) in _PLAIN or (type(value) is str and len(value) < SHORT))
 
 
 def _packed(
@@ -107,14 +118,19 @@ def _packed(
             out += bytes(-(len(out) - 2) % _ALIGN)
             out += piece
         return bytes(out), []
-    placed, at = [], 0
-    for piece in (memoryview(head), *pieces):
+    small = bytearray(head)  # what is, is written as one
+    joined = next((number for number, size in enumerate(sizes) if size >= APART), len(sizes))
+    for piece in pieces[:joined]:
+        small += bytes(-len(small) % _ALIGN)
+        small += piece
+    placed, at = [(0, memoryview(small))], len(small)
+    for piece in pieces[joined:]:
         at += -at % _ALIGN
         placed.append((at, piece))
         at += piece.nbytes
     packet = kind + bytes((_MEMFD | what,))
     if store is not None and at >= POOL:
-        return packet, [store(placed, at)]
+        return packet, [store(placed, at, 1 if joined else 2)]  # the pickle may be looked at
     fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
     try:
         for offset, piece in placed:
@@ -142,10 +158,8 @@ def decode(packet: bytes, fds: Sequence[int], private: bool = False) -> tuple[An
     if not packet[1] & _ARRAYS:
         body = pickle.loads(data, buffers=pieces)
     else:
-        from .. import memory
-
         table, pieces = pieces[0], pieces[1:]
-        with memory.Incoming(table, pieces[:arrays], fds[1:] if in_memfd(packet) else fds):
+        with _with_arrays().Incoming(table, pieces[:arrays], fds[1:] if in_memfd(packet) else fds):
             body = pickle.loads(data, buffers=pieces[arrays:])
     if not isinstance(body, tuple):
         raise ValueError("not a message of aioelastic's")
@@ -181,11 +195,18 @@ def memory() -> Any:
     loaded = sys.modules
     if "aioelastic.gpu" not in loaded and not _WITH_GPUS.isdisjoint(loaded):
         from .. import gpu  # noqa: F401  # it adds itself
-    if "aioelastic.memory" in loaded or "numpy" in loaded or "torch" in loaded:
+    if _memory is None and ("aioelastic.memory" in loaded or "numpy" in loaded or "torch" in loaded):
+        return _with_arrays()
+    return _memory
+
+
+def _with_arrays() -> Any:
+    global _memory
+    if _memory is None:
         from .. import memory
 
-        return memory
-    return None
+        _memory = memory  # an import statement takes longer than the rest of a message
+    return _memory
 
 
 def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[memoryview], int]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..checks import shown
 from ..errors import SpecError
-from ..memory import ShareLimit, after_fork
+from ..memory import Elsewhere, ShareLimit, after_fork, now
 from ._errors import CudaError, DeviceUnavailable, ForkedCudaError, Reason
 
 T = TypeVar("T")
@@ -88,6 +88,7 @@ class Device:
         check_fork()
         if threading.current_thread() is self._thread:
             return work()
+        _may_wait()
         return self.post(work).result()
 
     def settle(self) -> None:
@@ -212,6 +213,7 @@ def visible() -> tuple[Seen, ...]:
     global _began, _seen
     check_fork()
     if _seen is None:
+        _may_wait()
         found = aside(_look)
         with _lock:
             _began, _seen = True, found
@@ -303,8 +305,29 @@ def _in_child() -> None:
 after_fork.append(_in_child)
 
 
+def _may_wait() -> None:
+    """Raise `Elsewhere` in a thread that must not."""
+    what = now()
+    if what is None or what.asks:
+        return
+    torch = sys.modules.get("torch.cuda")
+    count = torch.device_count() if torch is not None and torch.is_initialized() else 0
+    current = {ordinal: torch_stream(ordinal) for ordinal in range(count)}, cupy_stream()
+
+    def adopt() -> None:
+        _mine.current = current
+
+    raise Elsewhere(adopt)
+
+
+_mine = threading.local()  # the streams on which this thread is to be taken to work
+
+
 def torch_stream(ordinal: int) -> int | None:
     """The stream on which torch works in this thread, if it does."""
+    current = getattr(_mine, "current", None)
+    if current is not None:
+        return current[0].get(ordinal)  # type: ignore[no-any-return]
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -313,5 +336,8 @@ def torch_stream(ordinal: int) -> int | None:
 
 def cupy_stream() -> int | None:
     """The stream on which cupy works in this thread, if it is loaded."""
+    current = getattr(_mine, "current", None)
+    if current is not None:
+        return current[1]  # type: ignore[no-any-return]
     cupy = sys.modules.get("cupy")
     return None if cupy is None else int(cupy.cuda.get_current_stream().ptr)

@@ -25,11 +25,10 @@ from ._wait import ready, streams
 
 def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
     """Add to the table how they are reduced in this message."""
-    asked: set[str] = set()
 
     def after(device: Device) -> None:
-        if device.uuid not in asked:
-            asked.add(device.uuid)
+        if device.uuid not in message.asked:
+            message.asked.add(device.uuid)
             message.after(ready(device, streams(device)))
 
     def ours(one: DeviceArray) -> Any:
@@ -83,8 +82,7 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
     numba = sys.modules.get("numba.cuda.cudadrv.devicearray")
     if numba is not None:
         table[numba.DeviceNDArray] = other(as_numba)
-    torch = sys.modules.get("torch.cuda")
-    if torch is not None and torch.is_initialized():  # else it has nothing there
+    if "torch.cuda" in sys.modules:
         from ._torch import reducers as of_torch
 
         table.update(of_torch(table, placed))

@@ -25,6 +25,7 @@ class Answer:
         value: what the function returned, once `has_value`.
         error: its exception, if it raised one.
         nonsense: what came instead of either, in words.
+        whole: False while its value is being unpickled, which waits for the driver of a GPU.
     """
 
     def __init__(self) -> None:
@@ -32,12 +33,19 @@ class Answer:
         self.has_value = False
         self.error: RemoteError | None = None
         self.nonsense = ""
+        self.whole = True
 
     def hear(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` when it says that it has set itself up."""
 
     def finish(self) -> None:
         """It has ended: nothing more will come."""
+
+    def too_late(self) -> None:
+        """Nobody waits any more for it to be whole."""
+        if not self.whole:
+            self.whole, self.has_value = True, False
+            self.nonsense = "its result could not be unpickled here in time: the driver of a GPU does not answer"
 
     def cause(self, exit: Exit) -> str:
         """Why it failed, in words; empty when it did not."""

@@ -14,13 +14,14 @@ from typing import Any
 
 from ..borrowed import kind_of
 from ..checks import shown
-from ..child import _failure, _hosted
+from ..child import _failure, _hosted, _socket, _wire
 from ..entry import Function
 from ..errors import RemoteError, SpecError
 from ..thread import HelperThread
 from ._answer import Answer
 from ._call import explain
 from ._contract import RawExit
+from ._exchange import Exchange
 from ._plan import WorkerPlan
 
 # what asks a function to stop; no other signal can reach it
@@ -55,6 +56,7 @@ class ExecutorLauncher:
     def __init__(self, thread: HelperThread) -> None:
         self.broken = False
         self._thread = thread
+        self._exchanged: Exchange | None = None
         self._loads: dict[int, tuple[Function, _hosted.Load]] = {}
 
     def pack(self, worker: WorkerPlan) -> None:
@@ -67,7 +69,7 @@ class ExecutorLauncher:
         assert worker.executor is not None
         if kind_of(worker.executor).processes:
             try:
-                self._load(worker.function).pickled()
+                self._load(worker.function).pack(self._exchange().place)
             except pickle.PicklingError:
                 explain(worker.function, f"of rank {worker.rank}", _hosted.dumps(), False)
 
@@ -76,9 +78,20 @@ class ExecutorLauncher:
         loop = asyncio.get_running_loop()
         return self._thread.submit(lambda: self._start(worker, loop))
 
+    def close(self) -> None:
+        """The group needs it no more."""
+        if self._exchanged is not None:
+            self._exchanged.close()
+            self._exchanged = None
+
+    def _exchange(self) -> Exchange:
+        if self._exchanged is None:
+            self._exchanged = Exchange()
+        return self._exchanged
+
     def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> ExecutorProcess:
         assert worker.function is not None
-        return ExecutorProcess(self, worker, self._load(worker.function), loop)
+        return ExecutorProcess(self, worker, self._load(worker.function), loop, self._exchanged)
 
     def _load(self, function: Function) -> _hosted.Load:
         if id(function) not in self._loads:
@@ -101,12 +114,17 @@ class ExecutorProcess:
     rss_floor = 0
 
     def __init__(
-        self, launcher: ExecutorLauncher, worker: WorkerPlan, load: _hosted.Load, loop: asyncio.AbstractEventLoop
+        self,
+        launcher: ExecutorLauncher,
+        worker: WorkerPlan,
+        load: _hosted.Load,
+        loop: asyncio.AbstractEventLoop,
+        exchange: Exchange | None,
     ) -> None:
         assert worker.function is not None
         assert worker.executor is not None
         self._launcher = launcher
-        self.answer = _FromThere()
+        self.answer = _FromThere(exchange)
         self._loop = loop
         self._on_exit: Callable[[RawExit], None] | None = None
         self._told: RawExit | None = None  # its end, known before anybody watched
@@ -125,6 +143,7 @@ class ExecutorProcess:
             None if worker.error_file is None else str(worker.error_file),
             worker.function.show_locals,
             stop_at,
+            exchange.place() if lent and exchange is not None else None,
         )
         self._job = _hosted.Hosted(load, about, self._is_ready)
         self.started_at, self.started_ns = time.time(), time.monotonic_ns()
@@ -205,8 +224,9 @@ class ExecutorProcess:
 class _FromThere(Answer):
     """From the future of an executor."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: Exchange | None) -> None:
         super().__init__()
+        self._exchange = exchange
         self._on_ready: Callable[[], None] | None = None
         self._is_ready = False
 
@@ -248,9 +268,24 @@ class _FromThere(Answer):
             exc, why = (exc, "") if told["packed"] is None else _failure.rebuild(told["packed"])
             self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
         elif answer.kind != _hosted.EXIT:
-            self.value = pickle.loads(answer.body) if answer.kind == _hosted.PICKLED else answer.body
+            self.value = self._value(answer)
             self.has_value = True
         return answer.code << 8
+
+    def _value(self, answer: _hosted.Answer) -> Any:
+        if answer.kind == _hosted.VALUE:
+            return answer.body
+        if answer.kind == _hosted.PICKLED:
+            return pickle.loads(answer.body)
+        packet, fds = answer.body, list[int]()
+        if answer.kind == _hosted.LEFT:
+            assert self._exchange is not None
+            packet, fds = self._exchange.take(answer.body)
+        try:
+            (value,) = _wire.decode(packet, fds)
+        finally:
+            _socket.close(fds)
+        return value
 
 
 def _pipe() -> int:

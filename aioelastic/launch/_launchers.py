@@ -114,6 +114,7 @@ class Launchers:
     def close(self) -> None:
         """The group needs them no more."""
         self.zygote.close()
+        self.executor.close()
         if self._guardian is not None:
             self._guardian.end()
 

@@ -7,13 +7,16 @@ asyncio: workers use it.
 
 from ._arena import Arena, ShareStats, arena, arenas, stats, trim
 from ._array import SharedArray, copy, empty, is_shared
+from ._copy import store
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
-from ._message import Done, Incoming, Outgoing, carry, incoming, later, register, store, tables
+from ._later import Done, Elsewhere, later, now
+from ._message import Incoming, Outgoing, carry, incoming, outgoing, register, tables
 from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
 
 __all__ = [
     "Arena",
     "Done",
+    "Elsewhere",
     "Incoming",
     "NotShareable",
     "Outgoing",
@@ -36,6 +39,8 @@ __all__ = [
     "incoming",
     "is_shared",
     "later",
+    "now",
+    "outgoing",
     "peer_gone",
     "register",
     "segments",

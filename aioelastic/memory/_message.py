@@ -14,25 +14,19 @@ import marshal
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from . import _segment
 from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
+from ._later import Done, here, now
 from ._segment import Segment, attach, find, gate, view
 
 Reducer = Callable[[Any], Any]
 _registered: dict[type, Reducer] = {}
-
-
-class Done(Protocol):
-    """A `concurrent.futures.Future`, which is heavy to import."""
-
-    def result(self, timeout: float | None = None) -> Any: ...
+_changes = 0  # how often something was registered
 
 
 class _Ref:
@@ -47,24 +41,36 @@ class _Ref:
 
 
 class Outgoing:
-    """The memory in one message that is being pickled.
+    """The memory in one message that is being pickled. Got by `outgoing`.
 
     Attributes:
         fds: descriptors to send with it, the caller's to close.
         slow: who unpickles it has to wait for a driver.
         last: this process ends when it is sent.
+        asked: the GPUs that have been asked when they will have done their work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, made_for: tuple[int, int]) -> None:
+        self.made_for = made_for
+        self._reducers = self._table()
+        self._clear()
+
+    def _clear(self) -> None:
         self.fds: list[int] = []
         self.slow = self.last = False
+        self.asked: set[str] = set()
         self._after: list[Done] = []
         self._refs: list[_Ref] = []
         self._slots: dict[tuple[int, int], int] = {}
 
+    def over(self) -> None:
+        """It is packed: what it is made of can serve for the next message of this thread."""
+        self._clear()
+        here.spare = self
+
     def dumps(self, body: Any, place: Callable[[pickle.PickleBuffer], bool], by_value: bool) -> bytes:
         """The pickle. With `by_value`, by cloudpickle."""
-        table = {**copyreg.dispatch_table, **self._table()}
+        table = {**copyreg.dispatch_table, **self._reducers}
         out = io.BytesIO()
         if by_value:
             import cloudpickle
@@ -85,14 +91,14 @@ class Outgoing:
     def finish(self) -> tuple[bytes, list[memoryview]] | None:
         """The table, and what is to be copied. None: there is no memory in it.
 
-        Waits until GPUs have done what was asked of them for arrays in it, unless somebody waits for that `later`.
+        Waits until GPUs have done what was asked of them for arrays in it, unless somebody does that `later`.
         """
-        waiting = getattr(_here, "later", None)
+        what = now()
         for one in self._after:
-            if waiting is None:
+            if what is None:
                 one.result()
             else:
-                waiting.append(one)
+                what.waits.append(one)
         if not self._refs and not self.fds:
             return None
         pieces = self._group([one for one in self._refs if one.slot < 0])
@@ -102,6 +108,7 @@ class Outgoing:
         """It will not be sent."""
         while self.fds:
             os.close(self.fds.pop())
+        self._clear()
 
     def ref(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None = None) -> int:
         """The number of an array that lies at `low` up to `high`.
@@ -159,7 +166,7 @@ class Outgoing:
                 one.slot, one.offset, one.nbytes = -1 - slot, one.low - low, one.high - one.low
             if len(group) == 1:
                 first.nbytes = high - low
-            pieces.append(view(low, high - low))
+            pieces.append(view(low, high - low, [one.keep for one in group]))
         return pieces
 
     def _table(self) -> dict[type, Reducer]:
@@ -179,13 +186,25 @@ class Outgoing:
         return table
 
     def _shared(self, array: SharedArray) -> Any:
-        if not array.size:
-            return (_rebuild_empty, (array.shape, array.strides, array.dtype))
-        low, high = bounds(array.address, array.shape, array.strides, array.itemsize)
-        number = self.ref(low, high, array.nbytes, array)
+        shape, strides, kind, address = array.shape, array.strides, array._type, array.address
+        if not address or 0 in shape:
+            return (_rebuild_empty, (shape, strides, kind.name))
+        low, high = bounds(address, shape, strides, kind.itemsize)
+        number = self.ref(low, high, high - low, array)
         if self._refs[number].slot < 0:
             raise ShareLost("its memory is not this process's any more: it was inherited when descriptors were short")
-        return (_rebuild, (number, array.address - low, array.shape, array.strides, array.dtype))
+        return (_rebuild, (number, address - low, shape, strides, kind.name))
+
+
+def outgoing() -> Outgoing:
+    """For a message that is pickled in this thread."""
+    # what was loaded or registered since may be asked how its objects are reduced
+    now_is = (_changes, len(sys.modules))
+    spare: Outgoing | None = getattr(here, "spare", None)
+    if spare is None or spare.made_for != now_is:
+        return Outgoing(now_is)
+    here.spare = None
+    return spare
 
 
 class Incoming:
@@ -197,13 +216,13 @@ class Incoming:
         self._fds = fds
 
     def __enter__(self) -> None:
-        self._before = getattr(_here, "message", None)
-        _here.message = self
+        self._before = getattr(here, "message", None)
+        here.message = self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _here.message = self._before
+        here.message = self._before
 
     def take(self, number: int) -> tuple[Any, tuple[int, ...] | None]:
         """The memory of that number, and its strides if they are not those it had. Raises `ShareLost`."""
@@ -226,30 +245,6 @@ class Incoming:
             raise ShareLost("a descriptor is missing: this process may have too many of them open") from None
 
 
-class later:
-    """Messages that are pickled in here, in this thread, do not wait for GPUs; what they would wait for is in the list.
-
-    Example::
-
-        with memory.later() as pending:
-            packet, fds = encode(kind, body)
-        for one in pending:
-            await asyncio.wrap_future(one)
-    """
-
-    def __enter__(self) -> list[Done]:
-        self._before = getattr(_here, "later", None)
-        found: list[Done] = []
-        _here.later = found
-        return found
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _here.later = self._before
-
-
-_here = threading.local()
 # what is asked how objects of libraries are reduced: each adds to the table of a message
 tables: list[Callable[[Outgoing, dict[type, Reducer]], None]] = []
 _carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
@@ -257,7 +252,7 @@ _carried: dict[type, Callable[[Any, Outgoing], Any]] = {}
 
 def incoming() -> Incoming:
     """The message that is being unpickled in this thread. Raises `ShareLost`."""
-    message: Incoming | None = getattr(_here, "message", None)
+    message: Incoming | None = getattr(here, "message", None)
     if message is None:
         raise ShareLost("this is part of a message of aioelastic's, and cannot be unpickled by itself")
     return message
@@ -265,7 +260,9 @@ def incoming() -> Incoming:
 
 def carry(kind: type, reducer: Callable[[Any, Outgoing], Any]) -> None:
     """Objects of this type are reduced so, in messages; the reducer is given the message, too."""
+    global _changes
     _carried[kind] = reducer
+    _changes += 1
 
 
 def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], Any]) -> None:
@@ -280,6 +277,8 @@ def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], 
 
         sharing.register(Frame, lambda frame: (frame.pixels, frame.time), make_frame)
     """
+    global _changes
+    _changes += 1
     _registered[kind] = lambda one: (rebuild, (export(one),))
 
 
@@ -307,22 +306,3 @@ def _arena() -> Any:
     from ._arena import arena
 
     return arena
-
-
-def store(pieces: Sequence[tuple[int, memoryview]], size: int) -> int:
-    """Copy the pieces of a message to their offsets in a segment that nobody uses; a descriptor that holds it.
-
-    Raises:
-        ShareLimit: there is no room.
-    """
-    arena = _arena()
-    with gate:
-        segment = arena.take(size)
-    try:
-        for offset, piece in pieces:
-            _segment.fill(segment, offset, piece)
-        fd: int = segment.lend()
-    finally:
-        with gate:
-            arena.give(segment)
-    return fd

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import fcntl
+import functools
 import itertools
 import os
 import threading
@@ -29,8 +30,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 NAME = "aioelastic"  # of memfds, as /proc/PID/maps shows them: /memfd:aioelastic-PID-NUMBER
 _HUGE = 2 << 20
 _HIGH = 64  # descriptors from here on are nobody's
-_PART = 4 << 20  # bytes worth a thread
-THREADS = 4
 _PROT, _SHARED = 3, 1
 _MADV_HUGEPAGE = 14
 
@@ -96,13 +95,12 @@ class Segment:
     __slots__ = ("__weakref__", "address", "born", "fd", "key", "loans", "name", "on_idle", "owned", "path", "size")
     where = ""
 
-    def __init__(self, fd: int, size: int, name: str, owned: bool) -> None:
+    def __init__(self, fd: int, size: int, name: str, owned: bool, key: tuple[int, int] | None = None) -> None:
         self.fd = fd
         self.size = size
         self.name = name
         self.owned = owned
-        stat = os.fstat(fd)
-        self.key = (stat.st_dev, stat.st_ino)
+        self.key = key or _key(os.fstat(fd))
         self.address = 0
         self.loans = 0
         self.born = time.monotonic()
@@ -139,7 +137,7 @@ class Segment:
     def loan(self, offset: int, nbytes: int) -> Any:
         """`nbytes` of it as a ctypes array, which is what all views hold on to. Behind the gate."""
         # `from_address` holds nothing by itself: its finalizer holds the segment
-        part = (ctypes.c_ubyte * nbytes).from_address(self.map() + offset)
+        part = block(nbytes).from_address(self.map() + offset)
         self.loans += 1
         weakref.finalize(part, gate.soon, self._returned).atexit = False
         return part
@@ -259,22 +257,26 @@ def attach(fd: int) -> Segment:
         ShareLost: it is none of ours, or was cut off.
     """
     stat = os.fstat(fd)
-    found = known(fd)
+    found = _known.get(_key(stat))
     if found is not None:
         return found
     mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
-    name = os.path.basename(target.removesuffix(" (deleted)")).removeprefix("memfd:")
+    name = target.rpartition("/")[2].removesuffix(" (deleted)").removeprefix("memfd:")
     if not name.startswith(NAME) or not stat.st_size:
         os.close(mine)
         raise ShareLost(f"not a segment of aioelastic's: {target}")
-    return Segment(mine, stat.st_size, name, False)
+    return Segment(mine, stat.st_size, name, False, _key(stat))
 
 
 def known(fd: int) -> Segment | None:
     """The one of a descriptor, if this process has it already. Behind the gate."""
-    stat = os.fstat(fd)
-    return _known.get((stat.st_dev, stat.st_ino))
+    return _known.get(_key(os.fstat(fd)))
+
+
+def _key(stat: os.stat_result) -> tuple[int, int]:
+    """What a file is, in any process."""
+    return (stat.st_dev, stat.st_ino)
 
 
 def find(address: int, nbytes: int = 1) -> Segment | None:
@@ -294,35 +296,17 @@ def segments() -> Iterator[Segment]:
     return iter(found)
 
 
-def fill(segment: Segment, offset: int, piece: memoryview) -> None:
-    """Write there. Into memory that was never used, a write(2) is twice as fast as page faults."""
-    if segment.address and not piece.readonly:
-        _copy(
-            segment.address + offset, ctypes.addressof((ctypes.c_ubyte * piece.nbytes).from_buffer(piece)), piece.nbytes
-        )
-        return
-    while piece:
-        done = os.pwrite(segment.fd, piece, offset)
-        piece, offset = piece[done:], offset + done
+@functools.lru_cache(256)
+def block(nbytes: int) -> Any:
+    """The type of so many bytes. ctypes forgets it with its last object, and making it takes longer than a send."""
+    return ctypes.c_ubyte * nbytes
 
 
-def _copy(target: int, source: int, nbytes: int) -> None:
-    """memcpy, by several threads where it is worth it: one does not use all that the memory gives."""
-    parts = max(1, min(THREADS, len(os.sched_getaffinity(0)), nbytes // _PART)) if nbytes >= 2 * _PART else 1
-    step = -(-nbytes // parts // PAGE) * PAGE
-    pieces = [(target + at, source + at, min(step, nbytes - at)) for at in range(0, nbytes, max(step, 1))]
-    # a foreign call: other threads run meanwhile
-    others = [threading.Thread(target=ctypes.memmove, args=one) for one in pieces[1:]]
-    for one in others:
-        one.start()
-    ctypes.memmove(*pieces[0])
-    for one in others:
-        one.join()
-
-
-def view(address: int, nbytes: int) -> memoryview:
-    """Memory of somebody who keeps it alive."""
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+def view(address: int, nbytes: int, keep: Any) -> memoryview:
+    """Memory that `keep` keeps alive, as the view does that."""
+    part = block(nbytes).from_address(address)
+    part.keep = keep
+    return memoryview(part).cast("B")
 
 
 # --- fork: a copied process may use what it inherits, by leases of its own, and owns nothing ---

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from .. import memory
 from ..checks import check_path
-from ..child import _socket, _wire, _work
+from ..child import _letters, _socket, _wire, _work
 from ..errors import SpecError
+from ..thread import insist
 
 _LONGEST = 107  # bytes of a path, unix(7)
 
@@ -50,6 +51,7 @@ class Endpoint:
         self._objects = objects
         self._allowed = {os.geteuid(), *uids}
         self._peers: dict[int, socket.socket] = {}  # by pidfd
+        self._offering: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
     async def __aenter__(self) -> Self:
@@ -83,6 +85,10 @@ class Endpoint:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         os.unlink(self.path)
+        for one in self._offering:
+            one.cancel()
+        while self._offering:
+            await insist(asyncio.gather(*self._offering, return_exceptions=True))
         for pidfd in list(self._peers):
             self._gone(pidfd)
 
@@ -120,19 +126,25 @@ class Endpoint:
         except OSError:
             peer.close()
             return
+        self._peers[pidfd] = peer
+        self._loop.add_reader(pidfd, self._gone, pidfd)
+        offering = self._loop.create_task(self._offer(peer, pidfd))
+        self._offering.add(offering)
+        offering.add_done_callback(self._offering.discard)
+
+    async def _offer(self, peer: socket.socket, pidfd: int) -> None:
+        """Send it all, when GPUs have done what they were asked for arrays in it."""
         try:
-            packet, fds = _work.pack(_wire.OBJECT, (dict(self._objects),))
+            packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (dict(self._objects),)))
             try:
-                _socket.send(peer, packet, fds)
+                if self._peers.get(pidfd) is peer:
+                    _socket.send(peer, packet, fds)
             finally:
                 _socket.close(fds)
         except Exception as exc:
-            peer.close()
-            os.close(pidfd)
+            if self._peers.get(pidfd) is peer:
+                self._gone(pidfd)
             self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
-            return
-        self._peers[pidfd] = peer
-        self._loop.add_reader(pidfd, self._gone, pidfd)
 
     def _gone(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)

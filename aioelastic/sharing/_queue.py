@@ -8,23 +8,31 @@ processes see.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import queue
 import select
 import socket
 import struct
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import memory
 from ..checks import check_whole
 from ..child import _letters, _socket, _wire, _work
 
+if TYPE_CHECKING:
+    import asyncio
+
 _CLOSED = 0x2000  # POLLRDHUP: nothing more will be written at the other end; `select` has it from 3.14 on
 MOST = 128  # items: so many small ones fit into one socket of the default size
+
+
+_LATER = "put_nowait() would hold up the event loop until a GPU has done its work; use await put()"
 
 
 class QueueClosed(memory.SharingError):
@@ -39,7 +47,8 @@ class Queue:
     place of what it was receiving is free.
 
     Args:
-        maxsize: items that may be in it; 1 to 128.
+        maxsize: items that may be in it; 1 to 128, which is what a socket of the default size takes (an item may be a
+            list of any length).
 
     Raises:
         SpecError: `maxsize` is not that.
@@ -68,6 +77,7 @@ class Queue:
         self._get: socket.socket | None = get
         self._put: socket.socket | None = put
         self._places, self._room = places, room
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._over = weakref.finalize(self, _close, get, put, places, room)
         self._over.atexit = False
         _queues.add(self)
@@ -75,18 +85,21 @@ class Queue:
     # --- in an event loop ---
 
     async def put(self, item: Any) -> None:
-        """Put it in; waits while the queue is full.
+        """Put it in; waits while the queue is full. What the tasks of a loop put comes in the order in which they did.
+
+        Private arrays of 8 MiB and more are copied by other threads: do not change them until this returns.
 
         Raises:
             QueueClosed: nobody may put any more.
             Exception: whatever pickling it raises.
         """
-        while True:
-            try:
-                packet, fds = await self._ready(item)
-                return self._post(packet, fds)
-            except queue.Full:
-                await _letters.readable(self._room)
+        async with self._turn():
+            while True:
+                try:
+                    packet, fds = await self._ready(item)
+                    return self._post(packet, fds)
+                except queue.Full:
+                    await _letters.readable(self._room)
 
     async def get(self) -> Any:
         """The next item; waits while there is none.
@@ -116,7 +129,7 @@ class Queue:
 
     def put_sync(self, item: Any, timeout: float | None = None) -> None:
         """As `put`, and the thread waits; `queue.Full` after `timeout` seconds."""
-        self._wait(lambda: self.put_nowait(item), self._room, timeout)
+        self._wait(lambda: self._post(*self._packed(item)), self._room, timeout)
 
     def get_sync(self, timeout: float | None = None) -> Any:
         """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds."""
@@ -132,8 +145,28 @@ class Queue:
             yield item
 
     def put_nowait(self, item: Any) -> None:
-        """As `put`; `queue.Full` when it is. Waits for a GPU, if there are arrays on it in the item."""
-        self._post(*self._packed(item))
+        """As `put`; `queue.Full` when it is. Private arrays are copied by this thread, whatever their size.
+
+        Raises:
+            RuntimeError: there are arrays on a GPU in the item, for which the event loop of this thread would wait.
+        """
+        what = memory.later(away=None)
+        try:
+            with what if _in_a_loop() else contextlib.nullcontext():
+                packet, fds = self._packed(item)
+        except memory.Elsewhere:
+            raise RuntimeError(_LATER) from None
+        if what.waits:
+            _socket.close(fds)
+            os.eventfd_write(self._room, 1)  # its place is free again
+            raise RuntimeError(_LATER)
+        self._post(packet, fds)
+
+    def _turn(self) -> asyncio.Lock:
+        """Of the tasks of this loop."""
+        import asyncio
+
+        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     async def _ready(self, item: Any) -> tuple[bytes, list[int]]:
         """Packed, when GPUs have done what they were asked for arrays in it."""
@@ -258,6 +291,11 @@ def _close(get: socket.socket, put: socket.socket, places: int, room: int) -> No
     put.close()
     os.close(places)
     os.close(room)
+
+
+def _in_a_loop() -> bool:
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _reduce(one: Queue, message: memory.Outgoing) -> Any:
