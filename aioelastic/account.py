@@ -49,10 +49,7 @@ def account(
         earlier.setdefault(one.rank, []).append(failure)
     ours = set(final)
     results = tuple(
-        dataclasses.replace(
-            _result(one, plan, found.get(one), failed=one in ours, first=one in firsts),
-            earlier=tuple(earlier.get(one.rank, ())),
-        )
+        _result(one, plan, found.get(one), one in ours, one in firsts, tuple(earlier.get(one.rank, ())))
         for one in workers
     )
     remains = [*remains, *(one for result in results for one in of_worker(result))]
@@ -95,7 +92,14 @@ def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, 
     )
 
 
-def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bool, first: bool) -> Result:
+def _result(
+    worker: Worker,
+    plan: LaunchPlan,
+    found: Evidence | None,
+    failed: bool,
+    first: bool,
+    earlier: tuple[Failure, ...] = (),
+) -> Result:
     """Of one attempt, with its failure if it `failed` by itself."""
     stdout, stderr = worker.output(Std.OUT), worker.output(Std.ERR)
     failure = failure_of(worker, plan, found, first) if failed else None
@@ -111,6 +115,7 @@ def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bo
         stderr=stderr,
         failure=failure,
         value=worker.value,
+        earlier=earlier,
         unkillable=worker.unkillable,
         stacks=worker.stacks,
         why=why(worker, found, failed=False) if failure is None else failure.why,
@@ -119,10 +124,11 @@ def _result(worker: Worker, plan: LaunchPlan, found: Evidence | None, failed: bo
 
 def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
     """Why it ended badly; or why it ended, if it was stopped and has not `failed` by itself. None: all is well."""
-    exit, stuck, found = worker.exit, worker.unkillable, found or Evidence()
+    exit, stuck = worker.exit, worker.unkillable
     stopped = exit is not None and exit.stopped_by is not None
     if not failed and not stopped and stuck is None:
         return None
+    found = found or Evidence()
     told = worker.error.headline if worker.error else found.report.message if found.report else ""
     return cause_of(
         Facts(

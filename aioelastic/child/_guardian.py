@@ -21,7 +21,7 @@ import time
 from _socket import socket
 
 from . import _mark, _order, _socket
-from ._children import children, end_children
+from ._children import children, end_children, listed, own_list
 from ._libc import function
 
 TYPE_CHECKING = False
@@ -110,22 +110,26 @@ class Link:
         if fd is not None:
             fds.append(os.dup(fd))
         self._unsent.append((packet, fds))
-        if len(self._unsent) == 1:
-            self.write()
+        if len(self._unsent) == 1 and not self._send():
+            self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
 
     def write(self) -> None:
+        if self._send():
+            self._epoll.modify(self.sock, select.EPOLLIN)
+
+    def _send(self) -> bool:
+        """Whether all of it was taken."""
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
                 _socket.send(self.sock, packet, fds)
             except BlockingIOError:
-                self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
-                return
+                return False
             except OSError:
                 pass  # it is gone, which reading tells
             self._unsent.pop(0)
             _socket.close(fds)
-        self._epoll.modify(self.sock, select.EPOLLIN)
+        return True
 
     def close(self) -> None:
         for _, fds in self._unsent:
@@ -145,6 +149,7 @@ class Guardian:
         self._null = null
         self._links: dict[int, Link] = {}
         self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
+        self._list = own_list()
         self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
         self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
         self._latest = 0.0  # when the last grace of any group is over
@@ -389,6 +394,8 @@ class Guardian:
 
     def _has_left(self, mark: int) -> bool:
         """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
+        if self._adopted is None and self._list >= 0 and listed(self._list).count(b" ") == len(self._children):
+            self._adopted = set()  # all that there are, are known
         if self._adopted is None:
             known = {child.pid for child in self._children.values()}
             self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
