@@ -25,7 +25,7 @@ from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
 from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_abandoned
-from .lifecycle import ALIVE, State
+from .lifecycle import ALIVE, FINAL, State
 from .outcome import GroupResult, Reason
 from .passes import Passes
 from .proof import clear
@@ -251,7 +251,9 @@ class Group:
         """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
         if not self._reading:
             self._reading = True
-            self._passes.begin_reading()
+            for worker in self._workers:
+                if worker.state is not State.PLANNED and worker.state not in FINAL:
+                    worker.begin_reading()
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""

@@ -18,7 +18,7 @@ from .events import GaveUp, Restarting
 from .ground import Ground
 from .keeper import Keeper
 from .launch import Launcher, LaunchPlan
-from .lifecycle import ALIVE, FINAL, State
+from .lifecycle import ALIVE, State
 from .outcome import Reason
 from .remains import Process
 from .restart import Restart, Verdict, decide
@@ -29,7 +29,7 @@ from .worker import Worker
 
 # Starts that are under way at a time.
 AHEAD = 16
-# After this long at starting workers, or at beginning to read them, the loop gets its turn.
+# After this long at starting workers the loop gets its turn.
 SLICE = 0.001
 
 
@@ -107,10 +107,6 @@ class Passes:
         asked = [one for one in self.workers if one.state in ALIVE] if workers is None else workers
         return await self._ground.stacks.take(asked, BOUND if bound is None else bound) if asked else {}
 
-    def begin_reading(self) -> None:
-        """Read all that run, or have ended and are still to be read."""
-        self._read_on(deque(self.workers))
-
     def hurry(self) -> None:
         """Skip every grace from now on, and a dump that is under way."""
         for patience in (self.patience, *(one.patience for one in self.workers)):
@@ -153,16 +149,6 @@ class Passes:
         return self._verdict(worker) is Verdict.AGAIN and not (self._blocked and worker in self.workers)
 
     # --- its own ---
-
-    def _read_on(self, unread: deque[Worker]) -> None:
-        until = time.monotonic() + SLICE
-        while unread:
-            worker = unread.popleft()
-            if worker.state is not State.PLANNED and worker.state not in FINAL and not worker.is_read:
-                worker.begin_reading()
-            if unread and time.monotonic() > until:
-                self._host.loop.call_soon(self._read_on, unread)
-                return
 
     def _verdict(self, worker: Worker) -> Verdict:
         return decide(self._policy, worker.attempt, refused=worker.exit is None)

@@ -68,7 +68,7 @@ class Worker(Correspondent):
         self._to_stop = False
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
-        self.is_read = False
+        self._reading = False
         self.answer: Answer | None = None  # of a function worker
         self.replies: Replies | None = None  # the same, where it has a channel
         self.on_task: Callable[[bytes, list[int]], None] | None = None  # takes those of an executor's worker
@@ -167,7 +167,7 @@ class Worker(Correspondent):
 
     def begin_reading(self) -> None:
         """Read its output from now on; until then it waits in the pipes, even after the exit."""
-        self.is_read = True
+        self._reading = True
         if self.ended_ns:
             self._after_exit()
         elif self.exit is None:  # else its exit is just being told, and what follows finds us reading
@@ -394,7 +394,7 @@ class Worker(Correspondent):
         keeper.emit(Exited(self.rank, self.pid, self.attempt, exit.ended_at, exit))
         self.patience.notice()
         keeper.exited(self)
-        if self.is_read:
+        if self._reading:
             self._after_exit()
 
     def _after_exit(self) -> None:

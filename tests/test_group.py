@@ -16,7 +16,6 @@ from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh, 
 from aioelastic import Command, Group, GroupFailed, GroupTimeout, Logs, Std, Stop, WorkerFailed, supervise
 from aioelastic.events import Drained, Exited, GroupDone, Killed, Leaked, Spawned, Stopping
 from aioelastic.lifecycle import State
-from aioelastic.testing import FakeLauncher, Life
 
 
 async def test_all_succeed() -> None:
@@ -141,25 +140,6 @@ async def test_all_are_signalled_and_told_of_before_more_is_done_about_any() -> 
     assert [one.stopped for one in result] == [True, True, True, False]
     assert len(tasks) == 3
     assert len(set(tasks)) == 1  # what waits for them comes after the last
-
-
-async def test_the_loop_gets_its_turn_while_many_that_have_ended_are_drained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aioelastic.passes.SLICE", -1.0)  # over at once
-    drained: list[object] = []
-
-    def watch(event: object) -> None:
-        if isinstance(event, Drained):
-            drained.append(event)
-
-    launcher = FakeLauncher(Life(stdout=b"out\n"))
-    async with Group(Command("true"), n=16, logs=QUIET, on_event=watch, launcher=launcher) as group:
-        assert sum(worker.ended_ns > 0 for worker in group) > 1
-        assert drained == []
-        group.begin_reading()
-        assert len(drained) == 1
-        result = await group.wait()
-    assert len(drained) == 16
-    assert [str(one.stdout) for one in result] == ["out\n"] * 16
 
 
 async def test_exception_in_the_body() -> None:

@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable
 
-BATCH = 4  # events taken from the kernel at once: with the largest reads they take a millisecond
+BATCH = 8  # events taken from the kernel at once
 SLICE = 0.0005  # seconds after which the loop gets its turn, however much there is to do
 
 
