@@ -29,6 +29,7 @@ _HOMES = {
     "Function": "entry",
     "Logs": "spec",
     "Match": "spec",
+    "Placement": "placement",
     "Restart": "restart",
     "Rotate": "spec",
     "Std": "spec",
@@ -70,6 +71,7 @@ __all__ = [
     "Function",
     "Logs",
     "Match",
+    "Placement",
     "Restart",
     "Rotate",
     "Std",
@@ -135,6 +137,7 @@ if TYPE_CHECKING:
     from .outcome import Output as Output
     from .outcome import Result as Result
     from .outcome import Usage as Usage
+    from .placement import Placement as Placement
     from .remains import Remains as Remains
     from .remains import Unkillable as Unkillable
     from .restart import Restart as Restart

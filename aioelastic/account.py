@@ -10,11 +10,12 @@ from .outcome import ErrorReport, Failure, GroupResult, Reason, Result
 from .proof import of_worker
 from .remains import Process, Remains
 from .spec import Std
+from .turns import Turns
 from .why import Cause, Evidence, Facts, cause_of
 from .worker import Worker
 
 
-def account(
+async def account(
     plan: LaunchPlan,
     workers: Sequence[Worker],
     ended: Sequence[Worker],
@@ -27,7 +28,7 @@ def account(
     timeout: float | None,
     duration: float,
 ) -> GroupResult:
-    """The result.
+    """The result. Made in slices: of thousands of workers it takes a while.
 
     Args:
         workers: the last one of each rank.
@@ -48,10 +49,12 @@ def account(
         assert failure is not None
         earlier.setdefault(one.rank, []).append(failure)
     ours = set(final)
-    results = tuple(
-        _result(one, plan, found.get(one), one in ours, one in firsts, tuple(earlier.get(one.rank, ())))
-        for one in workers
-    )
+    turns, made = Turns(), []
+    for one in workers:
+        before = tuple(earlier.get(one.rank, ()))
+        made.append(_result(one, plan, found.get(one), failed=one in ours, first=one in firsts, earlier=before))
+        await turns.rest()
+    results = tuple(made)
     remains = [*remains, *(one for result in results for one in of_worker(result))]
     if remains:  # what nobody knows the owner of, each may have left
         mine = {one.rank: tuple(it for it in remains if it.rank in (None, one.rank)) for one in results}
@@ -115,10 +118,10 @@ def _result(
         stderr=stderr,
         failure=failure,
         value=worker.value,
-        earlier=earlier,
         unkillable=worker.unkillable,
         stacks=worker.stacks,
         why=why(worker, found, failed=False) if failure is None else failure.why,
+        earlier=earlier,
     )
 
 

@@ -17,6 +17,7 @@ from .child import _letters, _socket, _tasks
 from .entry import Function
 from .errors import SpecError
 from .launch import importable_main
+from .placement import Places
 from .pool import Pool
 from .spec import GroupSpec, Logs, Stop
 from .tasks import Limits, encode
@@ -71,6 +72,7 @@ class WorkerExecutor(Executor):
         max_pending: int | None = None,
         env: Mapping[str, str | None] | None = None,
         logs: Logs | None = None,
+        placement: Places | None = None,
         name: str = "executor",
     ) -> None:
         if max_workers is None:
@@ -101,6 +103,7 @@ class WorkerExecutor(Executor):
             stop=Stop(grace=5),
             start=start,
             preload=preload,
+            placement=placement,
         )
         self._pool = Pool(spec, limits)
         # one that is forgotten ends when its last task is done

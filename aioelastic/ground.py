@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cgroups import ControlGroups
 from .entry import Command
 from .errors import SpecError
 from .launch import (
@@ -25,11 +27,14 @@ from .launch import (
     absolute,
     check_limits,
     check_open,
+    check_places,
+    guardian,
     merged,
+    needs_guardian,
     plan,
     preflight,
 )
-from .proof import check_free, names_left, ports_left
+from .proof import check_free, check_gpus, gpus_left, names_left, ports_left
 from .remains import Remains
 from .report import read_report
 from .sinks import Sinks
@@ -76,6 +81,7 @@ class Ground:
         self._calls = Calls()
         self._port: Port | None = None
         self._error_dir: Path | None = None
+        self._cgroups: dict[str | None, ControlGroups] = {}
         self._first: LaunchPlan | None = None
 
     async def open(self, run_id: str) -> LaunchPlan:
@@ -116,9 +122,15 @@ class Ground:
             raise OSError("they were started by a launcher of the caller's")
         return self._launchers.left()
 
-    async def left(self) -> list[Remains]:
-        """What is left beside processes: ports, and names of shared memory."""
-        return await insist(self._proc.submit(lambda: [*ports_left(self._spec.ports), *names_left()]))
+    async def left(self, pids: Collection[int]) -> list[Remains]:
+        """What is left beside processes: ports, names of shared memory, GPU memory of those that there were; and what
+        only its control group knows of."""
+
+        def look() -> list[Remains]:
+            there = [one for cgroups in self._cgroups.values() for one in cgroups.left()]
+            return [*there, *ports_left(self._spec.ports), *names_left(), *gpus_left(self._gpus(), pids)]
+
+        return await insist(self._proc.submit(look))
 
     async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
@@ -145,6 +157,7 @@ class Ground:
         self._open_guardian()
         check_limits(self._spec, self._launchers.is_up)
         check_free(self._spec.ports)
+        check_gpus(self._gpus())
         self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
@@ -161,7 +174,8 @@ class Ground:
             environ=self.environ,
             error_dir=self._error_dir,
         )
-        self._first = self._pack(preflight(planned, self.environ))
+        check_places(planned)
+        self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
         return self._first
@@ -173,6 +187,9 @@ class Ground:
         # zygotes answer to it in any case, but it has to know that they may take their time
         if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
             self._launchers.open_guardian()
+            if needs_guardian(spec) and not self._launchers.has_guardian:
+                words = "is given by the guardian, which cannot run here"
+                raise SpecError("placement", spec.places, words, "leave it out")
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
         assert self._first is not None
@@ -199,7 +216,25 @@ class Ground:
         workers = tuple(
             replace(one, program=first[one.rank].program, call=first[one.rank].call) for one in later.workers
         )
-        return replace(later, workers=workers)
+        return self._placed(replace(later, workers=workers), later.run_id)
+
+    def _placed(self, plan: LaunchPlan, run_id: str) -> LaunchPlan:
+        """With the control groups made that workers are to have."""
+        workers = []
+        for one in plan.workers:
+            asked = one.placement.cgroup if one.placement is not None else False
+            if asked:
+                below = None if asked is True else str(asked)
+                if below not in self._cgroups:
+                    made = self._cgroups[below] = ControlGroups(below, run_id)
+                    with contextlib.suppress(OSError):  # where there is none, nobody is to be told
+                        guardian().end_cgroup(str(made.path))
+                one = replace(one, cgroup=self._cgroups[below].make(one.rank, one.attempt))
+            workers.append(one)
+        return replace(plan, workers=tuple(workers))
+
+    def _gpus(self) -> set[int | str]:
+        return {gpu for place in self._spec.places if place is not None for gpu in place.gpus or ()}
 
     def _find(self, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         found = self.witness.find(ended_badly)
@@ -239,6 +274,8 @@ class Ground:
         self.witness.close()
         self.census.close()
         self.poller.let_go()
+        for cgroups in self._cgroups.values():
+            cgroups.close()
         if self._port is not None:
             self._port.close()
 

@@ -28,12 +28,14 @@ from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_a
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import GroupResult, Reason
 from .passes import Passes
+from .placement import Places
 from .proof import clear
 from .remains import Process
 from .restart import Restart
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
+from .turns import Turns
 from .worker import Worker
 
 # Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
@@ -68,6 +70,7 @@ class Group:
         start: Start = "zygote",
         preload: Sequence[str] = (),
         ports: Sequence[int] = (),
+        placement: Places | None = None,
         restart: Restart | None = None,
         check: bool = True,
         on_event: Callable[[Event], object] | None = None,
@@ -75,7 +78,7 @@ class Group:
     ) -> None:
         spec = entry if isinstance(entry, GroupSpec) else GroupSpec.of(
             entry, n, name=name, env=env, logs=logs, stop=stop, start=start, preload=preload, ports=ports,
-            restart=restart,
+            restart=restart, placement=placement,
         )  # fmt: skip
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             remedy = "give def f(event): ..., or use `async for event in group.events()`"
@@ -251,9 +254,7 @@ class Group:
         """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
         if not self._reading:
             self._reading = True
-            for worker in self._workers:
-                if worker.state is not State.PLANNED and worker.state not in FINAL:
-                    worker.begin_reading()
+            self._read(iter(self._workers))
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
@@ -389,14 +390,17 @@ class Group:
         """All workers are over: look for strays, flush the sinks, make the result."""
         passes, ground = self._passes, self._ground
         remains = await clear(self.census, self.run_id, ground.adopted, passes.patience, self.stop_policy, self.leaked)
-        remains += await ground.left()
+        pids = {one.pid for one in self._leaked}
+        pids.update(one.pid for one in (*passes.ended, *passes.workers) if one.pid is not None)
+        known = {one.pid for one in remains if one.kind == "process"}
+        remains += [one for one in await ground.left(pids) if one.kind != "process" or one.pid not in known]
         ended_badly = [
             w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
         ]
         found = await ground.close(passes.patience, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
         assert self.plan is not None
-        result = account(
+        result = await account(
             self.plan,
             passes.workers,
             passes.ended,
@@ -415,6 +419,15 @@ class Group:
             self._end.set_exception(passes.problem)
         else:
             self._end.set_result(result)
+
+    def _read(self, workers: Iterator[Worker]) -> None:
+        turns = Turns()
+        for worker in workers:
+            if worker.state is not State.PLANNED and worker.state not in FINAL:
+                worker.begin_reading()
+            if turns.due():
+                self.loop.call_soon(self._read, workers)
+                return
 
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:

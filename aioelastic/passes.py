@@ -24,13 +24,12 @@ from .remains import Process
 from .restart import Restart, Verdict, decide
 from .stacks import BOUND
 from .thread import finished
+from .turns import Turns
 from .watch import Stray
 from .worker import Worker
 
 # Starts that are under way at a time.
 AHEAD = 16
-# After this long at starting workers the loop gets its turn.
-SLICE = 0.001
 
 
 class Host(Keeper, Protocol):
@@ -78,10 +77,13 @@ class Passes:
         """The first attempt."""
         self._ground, self._launcher = ground, launcher
         self._halted = self._host.loop.create_future()
-        self.workers = [Worker(one, self._host) for one in plan.workers]
         self.started_ns = time.monotonic_ns()
         self._busy += 1
         try:
+            turns = Turns()
+            for one in plan.workers:
+                self.workers.append(Worker(one, self._host))
+                await turns.rest()
             await self._launch(self.workers)
         except BaseException:
             self._host.begin_stop("stopped")
@@ -254,8 +256,7 @@ class Passes:
 
     async def _launch(self, workers: list[Worker]) -> None:
         """Start them, a few at a time, adopt them in order; whatever happens, adopt all that were begun."""
-        loop = self._host.loop
-        turn = loop.time()
+        turns = Turns()
         waiting = deque(workers)
         begun: deque[Worker] = deque()
         problem: BaseException | None = None
@@ -264,7 +265,7 @@ class Passes:
                 begun.append(waiting.popleft())
                 begun[-1].launch(self._launcher)
                 self._unsettled += 1
-                if loop.time() - turn > SLICE:
+                if turns.due():
                     break
             worker = begun.popleft()
             try:
@@ -273,10 +274,10 @@ class Passes:
                         await finished(worker.starting)
                 finally:
                     worker.adopt()
-                self._host.started(worker)
-                if loop.time() - turn > SLICE:
+                    self._host.started(worker)  # cancelled or not, it runs
+                if turns.due():
                     await asyncio.sleep(0)
-                    turn = loop.time()
+                    turns.begin()
             except LaunchFailed:
                 self.exited(worker)
             except BaseException as exc:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import shm
+from . import cgroups, shm
 from .errors import SpecError
 from .outcome import Result
 from .remains import Process, Remains
@@ -17,6 +17,7 @@ from .thread import insist
 from .watch import Census, Left, Stray, describe, socket_holders
 
 if TYPE_CHECKING:
+    from .gpu import Gpu
     from .spec import Stop
 
 _LISTEN = "0A"  # net/tcp_states.h, as proc_net_tcp(5) shows it
@@ -53,8 +54,8 @@ async def clear(
             one.close(census.loop)
     else:
         there = await sweep(find, patience, stop, on_found)
-    remains = [_still_runs(one.process, _rank(one.lineage, run_id)) for one in there]
-    remains += [_still_runs(describe(one.pid)) for one in left.whose]
+    remains = [_still_runs(one.process, _rank(one.pid, one.lineage, run_id)) for one in there]
+    remains += [_still_runs(describe(one.pid), _rank(one.pid, (), run_id)) for one in left.whose]
     if left.doubt:
         remains.append(Remains("unproven", f"whether other processes are left is not known: {left.doubt}"))
     return remains
@@ -78,6 +79,39 @@ def ports_left(ports: Iterable[int]) -> list[Remains]:
     return found
 
 
+def check_gpus(wanted: Collection[int | str]) -> None:
+    """Whether a group's GPUs are here, where that can be known. Raises `SpecError`."""
+    from . import gpu  # loaded by whoever has one
+
+    try:
+        found = gpu.devices() if wanted else ()
+    except gpu.DeviceUnavailable as exc:
+        if exc.reason is gpu.Reason.NO_EXTRA:
+            return
+        raise SpecError("Placement.gpus", list(wanted), f"cannot be had: {exc}", "leave them out") from None
+    for one in wanted:
+        if not any(_is(one, number, device) for number, device in enumerate(found)):
+            remedy = f"there are {len(found)}: {', '.join(device.uuid for device in found) or 'none'}"
+            raise SpecError("Placement.gpus", one, "is not a GPU of this machine", remedy)
+
+
+def gpus_left(given: Collection[int | str], pids: Collection[int]) -> list[Remains]:
+    """Memory of those GPUs that these processes have, by the driver's own books."""
+    from . import gpu
+
+    try:
+        found = gpu.devices() if given else ()
+    except gpu.DeviceUnavailable as exc:
+        return [Remains("unproven", f"whether the workers' GPU memory is free is not known: {exc}")]
+    return [
+        Remains("gpu", f"{_amount(one.used)} of GPU {number} ({device.name}) is held by process {one.pid}", pid=one.pid)
+        for number, device in enumerate(found)
+        if any(_is(wanted, number, device) for wanted in given)
+        for one in device.processes
+        if one.pid in pids
+    ]
+
+
 def names_left() -> list[Remains]:
     """Named shared memory of processes that are gone, which could not be removed."""
     return [Remains("memory", f"shared memory {path} could not be removed") for path in shm.sweep()]
@@ -94,12 +128,23 @@ def of_worker(result: Result) -> list[Remains]:
     return found
 
 
+def _is(wanted: int | str, number: int, device: Gpu) -> bool:
+    return wanted in (number, device.uuid, *device.instances)
+
+
+def _amount(used: int | None) -> str:
+    return "memory" if used is None else f"{used / 2**20:,.0f} MiB"
+
+
 def _still_runs(process: Process, rank: int | None = None) -> Remains:
     return Remains("process", f"{_words(process)} still runs", rank, process.pid)
 
 
-def _rank(lineage: tuple[str, ...], run_id: str) -> int | None:
-    return next((int(one.split("/")[1]) for one in lineage if one.startswith(f"{run_id}/")), None)
+def _rank(pid: int, lineage: tuple[str, ...], run_id: str) -> int | None:
+    for one in lineage:
+        if one.startswith(f"{run_id}/"):
+            return int(one.split("/")[1])
+    return cgroups.rank_of(pid, run_id)
 
 
 def is_free(port: int) -> bool:

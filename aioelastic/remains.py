@@ -43,13 +43,14 @@ class Remains:
 
     Attributes:
         kind: a `"process"` that runs; a `"stream"` of a worker that somebody holds open; a `"port"` that was declared
-            and is taken; shared `"memory"` that has a name; or `"unproven"`: nothing was found, but nobody can be sure.
+            and is taken; shared `"memory"` that has a name; memory of a `"gpu"` that the worker was given; or
+            `"unproven"`: nothing was found, but nobody can be sure.
         words: what, and who has it.
         rank: whose it is; None: the group's, or nobody knows.
         pid: of the process, or of who holds it, if known.
     """
 
-    kind: Literal["process", "stream", "port", "memory", "unproven"]
+    kind: Literal["process", "stream", "port", "memory", "gpu", "unproven"]
     words: str
     rank: int | None = None
     pid: int | None = None

@@ -9,6 +9,7 @@ from .events import Event
 from .group import Group
 from .launch import By, Launcher
 from .outcome import GroupResult
+from .placement import Places
 from .restart import Restart
 from .spec import Logs, Start, Stop, check_timeout
 
@@ -24,6 +25,7 @@ async def supervise(
     start: Start = "zygote",
     preload: Sequence[str] = (),
     ports: Sequence[int] = (),
+    placement: Places | None = None,
     restart: Restart | None = None,
     timeout: float | None = None,
     check: bool = True,
@@ -50,6 +52,8 @@ async def supervise(
         preload: modules that the zygote imports once.
         ports: TCP ports on which workers will listen: a `SpecError` says who has one that is taken before the start,
             and `GroupResult.remains` who has one that is not free at the end.
+        placement: where workers run: a `Placement` for all ranks (CPUs, NUMA nodes, GPUs, limits, a control group), a
+            builder `rank -> Placement`, or a list with one per rank; as this program does when not given.
         restart: which failures are answered by a new attempt; none when not given.
         timeout: seconds after which the group is stopped.
         check: raise when a worker failed or the time was over; else look at the result.
@@ -81,13 +85,14 @@ async def supervise(
         start=start,
         preload=preload,
         ports=ports,
+        placement=placement,
         restart=restart,
         check=False,
         on_event=on_event,
         launcher=launcher,
     )
+    group.begin_reading()  # each worker from its start on
     async with group:
-        group.begin_reading()
         await group.finish(timeout)
     result = await group.wait()
     group.forget()

@@ -23,7 +23,7 @@ def sweep(below: Path = SHM) -> list[Path]:
     stay = []
     for old in below.glob(f"{_DIRECTORY}*"):
         try:
-            lock = _locked(old)
+            lock = locked(old)
         except OSError:
             continue  # in use, gone meanwhile, or another user's
         shutil.rmtree(old, ignore_errors=True)
@@ -44,7 +44,7 @@ def own_directory(below: Path) -> str:
         me = os.getpid()
         fresh = below / f".{_DIRECTORY}{me}-{os.urandom(4).hex()}"
         fresh.mkdir(mode=0o700)
-        lock = _locked(fresh)
+        lock = locked(fresh)
         own = fresh.with_name(fresh.name[1:])  # by that name it is found, and is locked
         fresh.rename(own)
         _own[below] = own, lock
@@ -75,7 +75,8 @@ def forget() -> None:
     _own.clear()
 
 
-def _locked(directory: Path) -> int:
+def locked(directory: Path) -> int:
+    """A descriptor that holds its lock. Raises `OSError`, also when somebody else has it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,6 +28,7 @@ from .checks import (
 )
 from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
+from .placement import Placement, Places, resolve_places
 from .restart import Restart
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class GroupSpec:
     start: Start = "zygote"
     preload: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
+    places: tuple[Placement | None, ...] = ()
 
     @classmethod
     def of(
@@ -275,6 +277,7 @@ class GroupSpec:
         start: Start = "zygote",
         preload: Sequence[str] = (),
         ports: Sequence[int] = (),
+        placement: Places | None = None,
     ) -> GroupSpec:
         """Resolve the three forms of `entry` to one per rank, and check the rest.
 
@@ -317,8 +320,29 @@ class GroupSpec:
             raise SpecError("ports", ports, "is not a list of port numbers", "give ports=[8000]")
         for at, port in enumerate(ports):
             check_whole(f"ports[{at}]", port, 1, 65_535)
+        variables = check_env("env", env)
+        places = resolve_places(placement, len(entries))
+        _check_places(places, entries, variables, start)
         restart = restart or Restart.never()
-        return cls(entries, name, check_env("env", env), logs, stop, restart, start, tuple(preload), tuple(ports))
+        return cls(entries, name, variables, logs, stop, restart, start, tuple(preload), tuple(ports), places)
+
+
+def _check_places(
+    places: Sequence[Placement | None],
+    entries: Sequence[Command | Function],
+    env: Mapping[str, str | None],
+    start: Start,
+) -> None:
+    for rank, (place, entry) in enumerate(zip(places, entries, strict=True)):
+        if place is None:
+            continue
+        if isinstance(entry, Function) and not isinstance(start, str):
+            remedy = 'leave out placement, or use start="zygote"'
+            raise SpecError("placement", place, "is not for functions in an executor of the caller's", remedy)
+        for key in place.env:
+            if key in env or key in entry.env:
+                problem = f"says what {key} in env of rank {rank} says"
+                raise SpecError("Placement.gpus", place.gpus, problem, "leave one of them out")
 
 
 def _std(field: str, value: Any) -> Std | FrozenDict[int, Std]:

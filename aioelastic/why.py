@@ -78,10 +78,12 @@ class Kills:
     Attributes:
         group: of our memory cgroup and those below it (cgroups(7)).
         machine: of the whole machine (/proc/vmstat).
+        own: of the worker's own control group, if it has one (`Placement.cgroup`): nobody else's.
     """
 
     group: int | None = None
     machine: int | None = None
+    own: int | None = None
 
     def since(self, before: Kills) -> Kills:
         """What came after `before`."""
@@ -165,6 +167,8 @@ def cause_of(facts: Facts) -> Cause:
     if exit.core_dumped or cause.kind in ("crash", "fatal_error"):
         core_words = (facts.found.core_words,) if facts.found.core_words else ()
         cause = replace(cause, evidence=cause.evidence + core_words, core=facts.found.core)
+    if xid := _last(_XID, facts.found.kernel):  # what the GPU's driver said about it, whatever came of that
+        cause = replace(cause, evidence=(*cause.evidence, f"kernel log: {xid}"))
     if cause.kind not in ("out_of_memory", "foreign_signal") and facts.found.kills.group:
         words = f"the kernel has killed {facts.found.kills.group} of its memory cgroup for lack of memory meanwhile"
         cause = replace(cause, evidence=(*cause.evidence, words))
@@ -223,6 +227,9 @@ def _signalled(facts: Facts, exit: Exit, number: int) -> Cause:
     told = _last(_OOM, facts.found.kernel)
     if number == _signal.SIGKILL and told:
         return Cause("out_of_memory", "killed by the kernel for lack of memory", (f"kernel log: {told}",))
+    if number == _signal.SIGKILL and facts.found.kills.own:
+        words = f"the oom_kill counter of its own control group is {facts.found.kills.own}"
+        return Cause("out_of_memory", "killed by the kernel for lack of memory", (words,))
     if number in facts.sent:
         words = f"ended by {name}, which this program sent with send_signal()"
         return Cause("our_signal", words, stage="send_signal")
@@ -231,7 +238,7 @@ def _signalled(facts: Facts, exit: Exit, number: int) -> Cause:
     if fatal := _fatal(facts, 0):
         return fatal
     if number in _CRASHES:
-        told = facts.found.kernel[-1] if facts.found.kernel else ""
+        told = next((one for one in reversed(facts.found.kernel) if not _XID.search(one)), "")
         evidence = (f"kernel log: {told}",) if told else _last_words(facts) if number == _signal.SIGABRT else ()
         return Cause("crash", f"crashed with {name}, it {_CRASHES[number]}", evidence, certain=bool(told))
     if number in _LIMITS:
@@ -266,6 +273,7 @@ def _foreign(facts: Facts, number: int) -> Cause:
 # --- by a code ---
 
 _OOM = re.compile(r"Killed process \d+ ")
+_XID = re.compile(r"NVRM: Xid ")  # https://docs.nvidia.com/deploy/xid-errors
 _LOADER = re.compile(
     r"error while loading shared libraries: |^Error loading shared library |symbol lookup error: "
     r"|: cannot open shared object file: |: version `.*' not found \(required by "

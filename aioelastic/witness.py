@@ -97,7 +97,8 @@ class Witness:
         self._unclaimed = Kills(_sum(self._unclaimed.group, new.group), _sum(self._unclaimed.machine, new.machine))
         while self._failed:
             worker = self._failed.popleft()
-            self._kills[worker] = self._unclaimed
+            own = None if worker.plan.cgroup is None else _counter(worker.plan.cgroup / "memory.events")
+            self._kills[worker] = Kills(self._unclaimed.group, self._unclaimed.machine, own)
             assert worker.exit is not None
             if is_kill(worker.exit) and signal.SIGKILL not in worker.trail.sent:
                 # one rise explains one death, whenever it is seen: a large process takes its time to end
@@ -137,11 +138,12 @@ def parse_record(record: bytes) -> tuple[int | None, str]:
     priority = head.split(b",", 1)[0]
     if about is None or not priority.isdigit() or int(priority) >> 3:
         return None, line
-    return int(about.group(1) or about.group(2)), line
+    return int(about.group(1) or about.group(2) or about.group(3)), line
 
 
 _ABOUT = re.compile(
     r"Killed process (\d+) \(|\[(\d+)\]:? (?:segfault at|trap |unhandled |general protection|bad frame)"
+    r"|NVRM: Xid \([^)]*\): \d+, pid=(\d+)"
 )
 
 

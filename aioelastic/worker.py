@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import cgroups
 from . import stop as _stop
 from .errors import LaunchFailed, RemoteError
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
@@ -167,6 +168,8 @@ class Worker(Correspondent):
 
     def begin_reading(self) -> None:
         """Read its output from now on; until then it waits in the pipes, even after the exit."""
+        if self._reading or self._process is None:
+            return
         self._reading = True
         if self.ended_ns:
             self._after_exit()
@@ -287,6 +290,8 @@ class Worker(Correspondent):
             alive = True
         if not leader_only:
             self._process.signal_group(signal.SIGKILL)
+            if self.plan.cgroup is not None:
+                cgroups.kill(self.plan.cgroup)
         if alive:
             self._stopped_by = signal.SIGKILL
             self._to(Trigger.KILL)
@@ -316,6 +321,10 @@ class Worker(Correspondent):
                 policy = replace(policy, grace=0)  # their leader used it up
             find = partial(_stop.strays_of, keeper.census, self.owner, self.pid, self._ended_ticks)
             await _stop.sweep(find, self.patience, policy, self._found)
+            if self.plan.cgroup is not None:  # what could not be found by anything else
+                for one in cgroups.members(self.plan.cgroup):
+                    self._found(one)
+                await cgroups.end(self.plan.cgroup, self.patience, policy.bound)
         if not await self.patience.until(self._all_over, keeper.logs.drain, grace=False):
             still_open = {std: pump for std, pump in self._pumps.items() if not pump.finish()}
             if still_open:
@@ -389,7 +398,9 @@ class Worker(Correspondent):
         if self.answer is not None:
             self.answer.finish()
         self._ended_ticks = ticks_now()
-        self._left_group = self._process.group_alive()
+        self._left_group = self._process.group_alive() or (
+            self.plan.cgroup is not None and cgroups.is_populated(self.plan.cgroup)
+        )
         keeper = self._keeper
         keeper.emit(Exited(self.rank, self.pid, self.attempt, exit.ended_at, exit))
         self.patience.notice()

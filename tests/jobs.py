@@ -8,6 +8,7 @@ import faulthandler
 import os
 import queue
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -371,3 +372,24 @@ def supervises_a_fork() -> None:
 
     asyncio.run(run())
     hangs_in_c(False)
+
+
+def place() -> dict[str, Any]:
+    """Where this process runs."""
+    with open("/proc/self/oom_score_adj") as file:
+        oom_score_adj = int(file.read())
+    with open("/proc/self/numa_maps") as file:
+        memory = file.readline().split()[1]
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "oom_score_adj": oom_score_adj,
+        "NOFILE": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "memory": memory,
+    }
+
+
+def printed(path: str) -> None:
+    """A file, to stdout."""
+    with open(path) as file:
+        print(file.read(), end="")

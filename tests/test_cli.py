@@ -95,7 +95,7 @@ class Live:
 
     def __enter__(self) -> Self:
         self.watchdog = subprocess.Popen(  # a test that waits for a line that never comes ends too
-            ["/bin/sh", "-c", f"sleep {BOUND} & trap 'kill $!; exit' TERM; wait; kill -KILL {self.process.pid}"]
+            ["/bin/sh", "-c", f"trap 'kill $!; exit' TERM; sleep {BOUND} & wait; kill -KILL {self.process.pid}"]
         )
         return self
 
@@ -729,3 +729,8 @@ def test_stray_children_are_told_and_ended() -> None:
     pid = int(done.stdout)
     assert f"left running by a worker, ended by us: pid {pid}" in done.stderr
     assert not alive(pid)
+
+
+def test_each_in_a_control_group() -> None:
+    done = run("-n", "2", "--cgroup", "--dry-run", "--", "true")
+    assert done.stdout.count("  placement: a control group of its own\n") == 2

@@ -29,7 +29,6 @@ from aioelastic import (
     plan,
     supervise,
 )
-from aioelastic.child import _order
 from aioelastic.events import Exited, Ready, Spawned
 from aioelastic.launch import _zygote
 from aioelastic.spec import GroupSpec
@@ -391,18 +390,6 @@ async def test_a_zygote_that_nobody_wants_leaves(monkeypatch: Any) -> None:
     zygote = (await run(Function(jobs.parent)))[0].value
     await gone(zygote)
     assert (await run(Function(jobs.parent)))[0].value != zygote
-
-
-async def test_a_zygotes_worker_may_be_bound_to_cpus(monkeypatch: Any) -> None:
-    """What placement will ask for, in the message that asks for a worker."""
-    (cpu, *_) = sorted(os.sched_getaffinity(0))
-    real = _order.encode
-
-    def bound(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
-        return real(kind, (*body[:3], (cpu,), *body[4:]) if kind == _order.FORK else body)
-
-    monkeypatch.setattr(_order, "encode", bound)
-    assert (await run(Function(os.sched_getaffinity, 0)))[0].value == {cpu}
 
 
 async def test_a_zygote_that_dies_takes_its_workers_and_the_group_says_so() -> None:

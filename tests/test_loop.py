@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import BlockBuster
-from helpers import kill_and_see_it_dead, sh
+from helpers import QUIET, kill_and_see_it_dead, sh
 
-from aioelastic import Logs, Match, Rotate, Std, Stop, supervise
-from aioelastic.events import Spawned
+from aioelastic import Logs, Match, Rotate, Std, Stop, supervise, turns
+from aioelastic.events import Event, Spawned
 from aioelastic.watch import Poller
 
 
@@ -23,6 +25,8 @@ def blocking_raises() -> Iterator[None]:
     buster = BlockBuster()
     buster.activate()
     buster.functions["os.read"].can_block_in("subprocess.py", "_execute_child")  # the exec's errno, until it is done
+    # a helper thread whose last word this is: what it waits for is that it gets the interpreter once more
+    buster.functions["threading.Lock.acquire"].can_block_in("aioelastic/thread.py", "_ended")
     try:
         yield
     finally:
@@ -112,3 +116,28 @@ async def test_an_exit_is_told_once_however_busy_the_pipes_are() -> None:
         os.close(fd)
     os.waitpid(child, 0)
     assert told == [child]
+
+
+@pytest.mark.parametrize("cancel_at", [*range(12), None])
+async def test_each_turn_of_the_loop_while_workers_start(monkeypatch: Any, cancel_at: int | None) -> None:
+    """The loop has its turn after every single worker, and in any of these turns the task may be cancelled."""
+    monkeypatch.setattr(turns, "SLICE", -1.0)
+    spawned: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        spawned.extend([event] if isinstance(event, Spawned) else [])
+
+    task = asyncio.create_task(supervise(sh("exit 0"), 6, logs=QUIET, on_event=on_event))
+    between = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        if spawned and len(spawned) < 6:
+            if between == cancel_at:
+                task.cancel()
+            between += 1
+    if cancel_at is None:
+        assert (await task).ok
+        assert between >= 5
+    else:
+        with contextlib.suppress(asyncio.CancelledError):
+            assert (await task).ok

@@ -31,12 +31,15 @@ import os, resource, sys
 if os.fork() == 0:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_RTTIME, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(null, fd)
         os.execve("/bin/sleep", ["sleep", "1000"], {})
+    os.close(theirs)
+    os.read(ours, 1)  # until its execve: only then is its environment clean
     print("made", pid, flush=True)
     os._exit(0)
 os.wait()

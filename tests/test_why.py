@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -23,11 +24,13 @@ from aioelastic import (
     Command,
     Function,
     Group,
+    Placement,
     Restart,
     Result,
     Stop,
     WorkerExecutor,
     WorkerFailed,
+    ground,
     supervise,
     witness,
 )
@@ -317,6 +320,27 @@ def test_sigkill_and_counters() -> None:
     assert "killed 1 of its memory cgroup" in str(other)
 
 
+async def test_the_counter_of_its_own_control_group(monkeypatch: Any, tmp_path: Path) -> None:
+    """A directory that looks like one: the memory controller is seldom ours to turn on."""
+    (tmp_path / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
+    made = types.SimpleNamespace(path=tmp_path, make=lambda *_: tmp_path, left=list, close=lambda: None)
+    monkeypatch.setattr(ground, "ControlGroups", lambda *_: made)
+    why = await died(sh("kill -9 $$"), placement=Placement(cgroup=True))
+    assert (why.kind, why.certain) == ("out_of_memory", True)
+    assert "its own control group is 1" in str(why)
+
+
+def test_what_the_gpus_driver_said() -> None:
+    xid = "NVRM: Xid (PCI:0000:3b:00): 31, pid=42, name=python, MMU Fault"
+    for facts in (
+        Facts(exit_with(1), raised="RuntimeError: CUDA error", found=Evidence(kernel=(xid,))),
+        Facts(exit_with(signal=6), found=Evidence(kernel=(xid,))),
+    ):
+        assert f"kernel log: {xid}" in cause_of(facts).evidence
+    crash = cause_of(Facts(exit_with(signal=11), found=Evidence(kernel=("python[42]: segfault at 0", xid))))
+    assert crash.evidence[0] == "kernel log: python[42]: segfault at 0"
+
+
 def test_ours_before_counters() -> None:
     why = cause_of(Facts(KILLED, sent=frozenset({9}), found=Evidence(kills=Kills(1, 1))))
     assert why.kind == "our_signal"
@@ -387,6 +411,11 @@ def test_the_line_in_a_failure() -> None:
         (b"6,1,5,-;traps: a b[7]: x[44] general protection fault ip:1 sp:2\n", 44),
         (b"3,2,5,-;Out of memory: Killed process 45 (python) total-vm:1kB\n SUBSYSTEM=x\n", 45),
         (b"3,2,5,c;Memory cgroup out of memory: Killed process 46 (a (b) c) total-vm:1kB\n", 46),
+        (b"3,9,5,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=51, name=python, Ch 00000008, intr 00000000. MMU Fault\n", 51),
+        (
+            b"3,9,5,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off.\n",
+            None,
+        ),
         (b"12,2,5,-;Out of memory: Killed process 47 (python), says a program\n", None),
         (b"6,1,5,-;usb 1-1: new device [48]\n", None),
         (b"nonsense", None),

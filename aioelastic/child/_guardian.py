@@ -20,7 +20,7 @@ import select
 import time
 from _socket import socket
 
-from . import _mark, _order, _socket
+from . import _mark, _order, _place, _socket
 from ._children import children, end_children, listed, own_list
 from ._libc import function
 
@@ -64,7 +64,7 @@ def main(supervisor: int) -> NoReturn:
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
     deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
     keeping = os.pidfd_open(keeper)
-    asked, graces = False, None
+    asked, graces, guard = False, None, None
     try:
         if os.getppid() == keeper and deaths >= 0:
             guard = Guardian(control, (lifeline, keeping), deaths, null)
@@ -78,6 +78,8 @@ def main(supervisor: int) -> NoReturn:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
             end_children(graces)
+        if guard is not None:
+            _place.remove(guard.cgroups, kill=not asked)
         os._exit(0)
 
 
@@ -107,29 +109,25 @@ class Link:
 
     def say(self, kind: bytes, body: tuple[Any, ...], fd: int | None = None) -> None:
         packet, fds = _order.encode(kind, body)
-        if fd is not None:
-            fds.append(os.dup(fd))
-        self._unsent.append((packet, fds))
-        if len(self._unsent) == 1 and not self._send():
-            self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+        self._unsent.append((packet, fds if fd is None else [*fds, os.dup(fd)]))
+        if len(self._unsent) == 1:
+            self.write(waited=False)
 
-    def write(self) -> None:
-        if self._send():
-            self._epoll.modify(self.sock, select.EPOLLIN)
-
-    def _send(self) -> bool:
-        """Whether all of it was taken."""
+    def write(self, waited: bool = True) -> None:
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
                 _socket.send(self.sock, packet, fds)
             except BlockingIOError:
-                return False
+                if not waited:
+                    self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+                return
             except OSError:
                 pass  # it is gone, which reading tells
             self._unsent.pop(0)
             _socket.close(fds)
-        return True
+        if waited:
+            self._epoll.modify(self.sock, select.EPOLLIN)
 
     def close(self) -> None:
         for _, fds in self._unsent:
@@ -140,7 +138,11 @@ class Link:
 
 
 class Guardian:
-    """Serves one program."""
+    """Serves one program.
+
+    Attributes:
+        cgroups: control groups of its groups, to be removed at the end.
+    """
 
     def __init__(self, control: socket, lifelines: tuple[int, ...], deaths: int, null: int) -> None:
         self._control = control
@@ -153,6 +155,7 @@ class Guardian:
         self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
         self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
         self._latest = 0.0  # when the last grace of any group is over
+        self.cgroups: list[str] = []
         self._epoll = select.epoll()
 
     def serve(self) -> bool:
@@ -209,6 +212,8 @@ class Guardian:
                     self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), 0, number, None)
                 except OSError:
                     pass  # its own socket closes, which says it
+            elif packet[:1] == _order.CGROUP:
+                self.cgroups = [one for one in self.cgroups if os.access(one, os.F_OK)] + [body[0]]
             elif packet[:1] == _order.END:
                 for child in self._children.values():
                     if child.link is None and child.number == body[0]:
@@ -286,7 +291,7 @@ class Guardian:
         return min(self._graces.values()) - now if self._graces else None
 
     def _start(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, program, argv, overlay, cwd, mark, streams = body
+        number, program, argv, overlay, cwd, mark, streams, place = body
         environ = dict(link.environ)
         for key, value in overlay.items():
             if value is None:
@@ -299,13 +304,13 @@ class Guardian:
         try:
             os.chdir(where)
             where = program
-            if link.surroundings is None:
+            if link.surroundings is None and place is None:
                 pid = self._spawn(program, argv, environ, stdio, mark)
             else:
-                pid = self._fork(program, argv, environ, stdio, mark, link.surroundings)
+                pid = self._fork(program, argv, environ, stdio, mark, link.surroundings, place)
             pidfd = self._keep(pid, mark, number, link)
         except OSError as exc:
-            link.say(_order.REFUSED, (number, exc.errno, os.fsdecode(where)))
+            link.say(_order.REFUSED, (number, exc.errno, exc.filename or os.fsdecode(where)))
             return
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
@@ -334,15 +339,27 @@ class Guardian:
         environ: Environ,
         stdio: tuple[int, ...],
         mark: int,
-        surroundings: tuple[Any, ...],
+        surroundings: tuple[Any, ...] | None,
+        place: tuple[tuple[Any, ...], str] | None,
     ) -> int:
         """The same where it shall have what this process could not take back."""
+        orders, cgroup = place or (None, "")
         ours, theirs = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        try:
+            pid, later = _place.fork(cgroup)
+        except OSError:
+            os.close(ours)
+            os.close(theirs)
+            raise
         if pid == 0:
             try:
                 os.setsid()
-                _become(surroundings)
+                if later:
+                    _place.move(later)
+                if surroundings is not None:
+                    _place.become(surroundings)
+                if orders is not None:
+                    _place.take(orders)
                 _mark.put(mark)
                 for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):
                     _signal.signal(signum, _signal.SIG_DFL)
@@ -351,15 +368,15 @@ class Guardian:
                     os.dup2(fd, at)
                 os.execve(program, argv, environ)
             except OSError as exc:
-                os.write(theirs, b"%d" % (exc.errno or 1))
+                os.write(theirs, b"%d %s" % (exc.errno or 1, os.fsencode(exc.filename or "")))
             finally:
                 os._exit(127)
         os.close(theirs)
-        code = os.read(ours, 16)
+        code, _, what = os.read(ours, 4096).partition(b" ")
         os.close(ours)
         if code:
             os.waitpid(pid, 0)
-            raise OSError(int(code), os.strerror(int(code)))
+            raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what) or None)
         return pid
 
     def _keep(self, pid: int, mark: int, number: int, link: Link | None) -> int:
@@ -394,10 +411,10 @@ class Guardian:
 
     def _has_left(self, mark: int) -> bool:
         """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
-        if self._adopted is None and self._list >= 0 and listed(self._list).count(b" ") == len(self._children):
-            self._adopted = set()  # all that there are, are known
         if self._adopted is None:
             known = {child.pid for child in self._children.values()}
+            if self._list >= 0 and listed(self._list).count(b" ") == len(known):
+                return False  # next time it is as cheap
             self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
         return mark in self._adopted or None in self._adopted
 
@@ -430,15 +447,3 @@ class Guardian:
             how(child.pid, signum)  # it is not reaped, so pid and group are its own
         except (ProcessLookupError, PermissionError):
             pass
-
-
-def _become(surroundings: tuple[Any, ...]) -> None:
-    """Take what the program had when its group began, and this process has not."""
-    umask, nice, cpus, limits = surroundings
-    os.umask(umask)
-    for number, limit in limits:
-        if resource.getrlimit(number) != limit:
-            resource.setrlimit(number, limit)
-    if os.getpriority(os.PRIO_PROCESS, 0) != nice:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    os.sched_setaffinity(0, cpus)

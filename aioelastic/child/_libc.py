@@ -15,11 +15,22 @@ class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
 
 
 class _Function(_ctypes.CFuncPtr):
-    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Int
 
 
-def function(name: str) -> Callable[..., Any]:
-    """One of the C library's."""
-    found: Callable[..., Any] = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]
+class _Holding(_ctypes.CFuncPtr):
+    _flags_ = _Function._flags_ | _ctypes.FUNCFLAG_PYTHONAPI
+    _restype_ = _Int
+
+
+def function(name: str, holds: bool = False) -> Callable[..., Any]:
+    """One of the C library's. `holds`: it is called without letting go of the interpreter's lock."""
+    kind = _Holding if holds else _Function
+    found: Callable[..., Any] = kind(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]
     return found
+
+
+def errno_of() -> int:
+    """Why the last call failed."""
+    return _ctypes.get_errno()

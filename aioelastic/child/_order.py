@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 # supervisor → zygote
 SETUP = b"U"  # (sys.path, sys.argv, main, preload, idle seconds)
-FORK = b"F"  # (id, environ, cwd, cpus, streams, mark, lost); descriptors: its channel, stdout, stderr
+FORK = b"F"  # (id, environ, cwd, place, streams, mark, lost); descriptors: its channel, stdout, stderr
 # supervisor → guardian, over its control socket
 CONNECT = b"O"  # (); descriptor: the other end of a new connection
 HELPER = b"H"  # (id, argv, environ): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper
+CGROUP = b"C"  # (path,): of a group's control groups, to be emptied and removed when the program is gone
 LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
 # supervisor → guardian, over one of the connections
 GROUP = b"P"  # (environ, cwd, surroundings, lost): what its workers begin with, and how they end with the program:
 # None at once, or (signal, seconds of grace)
-EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams); descriptors: its streams
+EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams, place); descriptors: its streams
+# a place: (what `Placement.orders` says, the path of a control group or ""); or None
 LEFT = b"W"  # (): who was left to it by now? Answered by the same, (pids,)
 # supervisor → either
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs

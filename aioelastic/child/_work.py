@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from . import _context, _mark, _socket, _stacks, _wire
+from . import _context, _mark, _place, _socket, _stacks, _wire
 from ._failure import describe
 from ._named import Named
 from ._record import write_error
@@ -45,7 +45,7 @@ def copied(
     stderr: int | None,
     environ: dict[str, str],
     cwd: str | None,
-    cpus: Sequence[int] = (),
+    place: tuple[tuple[Any, ...], str] | None = None,
     mark: int = 0,
     call: Call | None = None,
 ) -> NoReturn:
@@ -62,8 +62,11 @@ def copied(
         mine = _only(stdout, stderr, channel)
         os.environ.clear()
         os.environ.update(environ)
-        if cpus:
-            os.sched_setaffinity(0, cpus)
+        if place is not None:
+            orders, cgroup = place
+            if cgroup:
+                _place.move(cgroup)
+            _place.take(orders)
         if mark:
             _mark.put(mark)
         _context.forget()

@@ -111,7 +111,7 @@ class Zygote:
             _socket.close(fds)
 
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, environ, cwd, cpus, streams, mark, lost = body
+        number, environ, cwd, place, streams, mark, lost = body
         ends = iter(fds)
         channel = next(ends)
         stdout = next(ends) if streams & 1 else None
@@ -130,7 +130,7 @@ class Zygote:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != me:  # it died before we could ask to be told
                 os._exit(1)
-            _work.copied(channel, stdout, stderr, environ, cwd, cpus, mark)
+            _work.copied(channel, stdout, stderr, environ, cwd, place, mark)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as exc:

@@ -15,6 +15,7 @@ from ..checks import PID_MAX, check_env
 from ..entry import Command, Function
 from ..errors import SpecError
 from ..launch import absolute, check_limits, plan, preflight
+from ..placement import Placement
 from ..proof import check_free
 from ..restart import Restart
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
@@ -205,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="a TCP port on which workers will listen: it must be free before and after; may be repeated",
     )
+    group.add_argument(
+        "--cgroup",
+        action="store_true",
+        help="run each worker in a control group of its own, from which nothing escapes; needs one that we may write",
+    )
     stopping.add_argument(
         "--require-clean",
         action="store_true",
@@ -230,6 +236,7 @@ def _spec(args: argparse.Namespace) -> GroupSpec:
         start=args.start or "zygote",
         preload=[one.strip() for part in args.preload for one in part.split(",")],
         ports=args.port,
+        placement=Placement(cgroup=True) if args.cgroup else None,
         logs=Logs(
             dir=args.log_dir,
             tee=args.tee,

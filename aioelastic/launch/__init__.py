@@ -11,8 +11,9 @@ from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher
-from ._launchers import By, Launchers, check_launcher
+from ._guardian import GuardianLauncher, guardian
+from ._launchers import By, Launchers, check_launcher, needs_guardian
+from ._places import check_places
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
@@ -42,9 +43,12 @@ __all__ = [
     "check_launcher",
     "check_limits",
     "check_open",
+    "check_places",
     "end_helpers",
+    "guardian",
     "importable_main",
     "merged",
+    "needs_guardian",
     "new_run_id",
     "owner",
     "plan",

@@ -63,7 +63,14 @@ class ForkLauncher:
                 call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
                 assert ends.their_channel is not None
                 _work.copied(
-                    ends.their_channel, ends.their_stdout, ends.their_stderr, environ, worker.cwd, (), worker.mark, call
+                    ends.their_channel,
+                    ends.their_stdout,
+                    ends.their_stderr,
+                    environ,
+                    worker.cwd,
+                    worker.place,
+                    worker.mark,
+                    call,
                 )
             try:
                 pidfd = pidfd_or_none(pid)

@@ -97,6 +97,10 @@ class Guardian:
         with contextlib.suppress(OSError):
             self._send(_order.END, (number,), [])
 
+    def end_cgroup(self, path: str) -> None:
+        """Empty and remove it, and those below it, should this program be gone before it has done that."""
+        self._send(_order.CGROUP, (path,), [])
+
     def left(self, seconds: float) -> list[int]:
         """The pids of what was left to it: roots of whatever workers that have ended have left running.
 
@@ -197,6 +201,7 @@ class GuardianLauncher(Server):
             None if worker.cwd is None else os.fsencode(worker.cwd),
             worker.mark,
             has_stdin | int(bool(worker.pipes & Std.OUT)) << 1 | int(bool(worker.pipes & Std.ERR)) << 2,
+            worker.place,
         )
 
         def given(ends: Ends) -> list[int]:

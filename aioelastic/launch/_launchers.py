@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..entry import Command
 from ..errors import SpecError
 from ..spec import GroupSpec
 from ..thread import HelperThread
@@ -37,8 +38,21 @@ def check_launcher(launcher: Launcher | By, spec: GroupSpec) -> None:
         raise SpecError("launcher", launcher, "cannot start anything", "give an object like aioelastic.launch.Launcher")
     elif not isinstance(spec.start, str):
         raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
-    if spec.stop.if_lost == "stop" and launcher != "guardian":
+    if launcher == "guardian":
+        return
+    if spec.stop.if_lost == "stop":
         raise SpecError("Stop.if_lost", "stop", "is done by the guardian", "leave out launcher, or if_lost")
+    if isinstance(launcher, str) and needs_guardian(spec):
+        places = [one for one in spec.places if one is not None]
+        raise SpecError("placement", places[0], "is given by the guardian", "leave out launcher, or placement")
+
+
+def needs_guardian(spec: GroupSpec) -> bool:
+    """Whether a worker has a place that only the guardian can give it, between fork(2) and execve(2)."""
+    return any(
+        place is not None and (isinstance(entry, Command) or spec.start == "spawn")
+        for place, entry in zip(spec.places, spec.entries, strict=False)
+    )
 
 
 class Launchers:
@@ -85,6 +99,11 @@ class Launchers:
             return
         self._by_start[None] = self._by_start["spawn"] = self._guardian
         self._spare(self._guardian.session)
+
+    @property
+    def has_guardian(self) -> bool:
+        """Whether one runs for it."""
+        return self._guardian is not None
 
     def is_up(self) -> None:
         """Wait until the guardian answers, if there is one."""

@@ -16,6 +16,7 @@ from .. import borrowed
 from ..checks import shown
 from ..child import _mark
 from ..entry import Command, Function
+from ..placement import Orders, Placement
 from ..restart import Restart
 from ..spec import GroupSpec, Std
 from ._call import Call
@@ -47,6 +48,8 @@ class WorkerPlan:
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
         mark: what its descendants are known by (`child/_mark.py`); 0: none.
+        placement: where it runs; None: as its launcher does.
+        cgroup: its control group, once that is made; None: none of its own.
     """
 
     rank: int
@@ -68,6 +71,13 @@ class WorkerPlan:
     executor: Executor | None = None
     stacks_file: Path | None = None
     mark: int = 0
+    placement: Placement | None = None
+    cgroup: Path | None = None
+
+    @property
+    def place(self) -> tuple[Orders, str] | None:
+        """What its process is told to take before it becomes the worker (`child/_place.py`)."""
+        return None if self.placement is None else (self.placement.orders, str(self.cgroup or ""))
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """The worker's whole environment; `base` is not changed."""
@@ -110,6 +120,8 @@ class LaunchPlan:
                 lines += ["", f"rank {one.rank}: function {_called(one.function)}, {how}"]
             if one.cwd is not None:
                 lines.append(f"  cwd: {one.cwd}")
+            if one.placement is not None:
+                lines.append(f"  placement: {one.placement}")
             kind = None if one.executor is None else borrowed.kind_of(one.executor)
             if kind is not None:
                 lines += [f"  {words}" for words in kind.limits]
@@ -183,6 +195,8 @@ def plan(
             overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
         overlay.update(spec.env)
         overlay.update(entry.env)
+        place = spec.places[rank] if spec.places else None
+        overlay.update(place.env if place is not None else {})
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             overlay.setdefault(f"AIOELASTIC_{key}", overlay[key])
         lent = None if isinstance(spec.start, str) or isinstance(entry, Command) else spec.start
@@ -213,6 +227,7 @@ def plan(
                 executor=lent,
                 stacks_file=home / "stacks.txt" if home else None,
                 mark=_mark.of(owner(run_id, rank, attempt)),
+                placement=place,
             )
         )
     stop = spec.stop

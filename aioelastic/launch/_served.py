@@ -352,11 +352,11 @@ class ServedProcess:
         """The kernel says so, before its server does: two are woken at the same time, and not one after the other."""
         self._poller.remove(self._pidfd)
         at_ns, at = time.monotonic_ns(), time.time()
-        self._server.hear()
-        if self._told is None and not self._orphan and not self._reaped and self._on_exit is not None:
-            status = early_status(self.pid, self._pidfd)
-            if status is not None:
-                self._on_exit(RawExit(status, at_ns, at, early=True))
+        status = early_status(self.pid, self._pidfd)
+        if status is None:
+            self._server.hear()
+        elif self._on_exit is not None:
+            self._on_exit(RawExit(status, at_ns, at, early=True))
 
     def _orphan_ended(self) -> None:
         at_ns, at = time.monotonic_ns(), time.time()

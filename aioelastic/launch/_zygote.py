@@ -84,7 +84,7 @@ class Zygote(Server):
         self, worker: WorkerPlan, environ: dict[str, str], poller: Poller, lost: Lost
     ) -> asyncio.Future[ServedProcess]:
         """Ask for one."""
-        body = (environ, worker.cwd or here(), (), int(worker.pipes), worker.mark, lost)
+        body = (environ, worker.cwd or here(), worker.place, int(worker.pipes), worker.mark, lost)
 
         def given(ends: Ends) -> list[int]:
             return [fd for fd in (ends.their_channel, ends.their_stdout, ends.their_stderr) if fd is not None]

@@ -81,18 +81,21 @@ class Poller:
             if exits := self._exits(events):
                 # data can wait for the next turn, and whoever awaits these comes before it; and until they are
                 # reaped, which is then too, another look would show them again
-                self._call(exits)
+                self._call(exits, until)
                 return
-            self._call([fd for fd, _ in events])
-            if self._epoll is None or time.monotonic() > until:
+            if not self._call([fd for fd, _ in events], until) or self._epoll is None:
                 return
             events = self._epoll.poll(0, BATCH)
 
     def _exits(self, events: list[tuple[int, int]]) -> list[int]:
         return [fd for fd, _ in events if fd not in self._pipes]
 
-    def _call(self, fds: list[int]) -> None:
+    def _call(self, fds: list[int], until: float) -> bool:
+        """Whether there is time left. What there was none for, the kernel shows again, in its order."""
         for fd in fds:
             callback = self._callbacks.get(fd)
             if callback is not None:  # not removed by one that came before it
                 callback()
+            if time.monotonic() > until:
+                return False
+        return True

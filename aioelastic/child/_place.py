@@ -1,0 +1,141 @@
+"""Take one's place: what a new process sets for itself before it becomes the worker (`aioelastic.Placement`).
+
+Also for the guardian, which imports little: see there.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import sys
+
+from ._libc import errno_of, function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_CLONE3 = 435
+_CLONE_INTO_CGROUP = 0x2_0000_0000
+_SIGCHLD = 17
+_MPOL_BIND = 2
+_BOUND = 5000  # ms; what does not die within that will not
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
+
+
+def fork(cgroup: str) -> tuple[int, str]:
+    """fork(2), in a process of one thread; the child begins in that control group, or is to `move` to the one returned.
+
+    It is put there as it is made (clone3(2), CLONE_INTO_CGROUP): to move a process later takes up to some 10 ms. Python
+    does not learn of such a fork: the child may only go on to execve(2).
+
+    Raises:
+        OSError: there is no such group, or no more processes.
+    """
+    if not cgroup:
+        return os.fork(), ""
+    fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # struct clone_args: flags, 3 pointers, the signal, stack and its size, 3 more, the cgroup
+        words = (_CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, fd)
+        args = b"".join(one.to_bytes(8, sys.byteorder) for one in words)
+        pid = function("syscall", holds=True)(_CLONE3, args, len(args))
+    finally:
+        os.close(fd)
+    # forbidden, as by the seccomp filters of some containers
+    return (os.fork(), cgroup) if pid < 0 else (pid, "")
+
+
+def move(cgroup: str) -> None:
+    """This process goes into that control group.
+
+    Raises:
+        OSError: it may not; its `filename` says what.
+    """
+    try:
+        with open(f"{cgroup}/cgroup.procs", "w") as file:
+            file.write("0")
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, "Placement.cgroup") from None
+
+
+def remove(cgroups: list[str], kill: bool) -> None:
+    """Those control groups of this program and the ones below, after all that is in them was killed, or may stay."""
+    for path in cgroups:
+        try:
+            if kill:
+                empty(path)
+            for name in os.listdir(path):
+                if os.path.isdir(f"{path}/{name}"):
+                    os.rmdir(f"{path}/{name}")
+            os.rmdir(path)
+        except OSError:
+            pass  # the program has removed it; or something runs in it, which nobody may end
+
+
+def empty(cgroup: str) -> None:
+    """Kill all that is in it, and wait for that as long as it goes on dying."""
+    events = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    with open(f"{cgroup}/cgroup.kill", "w") as file:
+        file.write("1")
+    changed = select.poll()
+    changed.register(events, select.POLLPRI)
+    while b"populated 1" in os.pread(events, 4096, 0) and changed.poll(_BOUND):
+        pass
+    os.close(events)
+
+
+def take(orders: tuple[Any, ...]) -> None:
+    """Set what `Placement.orders` says.
+
+    Raises:
+        OSError: its `filename` is the field that the system refused.
+    """
+    cpus, nodes, nice, oom_score_adj, limits = orders
+    where = ""
+    try:
+        if oom_score_adj is not None:
+            where = "oom_score_adj"
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(oom_score_adj))
+        if nice is not None:
+            where = "nice"
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        if cpus:
+            where = "cpus"
+            os.sched_setaffinity(0, cpus)
+        if nodes:
+            where = "nodes"
+            bind_memory(nodes)
+        for number, pair in limits:
+            where = "limits"
+            resource.setrlimit(number, pair)
+    except (OSError, ValueError) as exc:
+        code = exc.errno if isinstance(exc, OSError) and exc.errno else 1  # setrlimit says ValueError for EPERM
+        raise OSError(code, os.strerror(code), f"Placement.{where}") from None
+
+
+def bind_memory(nodes: tuple[int, ...]) -> None:
+    """Memory of this thread, and of what it starts, comes from these NUMA nodes. Raises `OSError`."""
+    number = _SET_MEMPOLICY.get(os.uname().machine)
+    if number is None:
+        raise OSError(38, os.strerror(38))
+    mask = sum(1 << one for one in nodes)
+    size = max(nodes) // 64 * 8 + 8
+    # the kernel takes one bit less than it is told
+    if function("syscall")(number, _MPOL_BIND, mask.to_bytes(size, sys.byteorder), size * 8 + 1):
+        code = errno_of()
+        raise OSError(code, os.strerror(code))
+
+
+def become(surroundings: tuple[Any, ...]) -> None:
+    """Take what the program had when its group began, and the guardian has not."""
+    umask, nice, cpus, limits = surroundings
+    os.umask(umask)
+    for number, limit in limits:
+        if resource.getrlimit(number) != limit:
+            resource.setrlimit(number, limit)
+    if os.getpriority(os.PRIO_PROCESS, 0) != nice:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.sched_setaffinity(0, cpus)
