@@ -127,10 +127,11 @@ def _result(
 
 def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
     """Why it ended badly; or why it ended, if it was stopped and has not `failed` by itself. None: all is well."""
-    exit, stuck, found = worker.exit, worker.unkillable, found or Evidence()
+    exit, stuck = worker.exit, worker.unkillable
     stopped = exit is not None and exit.stopped_by is not None
     if not failed and not stopped and stuck is None:
         return None
+    found = found or Evidence()
     told = worker.error.headline if worker.error else found.report.message if found.report else ""
     return cause_of(
         Facts(

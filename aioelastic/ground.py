@@ -90,6 +90,7 @@ class Ground:
         Raises:
             SpecError: something asked for cannot be had; nothing of it is left.
         """
+        self.poller.keep()
         try:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
             await self._warm_up(planned)
@@ -272,6 +273,7 @@ class Ground:
         self._calls.close()
         self.witness.close()
         self.census.close()
+        self.poller.let_go()
         for cgroups in self._cgroups.values():
             cgroups.close()
         if self._port is not None:

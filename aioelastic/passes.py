@@ -118,8 +118,11 @@ class Passes:
 
     def exited(self, worker: Worker) -> None:
         """The moment of an exit, or of a refusal: what a failure of its own means is decided now."""
+        self._decide(worker)
         if worker.failed and worker.exit is not None:
-            self._ground.witness.note(worker)
+            self._ground.witness.note(worker)  # in a thread, which would have taken turns with the decision
+
+    def _decide(self, worker: Worker) -> None:
         if not worker.failed or self._host.is_stopping() or worker in self._reasons:
             return
         verdict = self._verdict(worker)
@@ -162,7 +165,10 @@ class Passes:
         self._look()
 
     def _stop_now(self) -> None:
-        for worker in [one for one in reversed(self.workers) if one.ask_to_stop()]:
+        asked = [one for one in reversed(self.workers) if one.ask_to_stop()]
+        for worker in asked:
+            worker.tell_stopping()
+        for worker in asked:
             worker.follow_up()
 
     def _look(self) -> None:

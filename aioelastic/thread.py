@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -94,10 +95,15 @@ async def finished(future: asyncio.Future[Any]) -> None:
     """Wait for what cannot be taken back: a cancellation is raised when it is done, never lost."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
+        waiter = future.get_loop().create_future()
+        wake = partial(_settle_by, waiter)
+        future.add_done_callback(wake)
         try:
-            await asyncio.wait({future})
+            await waiter  # asyncio.wait() does the same in thrice the time, and each start of a worker comes here
         except asyncio.CancelledError as exc:
             cancelled = exc
+        finally:
+            future.remove_done_callback(wake)
     if cancelled is not None:
         raise cancelled
 
@@ -125,6 +131,10 @@ async def insist(future: asyncio.Future[T]) -> T:
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:
     thread.join()  # it has nothing left to do but return
     _settle(ended, None, None)
+
+
+def _settle_by(waiter: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+    _settle(waiter, None, None)
 
 
 def _settle(future: asyncio.Future[Any], value: Any, exc: BaseException | None) -> None:

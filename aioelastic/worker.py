@@ -197,6 +197,7 @@ class Worker(Correspondent):
     def begin_stop(self) -> None:
         """Start the cascade, unless it is under way or there is nothing to stop."""
         if self.ask_to_stop():
+            self.tell_stopping()
             self.follow_up()
 
     def ask_to_stop(self) -> bool:
@@ -216,6 +217,12 @@ class Worker(Correspondent):
             self._to(Trigger.STOP)
         return True
 
+    def tell_stopping(self) -> None:
+        """Tell what `ask_to_stop` has done."""
+        if self.state is State.STOPPING:
+            signum = self._keeper.stop_policy.signum
+            self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, signum))
+
     def follow_up(self) -> None:
         """The rest of the cascade, after `ask_to_stop`."""
         assert self._process is not None
@@ -225,7 +232,6 @@ class Worker(Correspondent):
                 self._process.signal_group(policy.signum)
             with contextlib.suppress(PermissionError):
                 self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
-            self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, policy.signum))
         self._keeper.background(_stop.cascade(self, policy, self._keeper.census))
 
     def has_exited(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -54,25 +55,29 @@ async def ours(home: Path, workers: int, blocks: int) -> float:
     return took
 
 
-def tee_sed(home: Path, blocks: int) -> float:
-    """`producer | tee FILE | sed s/^/prefix/ >/dev/null`, sed in the C locale, where it is fastest."""
+def tee_sed(home: Path, workers: int, blocks: int) -> float:
+    """`workers` times `producer | tee FILE | sed s/^/prefix/ >/dev/null`, sed in the C locale, where it is fastest."""
     gate = Gate(home)
     env = {**os.environ, "LC_ALL": "C"}
-    path = home / "tee.log"
-    first = subprocess.Popen(producer(gate, blocks), stdout=subprocess.PIPE)
-    tee = subprocess.Popen(["tee", path], stdin=first.stdout, stdout=subprocess.PIPE, env=env)
-    sed = subprocess.Popen(["sed", "s/^/[worker0]: /"], stdin=tee.stdout, stdout=subprocess.DEVNULL, env=env)
-    for one in (first, tee):
-        assert one.stdout is not None
-        one.stdout.close()
-    gate.wait(1)
+    paths = [home / f"tee-{number}.log" for number in range(workers)]
+    started = []
+    for path in paths:
+        first = subprocess.Popen(producer(gate, blocks), stdout=subprocess.PIPE)
+        tee = subprocess.Popen(["tee", path], stdin=first.stdout, stdout=subprocess.PIPE, env=env)
+        sed = subprocess.Popen(["sed", "s/^/[worker0]: /"], stdin=tee.stdout, stdout=subprocess.DEVNULL, env=env)
+        for one in (first, tee):
+            assert one.stdout is not None
+            one.stdout.close()
+        started += [first, tee, sed]
+    gate.wait(workers)
     began = time.perf_counter()
     gate.open()
-    for one in (first, tee, sed):
+    for one in started:
         assert one.wait() == 0
     took = time.perf_counter() - began
-    assert path.stat().st_size == blocks * len(BLOCK)
-    path.unlink()
+    for path in paths:
+        assert path.stat().st_size == blocks * len(BLOCK)
+        path.unlink()
     return took
 
 
@@ -167,13 +172,14 @@ def measure(quick: bool) -> Report:
     def rate(run: Callable[[], float], count: int) -> Callable[[], float]:
         return lambda: count * len(BLOCK) / run() / 1e6
 
-    many = f"ours, {workers} workers at once"
+    many, many_peers = f"ours, {workers} workers at once", f"tee FILE | sed, {workers} at once"
     with scratch() as home:
         cases = {
             "ours (asyncio)": rate(lambda: on_loop(lambda: ours(home, 1, blocks)), blocks),
             "ours (uvloop)": rate(lambda: on_loop(lambda: ours(home, 1, blocks), "uvloop"), blocks),
             many: rate(lambda: on_loop(lambda: ours(home, workers, blocks // workers)), blocks),
-            "tee FILE | sed": rate(lambda: tee_sed(home, blocks), blocks),
+            "tee FILE | sed": rate(lambda: tee_sed(home, 1, blocks), blocks),
+            many_peers: rate(lambda: tee_sed(home, workers, blocks // workers), blocks),
             "asyncio readline": rate(lambda: on_loop(lambda: asyncio_lines(home, slow)), slow),
         }
         if available(report, "torch.distributed.elastic.multiprocessing", "torch"):
@@ -191,6 +197,12 @@ def measure(quick: bool) -> Report:
     report.ratio(work, "≥ 1.0 × `tee FILE | sed`", 1.0, "high", mine, "tee FILE | sed", ours=mine)
     report.ratio(work, "≥ 6 × torch elastic", 6.0, "high", mine, "torch elastic", ours=mine)
     report.ratio(f"{workers} workers at once, in all", "≥ 0.85 × of one worker's", 0.85, "high", many, mine, ours=many)
+    alone, together = (report.series[name][1] for name in ("tee FILE | sed", many_peers))
+    share = statistics.median(b / a for a, b in zip(alone, together, strict=True))
+    report.notes.append(
+        f"the machine's own: {workers} times `tee FILE | sed` at once do {share:.2f} × of what one does alone, and "
+        f"{report.words(many_peers)} in all, where ours does {report.words(many)}"
+    )
     if any(name.endswith(FILE_ONLY) for name in report.series):
         report.notes.append("file only: supervisord and circusd have no prefixed tee, and do half of the work")
     return report

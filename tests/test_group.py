@@ -128,6 +128,20 @@ async def test_stops_in_reverse_order() -> None:
     assert order == [3, 2, 1, 0]
 
 
+async def test_all_are_signalled_and_told_of_before_more_is_done_about_any() -> None:
+    tasks: list[int] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, Stopping):
+            tasks.append(len(asyncio.all_tasks()))
+
+    async with Group([sh("exec sleep 1000")] * 3 + [sh("exit 3")], logs=QUIET, check=False, on_event=watch) as group:
+        result = await group.wait()
+    assert [one.stopped for one in result] == [True, True, True, False]
+    assert len(tasks) == 3
+    assert len(set(tasks)) == 1  # what waits for them comes after the last
+
+
 async def test_exception_in_the_body() -> None:
     with pytest.raises(KeyError):
         async with Group(sh("exec sleep 1000"), n=2, logs=QUIET) as group:

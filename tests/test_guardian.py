@@ -16,7 +16,7 @@ from typing import Any
 import jobs
 import psutil
 import pytest
-from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh
+from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh, stopped_itself
 
 from aioelastic import Command, Function, Group, Restart, SpecError, supervise
 from aioelastic.child import _children, _guardian, _order
@@ -159,6 +159,59 @@ async def test_an_exit_is_known_before_the_guardian_tells_it() -> None:
     assert result.failures[0].exit.signal == signal.SIGKILL
     assert result[0].usage is not None
     assert result[1].stopped
+
+
+async def test_an_exit_is_looked_for_once_no_start_is_under_way() -> None:
+    """The guardian's word is soon enough while it is busy; what was started meanwhile is looked after later."""
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh(STAY)), environ=environ), environ).workers[0]
+    launcher = GuardianLauncher(environ)
+    first = await launcher.start(worker)
+    at = guardian(None)  # type: ignore[arg-type]
+    assert at is not None
+    os.kill(at, signal.SIGSTOP)
+    await stopped_itself(at)
+    later = launcher.start(worker)
+    told: list[RawExit] = []
+    ended = asyncio.Event()
+
+    def tell(raw: RawExit) -> None:
+        told.append(raw)
+        ended.set()
+
+    first.watch(tell)
+    kill_and_see_it_dead(first.pid, signal.SIGKILL)
+    await gone(first.pid)
+    await asyncio.sleep(0)
+    assert told == []
+    os.kill(at, signal.SIGCONT)
+    second = await later
+    await ended.wait()
+    while told[-1].early:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert {one.status for one in told} == {signal.SIGKILL}
+    third = launcher.start(worker)
+    told.clear()
+    second.watch(tell)
+    third = await third
+    os.kill(at, signal.SIGSTOP)
+    await stopped_itself(at)
+    ended.clear()
+    assert second.pid is not None
+    os.kill(second.pid, signal.SIGKILL)
+    await ended.wait()
+    assert [one.early for one in told] == [True]
+    os.kill(at, signal.SIGCONT)
+    while told[-1].early:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    launcher.end()
+    for process in (first, second, third):
+        process.reap()
+        for fd in (process.stdout, process.stderr):
+            assert fd is not None
+            os.close(fd)
+    assert third.pid is not None
+    await gone(third.pid)
 
 
 async def test_the_guardian_dies_before_anybody_watches_its_worker() -> None:
@@ -428,10 +481,26 @@ def test_children_are_found_without_the_kernels_list() -> None:
     try:
         assert {one.pid for one in children} <= set(_children.by_search(os.getpid()))
         assert set(_children.by_search(os.getpid())) == set(_children.children(os.getpid()))
+        own = _children.own_list()
+        for left in (3, 2):  # opened once, it is read anew each time
+            assert _children.listed(own).count(b" ") == len(_children.by_search(os.getpid()))
+            if left == 3:
+                last = children.pop()
+                last.kill()
+                last.wait()
+        os.close(own)
     finally:
         for one in children:
             one.kill()
             one.wait()
+
+
+def test_a_long_list_of_children_is_read_to_its_end(tmp_path: Path) -> None:
+    words = b"".join(b"%d " % number for number in range(5000))
+    (tmp_path / "children").write_bytes(words)
+    fd = os.open(tmp_path / "children", os.O_RDONLY)
+    assert _children.listed(fd) == words
+    os.close(fd)
 
 
 def test_it_is_small() -> None:

@@ -57,3 +57,20 @@ async def test_a_callback_may_remove_another_of_the_same_batch() -> None:
     assert len(told) == 1
     for fd in fds:
         os.close(fd)
+
+
+async def test_one_that_is_kept_has_its_epoll_until_it_is_let_go() -> None:
+    poller = Poller(asyncio.get_running_loop())
+    fds = [os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+    before = len(os.listdir("/proc/self/fd"))
+    poller.keep()
+    for fd in fds:
+        seen = asyncio.Event()
+        poller.add_reader(fd, seen.set)
+        await seen.wait()
+        poller.remove(fd)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    poller.let_go()
+    assert len(os.listdir("/proc/self/fd")) == before
+    for fd in fds:
+        os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import signal
@@ -102,6 +103,20 @@ async def test_a_pump_hands_all_bytes_to_each_tap_in_order_and_ends_once(piped: 
     assert one.eofs == 1
     assert one.pump.over
     assert one.pump.fd == -1
+
+
+@pytest.mark.parametrize(("size", "grows"), [(65_529, True), (1_000, False)])
+async def test_the_pipe_of_a_busy_writer_is_grown(piped: list[Piped], size: int, grows: bool) -> None:
+    """Though no write of it fills the pipe to its last byte, as those of whole lines never do."""
+    tap = Collect()
+    one = Piped(tap)
+    piped.append(one)
+    assert fcntl.fcntl(one.fd, fcntl.F_GETPIPE_SZ) == 65_536
+    assert os.write(one.fd, bytes(size)) == size
+    one.pump.start()
+    while len(tap.data) < size:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert (fcntl.fcntl(one.fd, fcntl.F_GETPIPE_SZ) > 65_536) is grows
 
 
 async def test_a_held_pump_does_not_read(piped: list[Piped]) -> None:

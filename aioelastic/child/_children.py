@@ -56,11 +56,26 @@ def children(parent: int) -> list[int]:
         fd = os.open(f"/proc/{parent}/task/{parent}/children", _READ)
     except OSError:
         return by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
+    try:
+        return [int(one) for one in listed(fd).split()]
+    finally:
+        os.close(fd)
+
+
+def own_list() -> int:
+    """The kernel's list of the children of this process, open for `listed`; -1 where there is none."""
+    try:
+        return os.open(f"/proc/self/task/{os.getpid()}/children", _READ)
+    except OSError:
+        return -1
+
+
+def listed(fd: int) -> bytes:
+    """What stands in such a list now: pids, each followed by a space."""
     data = b""
-    while more := os.read(fd, 65536):
+    while more := os.pread(fd, 4096, len(data)):
         data += more
-    os.close(fd)
-    return [int(one) for one in data.split()]
+    return data
 
 
 def by_search(parent: int) -> list[int]:

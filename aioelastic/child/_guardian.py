@@ -21,7 +21,7 @@ import time
 from _socket import socket
 
 from . import _mark, _order, _place, _socket
-from ._children import children, end_children
+from ._children import children, end_children, listed, own_list
 from ._libc import function
 
 TYPE_CHECKING = False
@@ -109,25 +109,25 @@ class Link:
 
     def say(self, kind: bytes, body: tuple[Any, ...], fd: int | None = None) -> None:
         packet, fds = _order.encode(kind, body)
-        if fd is not None:
-            fds.append(os.dup(fd))
-        self._unsent.append((packet, fds))
+        self._unsent.append((packet, fds if fd is None else [*fds, os.dup(fd)]))
         if len(self._unsent) == 1:
-            self.write()
+            self.write(waited=False)
 
-    def write(self) -> None:
+    def write(self, waited: bool = True) -> None:
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
                 _socket.send(self.sock, packet, fds)
             except BlockingIOError:
-                self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+                if not waited:
+                    self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
                 return
             except OSError:
                 pass  # it is gone, which reading tells
             self._unsent.pop(0)
             _socket.close(fds)
-        self._epoll.modify(self.sock, select.EPOLLIN)
+        if waited:
+            self._epoll.modify(self.sock, select.EPOLLIN)
 
     def close(self) -> None:
         for _, fds in self._unsent:
@@ -151,6 +151,7 @@ class Guardian:
         self._null = null
         self._links: dict[int, Link] = {}
         self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
+        self._list = own_list()
         self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
         self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
         self._latest = 0.0  # when the last grace of any group is over
@@ -412,6 +413,8 @@ class Guardian:
         """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
         if self._adopted is None:
             known = {child.pid for child in self._children.values()}
+            if self._list >= 0 and listed(self._list).count(b" ") == len(known):
+                return False  # next time it is as cheap
             self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
         return mark in self._adopted or None in self._adopted
 

@@ -43,6 +43,7 @@ class Server:
         self._control = control
         self._starting: dict[int, tuple[asyncio.Future[ServedProcess], Ends, float, int, Poller]] = {}
         self._running: dict[int, ServedProcess] = {}
+        self._unwatched: list[ServedProcess] = []
         self._count = 0
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._full = False  # the rest waits for room
@@ -62,6 +63,14 @@ class Server:
     def has_left(self) -> bool:
         """Whether it is gone already, while nobody listened."""
         return _socket.has_ended(self._control)
+
+    def look_after(self, process: ServedProcess) -> None:
+        """Have it look for its end itself once no start is under way: until then our word comes soon enough, and what
+        it costs would delay the starts."""
+        if self._starting:
+            self._unwatched.append(process)
+        else:
+            process.look()
 
     def end(self) -> None:
         """No more of it: what it has started ends."""
@@ -154,6 +163,7 @@ class Server:
         for done, ends, *_ in starting.values():
             ends.close_ours()
             done.set_exception(OSError(errno.ESRCH, f"its {self.what} died"))
+        self._unwatched.clear()
         running, self._running = self._running, {}
         for process in running.values():
             process.orphaned(f"the {self.what} that had started it died")
@@ -216,6 +226,10 @@ class Server:
             self._running.pop(number).tell(RawExit(status, ended_ns, ended_at), rusage, left)
         else:
             self.take(kind, body)
+        if self._unwatched and not self._starting:
+            unwatched, self._unwatched = self._unwatched, []
+            for process in unwatched:
+                process.look()
 
     def refusal(self, code: int, words: str) -> OSError:
         """Why it could not start a worker: what the system said about the path `words`."""
@@ -280,7 +294,12 @@ class ServedProcess:
         self._on_exit = on_exit
         if self._told is not None:
             asyncio.get_running_loop().call_soon(on_exit, self._told)
-        elif not self._orphan:
+        else:
+            self._server.look_after(self)
+
+    def look(self) -> None:
+        """Watch its pidfd, unless its end is known."""
+        if self._told is None and not self._orphan and not self._reaped:
             self._poller.add_exit(self._pidfd, self._has_died)
 
     def send_signal(self, signum: int) -> bool:

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from ..watch import Poller
 
-PIPE = 65_536  # what a new pipe holds (pipe(7))
-BUSY_PIPE = 1_048_576  # what a busy one is grown to, where the system allows
-READ = 131_072  # one read: large enough to be cheap, small enough that the loop stays its owner's
+BUSY = 32_768  # bytes of one read, half of what a new pipe holds (pipe(7)), that say: its writer is faster than we
+BUSY_PIPE = 262_144  # what a busy one is grown to, where the system allows
+READ = BUSY_PIPE  # one read: large enough to be cheap, small enough that the loop stays its owner's
 
 
 class Tap(Protocol):
@@ -120,7 +120,7 @@ class Pump:
         if not data:
             self.close()
             return -1
-        if not self._grown and len(data) >= PIPE:
+        if not self._grown and len(data) > BUSY:
             self._grown = True
             try:
                 fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE)

@@ -19,7 +19,7 @@ class Poller:
     failed first" is the kernel's answer on every event loop (uvloop hands new descriptors to its own epoll only
     later); it costs one syscall each instead of the loop's book-keeping; and what follows at once, as the exit does
     on the end of the output, is seen without a turn of the loop. A busy pipe is read until the slice is over.
-    The epoll exists while there is something in it.
+    The epoll exists while there is something in it, or while it is `kept`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -27,6 +27,16 @@ class Poller:
         self._epoll: select.epoll | None = None
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._pipes: set[int] = set()
+        self._kept = False
+
+    def keep(self) -> None:
+        """Keep the epoll until `let_go()`, though it be empty at times: making one costs what ten starts should."""
+        self._kept = True
+
+    def let_go(self) -> None:
+        """Undo that."""
+        self._kept = False
+        self._close_if_unused()
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
         """Call `callback` whenever `fd` is readable, until `remove(fd)`."""
@@ -43,7 +53,10 @@ class Poller:
             return
         self._pipes.discard(fd)
         self._epoll.unregister(fd)
-        if not self._callbacks:
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._epoll is not None and not self._callbacks and not self._kept:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
