@@ -25,7 +25,7 @@ from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
 from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_abandoned
-from .lifecycle import ALIVE, FINAL, State
+from .lifecycle import ALIVE, State
 from .outcome import GroupResult, Reason
 from .passes import Passes
 from .placement import Places
@@ -35,7 +35,6 @@ from .restart import Restart
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
-from .turns import Turns
 from .worker import Worker
 
 # Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
@@ -254,7 +253,7 @@ class Group:
         """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
         if not self._reading:
             self._reading = True
-            self._read(iter(self._workers))
+            self._passes.begin_reading()
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
@@ -419,15 +418,6 @@ class Group:
             self._end.set_exception(passes.problem)
         else:
             self._end.set_result(result)
-
-    def _read(self, workers: Iterator[Worker]) -> None:
-        turns = Turns()
-        for worker in workers:
-            if worker.state is not State.PLANNED and worker.state not in FINAL:
-                worker.begin_reading()
-            if turns.due():
-                self.loop.call_soon(self._read, workers)
-                return
 
     def _deliver(self, *batch: Any) -> None:
         for feed in self._feeds:

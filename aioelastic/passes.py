@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from .events import GaveUp, Restarting
 from .ground import Ground
 from .keeper import Keeper
 from .launch import Launcher, LaunchPlan
-from .lifecycle import ALIVE, State
+from .lifecycle import ALIVE, FINAL, State
 from .outcome import Reason
 from .remains import Process
 from .restart import Restart, Verdict, decide
@@ -109,6 +109,10 @@ class Passes:
         asked = [one for one in self.workers if one.state in ALIVE] if workers is None else workers
         return await self._ground.stacks.take(asked, BOUND if bound is None else bound) if asked else {}
 
+    def begin_reading(self) -> None:
+        """Read all that run, or have ended and are still to be read."""
+        self._read(iter(self.workers))
+
     def hurry(self) -> None:
         """Skip every grace from now on, and a dump that is under way."""
         for patience in (self.patience, *(one.patience for one in self.workers)):
@@ -151,6 +155,15 @@ class Passes:
         return self._verdict(worker) is Verdict.AGAIN and not (self._blocked and worker in self.workers)
 
     # --- its own ---
+
+    def _read(self, workers: Iterator[Worker]) -> None:
+        turns = Turns()
+        for worker in workers:
+            if worker.state not in FINAL:
+                worker.begin_reading()
+            if turns.due():
+                self._host.loop.call_soon(self._read, workers)
+                return
 
     def _verdict(self, worker: Worker) -> Verdict:
         return decide(self._policy, worker.attempt, refused=worker.exit is None)
@@ -273,8 +286,10 @@ class Passes:
                     if worker.starting is not None:
                         await finished(worker.starting)
                 finally:
-                    worker.adopt()
-                    self._host.started(worker)  # cancelled or not, it runs
+                    try:
+                        worker.adopt()
+                    finally:
+                        self._host.started(worker)  # whatever happened, if it runs it is to be read
                 if turns.due():
                     await asyncio.sleep(0)
                     turns.begin()

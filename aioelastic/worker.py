@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import cgroups
 from . import stop as _stop
@@ -26,9 +26,6 @@ from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail
 from .thread import insist
 from .watch import ticks_now
-
-if TYPE_CHECKING:
-    pass
 
 
 class Worker(Correspondent):
