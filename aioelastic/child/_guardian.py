@@ -411,10 +411,10 @@ class Guardian:
 
     def _has_left(self, mark: int) -> bool:
         """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
+        if self._adopted is None and self._list >= 0 and listed(self._list).count(b" ") == len(self._children):
+            self._adopted = set()  # all that there are, are known
         if self._adopted is None:
             known = {child.pid for child in self._children.values()}
-            if self._list >= 0 and listed(self._list).count(b" ") == len(known):
-                return False  # next time it is as cheap
             self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
         return mark in self._adopted or None in self._adopted
 
