@@ -81,10 +81,12 @@ def ports_left(ports: Iterable[int]) -> list[Remains]:
 
 def check_gpus(wanted: Collection[int | str]) -> None:
     """Whether a group's GPUs are here, where that can be known. Raises `SpecError`."""
-    from . import gpu  # loaded by whoever has one
+    if not wanted:
+        return
+    from . import gpu  # takes 20 ms to load, which only those wait for who have one
 
     try:
-        found = gpu.devices() if wanted else ()
+        found = gpu.devices()
     except gpu.DeviceUnavailable as exc:
         if exc.reason is gpu.Reason.NO_EXTRA:
             return
@@ -97,10 +99,12 @@ def check_gpus(wanted: Collection[int | str]) -> None:
 
 def gpus_left(given: Collection[int | str], pids: Collection[int]) -> list[Remains]:
     """Memory of those GPUs that these processes have, by the driver's own books."""
+    if not given:
+        return []
     from . import gpu
 
     try:
-        found = gpu.devices() if given else ()
+        found = gpu.devices()
     except gpu.DeviceUnavailable as exc:
         return [Remains("unproven", f"whether the workers' GPU memory is free is not known: {exc}")]
     return [

@@ -118,6 +118,15 @@ def test_public_names_are_documented() -> None:
         assert getattr(aioelastic, name).__doc__, name
 
 
+def test_a_group_without_gpus_does_not_load_what_they_need() -> None:
+    code = (
+        "import asyncio, sys; from aioelastic import Command, supervise; asyncio.run(supervise(Command('true')));"
+        "print([one for one in sys.modules if one.startswith('aioelastic.gpu') or one == 'cuda'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
 def test_a_worker_imports_little() -> None:
     code = (
         "import sys; before = set(sys.modules); import aioelastic; aioelastic.record;"
