@@ -142,7 +142,12 @@ def killed(n: int) -> float:
     with program("trees", str(n)) as process, ExitStack() as stack:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        family = psutil.Process(process.pid).children(recursive=True)
+        stack.callback(process.kill)
+        for _ in range(200):  # the last daemon is just changing its parent: a list read meanwhile may lack it
+            family = psutil.Process(process.pid).children(recursive=True)
+            if len(family) >= 4 * n + 2:
+                break
+            time.sleep(0.01)
         poll = select.poll()
         waiting = set()
         for one in family:
