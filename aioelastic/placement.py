@@ -91,7 +91,8 @@ class Placement:
         return {**order, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
 
     def __str__(self) -> str:
-        said = [f"{name} {_ranges(tuple(numbers))}" for name, numbers in _named(self) if numbers]
+        numbered = (("CPUs", self.cpus), ("memory of nodes", self.nodes))
+        said = [f"{name} {_ranges(tuple(numbers))}" for name, numbers in numbered if numbers]
         said += [f"GPUs {','.join(map(str, self.gpus)) or 'none'}"] if self.gpus is not None else []
         said += [f"nice {self.nice}"] if self.nice is not None else []
         said += [f"oom_score_adj {self.oom_score_adj}"] if self.oom_score_adj is not None else []
@@ -191,10 +192,6 @@ def _limits(given: Any) -> FrozenDict[str, tuple[int, int]]:
             raise SpecError(f"Placement.limits[{name!r}]", value, "has more soft than hard", "give (soft, hard)")
         out[key] = pair
     return FrozenDict(out)
-
-
-def _named(placement: Placement) -> list[tuple[str, Iterable[int] | None]]:
-    return [("CPUs", placement.cpus), ("memory of nodes", placement.nodes)]
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

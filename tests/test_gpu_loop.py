@@ -165,13 +165,19 @@ async def test_a_send_does_not_wait(jobs: Any, cupy: Any, busy: threading.Event)
         del x, y
 
 
+async def held(fake: Any, socket: Path) -> asyncio.Task[Any]:
+    """Somebody attaches, and has to wait, since the GPU does not go on."""
+    fake.hold()
+    attaching = asyncio.create_task(asyncio.to_thread(sharing.attach, socket))
+    while "cuLaunchHostFunc" not in fake.names():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return attaching
+
+
 async def test_an_endpoint_does_not_wait(fake: Any, tmp_path: Path) -> None:
     x = on_gpu(np.ones(1000))
     async with sharing.Endpoint(tmp_path / "socket", {"x": x}):
-        fake.hold()
-        attaching = asyncio.create_task(asyncio.to_thread(sharing.attach, tmp_path / "socket"))
-        while "cuLaunchHostFunc" not in fake.names():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        attaching = await held(fake, tmp_path / "socket")
         assert not attaching.done()
         fake.go()
         with await attaching as offered:
@@ -181,10 +187,7 @@ async def test_an_endpoint_does_not_wait(fake: Any, tmp_path: Path) -> None:
 async def test_an_endpoint_that_ends_meanwhile(fake: Any, tmp_path: Path) -> None:
     x = on_gpu(np.ones(1000))
     async with sharing.Endpoint(tmp_path / "socket", {"x": x}):
-        fake.hold()
-        attaching = asyncio.create_task(asyncio.to_thread(sharing.attach, tmp_path / "socket"))
-        while "cuLaunchHostFunc" not in fake.names():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        attaching = await held(fake, tmp_path / "socket")
     with pytest.raises(PermissionError, match="has just ended"):
         await attaching
     assert sharing.leases() == []
