@@ -137,17 +137,28 @@ def cost(seconds: float) -> tuple[float, float]:
     return used, woken
 
 
+def tree(pid: int, n: int) -> list[psutil.Process]:
+    """All that such a program has, once the last daemon has changed its parent and the shell between them is gone."""
+    names: list[str] = []
+    for _ in range(200):
+        try:
+            family = psutil.Process(pid).children(recursive=True)
+            names = [one.name() for one in family]
+        except psutil.NoSuchProcess:
+            continue  # it went while we looked
+        if names.count("sleep") == 3 * n and len(names) == 4 * n + 2:  # the workers, the guardian and its keeper
+            return family
+        time.sleep(0.01)
+    raise RuntimeError(f"what it started does not come to rest: {names}")
+
+
 def killed(n: int) -> float:
     """From SIGKILL of the program until nothing of it is left."""
     with program("trees", str(n)) as process, ExitStack() as stack:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         stack.callback(process.kill)
-        for _ in range(200):  # the last daemon is just changing its parent: a list read meanwhile may lack it
-            family = psutil.Process(process.pid).children(recursive=True)
-            if len(family) >= 4 * n + 2:
-                break
-            time.sleep(0.01)
+        family = tree(process.pid, n)
         poll = select.poll()
         waiting = set()
         for one in family:
@@ -155,7 +166,6 @@ def killed(n: int) -> float:
             stack.callback(os.close, fd)
             poll.register(fd, select.POLLIN)
             waiting.add(fd)
-        assert len(waiting) >= 4 * n + 2, len(waiting)
         began = time.perf_counter()
         process.send_signal(signal.SIGKILL)
         while waiting:
