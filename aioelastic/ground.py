@@ -41,6 +41,7 @@ from .sinks import Sinks
 from .spec import GroupSpec
 from .stacks import Stacks
 from .stop import Patience
+from .streams import FileThread
 from .thread import HelperThread, completed, insist
 from .watch import Census, Poller
 from .why import Evidence
@@ -69,7 +70,7 @@ class Ground:
         self.environ: Mapping[str, str] = dict(os.environ)
         self._spec = spec
         self._on_trouble = on_trouble
-        self._files = HelperThread(loop, "aioelastic-files")
+        self._files = FileThread(loop, "aioelastic-files")
         self._proc = HelperThread(loop, "aioelastic-proc")
         self.poller = Poller(loop)
         self.census = Census(self._proc, TAG)

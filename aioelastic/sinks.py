@@ -22,12 +22,13 @@ from .streams import (
     ConsoleTap,
     FileSink,
     FileTap,
+    FileThread,
     JsonTap,
     MatchTap,
     Tap,
     iso_time,
 )
-from .thread import HelperThread, completed
+from .thread import completed
 
 if TYPE_CHECKING:
     from .launch import LaunchPlan
@@ -45,7 +46,7 @@ class Sinks:
         self,
         loop: asyncio.AbstractEventLoop,
         logs: Logs,
-        files: HelperThread,
+        files: FileThread,
         on_trouble: Callable[[str, str, int], None],
     ) -> None:
         self._loop = loop
@@ -76,7 +77,7 @@ class Sinks:
         for worker in plan.workers:
             wanted |= worker.tee
         for std, stream in ((Std.OUT, sys.stdout), (Std.ERR, sys.stderr)):
-            if wanted & std:
+            if std in wanted:
                 self._consoles[std] = Console.of(
                     self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble
                 )
@@ -127,14 +128,14 @@ class Sinks:
         sink = self._files.get((worker.rank, std))
         if sink is not None:
             taps.append(FileTap(sink))
-        if plan.tee & std:
+        if std in plan.tee:
             console = self._consoles[std]
             if logs.json:
                 taps.append(JsonTap(console, self._name, worker.rank, STREAM[std]))
             else:
                 taps.append(ConsoleTap(self._loop, console, self._prefix(worker, std, console.tty), self._constant))
         for match, merged in zip(self._matches, self._matched.get(worker.attempt, ()), strict=False):
-            if match.std & std:
+            if std in match.std:
                 taps.append(MatchTap(match, self._prefix(worker, std, False), merged))
         if logs.callback is not None:
             taps.append(CallbackTap(worker.rank, STREAM[std], logs.callback))

@@ -758,7 +758,7 @@ async def test_a_console_takes_everything_in_order_while_its_target_is_full() ->
 
 
 async def test_drop_keeps_the_newest_even_when_it_is_larger_than_the_limit() -> None:
-    """A read of 256 KiB of empty lines is megabytes with its prefixes."""
+    """A read of nothing but empty lines is megabytes with its prefixes."""
     target = Target()
     async with console_on(target.file, "drop") as (console, troubles):
         console.write([b"first\n" * 20_000], None)

@@ -18,8 +18,7 @@ from helpers_streams import Gate, Troubles, cat, gate, held, random_bytes, tee_t
 
 from aioelastic import Group, GroupResult, Logs, Match, Rotate, SpecError, Std, supervise
 from aioelastic.events import Drained, SinkTrouble
-from aioelastic.streams import FileSink, Pump
-from aioelastic.thread import HelperThread
+from aioelastic.streams import FileSink, FileThread, Pump
 from aioelastic.watch import Poller
 
 __all__ = ["gate", "held"]  # fixtures
@@ -37,7 +36,7 @@ async def sink_on(
 ) -> AsyncIterator[tuple[FileSink, Troubles]]:
     """A file sink of our own; leaving it writes all that is queued."""
     troubles = Troubles()
-    thread = HelperThread(asyncio.get_running_loop(), "test-files")
+    thread = FileThread(asyncio.get_running_loop(), "test-files")
     sink = FileSink(thread, path, rotate, troubles, fd=fd, name=None if path else "sink")
     await thread.submit(sink.open)
     try:
@@ -363,10 +362,10 @@ async def test_a_disk_that_has_room_again_is_used_again(tmp_path: Path) -> None:
         ballast = disk / "ballast"
         async with sink_on(disk / "log") as (sink, troubles):
             sink.write(b"one\n", None)
-            sink.flush()
+            sink._writer.flush()
             await sink._writer.submit(lambda: fill(ballast))
             sink.write(b"x" * 8192, None)
-            sink.flush()
+            sink._writer.flush()
             await sink._writer.submit(ballast.unlink)
             sink.write(b"two\n", None)
         data = (disk / "log").read_bytes()
@@ -392,11 +391,11 @@ async def test_dev_full_counts_every_byte() -> None:
         async with sink_on(None, fd=fd) as (sink, troubles):
             for _ in range(10):
                 sink.write(b"x" * 1000, None)
-                sink.flush()
+                sink._writer.flush()
     finally:
         os.close(fd)
     assert sink.lost == 10_000
-    assert sink.behind == 0
+    assert sink._writer.behind == 0
     assert troubles == [("sink", "No space left on device", 1000)]
 
 
@@ -514,7 +513,7 @@ async def test_a_file_holds_and_releases_its_pump() -> None:
                 if pump._held:
                     break
                 await asyncio.sleep(0)
-        assert sink.behind <= 4_194_304 + 1_048_576
+        assert sink._writer.behind <= 4_194_304 + 1_048_576
         assert written <= 8 * 2**20
         os.close(source_write)
         assert not pump.over
@@ -522,6 +521,41 @@ async def test_a_file_holds_and_releases_its_pump() -> None:
         await ended.wait()  # the pump went on by itself
         assert await reading
     assert not troubles
+    os.close(target_read)
+    os.close(target_write)
+
+
+async def test_all_files_of_a_thread_together_are_bounded(tmp_path: Path) -> None:
+    """Not so much for each: sixty-four would keep a quarter of a gigabyte in memory."""
+
+    class Held:
+        def __init__(self) -> None:
+            self.by: set[object] = set()
+
+        def hold(self, who: object) -> None:
+            self.by.add(who)
+
+        def release(self, who: object) -> None:
+            self.by.discard(who)
+            if all(not one.by for one in pumps):
+                released.set()
+
+    released = asyncio.Event()
+    target_read, target_write = os.pipe()
+    pumps = [Held() for _ in range(8)]
+    async with sink_on(None, fd=target_write) as (stalled, troubles):
+        others = [FileSink(stalled._writer, tmp_path / str(number), None, troubles) for number in range(7)]
+        for one in others:
+            await stalled._writer.submit(one.open)
+        for sink, pump in zip([stalled, *others], pumps, strict=True):
+            sink.write(b"y" * 2**20, pump)  # type: ignore[arg-type]
+        assert [bool(one.by) for one in pumps] == [False] * 4 + [True] * 4
+        assert await asyncio.to_thread(read_y, target_read, 2**20)
+        await released.wait()
+        for one in others:
+            one.close()
+    assert not troubles
+    assert all((tmp_path / str(number)).stat().st_size == 2**20 for number in range(7))
     os.close(target_read)
     os.close(target_write)
 

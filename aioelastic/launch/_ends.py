@@ -28,9 +28,9 @@ class Ends:
         self.their_stderr: int | None = None
         self.their_channel: int | None = None
         try:
-            if worker.pipes & Std.OUT:
+            if Std.OUT in worker.pipes:
                 self.stdout, self.their_stdout = _pipe()
-            if worker.pipes & Std.ERR:
+            if Std.ERR in worker.pipes:
                 self.stderr, self.their_stderr = _pipe()
             if worker.function is not None:
                 self.channel, theirs = _socket.pair()

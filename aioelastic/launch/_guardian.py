@@ -200,7 +200,7 @@ class GuardianLauncher(Server):
             _bytes(worker.overlay),
             None if worker.cwd is None else os.fsencode(worker.cwd),
             worker.mark,
-            has_stdin | int(bool(worker.pipes & Std.OUT)) << 1 | int(bool(worker.pipes & Std.ERR)) << 2,
+            has_stdin | (Std.OUT in worker.pipes) << 1 | (Std.ERR in worker.pipes) << 2,
             worker.place,
         )
 

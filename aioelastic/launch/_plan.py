@@ -130,7 +130,7 @@ class LaunchPlan:
             else:
                 lines.append(f"  stdin: {one.stdin}")
                 for std, log in ((Std.OUT, one.stdout_log), (Std.ERR, one.stderr_log)):
-                    where = [w for w in ("tee" if one.tee & std else "", str(log) if log else "") if w]
+                    where = [w for w in ("tee" if std in one.tee else "", str(log) if log else "") if w]
                     lines.append(f"  std{std.name.lower() if std.name else ''}: {', '.join(where) or 'tail only'}")
             lines += [
                 f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
@@ -219,8 +219,8 @@ def plan(
                 # both are always read: a failure shows their last lines
                 pipes=Std.ALL if lent is None else Std.NONE,
                 tee=logs.tees(rank) if lent is None else Std.NONE,
-                stdout_log=home / "stdout.log" if home and saved & Std.OUT else None,
-                stderr_log=home / "stderr.log" if home and saved & Std.ERR else None,
+                stdout_log=home / "stdout.log" if home and Std.OUT in saved else None,
+                stderr_log=home / "stderr.log" if home and Std.ERR in saved else None,
                 error_file=error_file,
                 function=entry if isinstance(entry, Function) else None,
                 start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",

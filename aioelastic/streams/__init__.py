@@ -7,7 +7,7 @@ the worker waits: that is the `block` policy. Never here: processes, and blockin
 from __future__ import annotations
 
 from ._console import Console
-from ._files import FileSink, FileTap
+from ._files import FileSink, FileTap, FileThread
 from ._lines import CallbackTap, Line, LineFeed, LineTap
 from ._match import MatchTap
 from ._pump import Pump, Tap
@@ -20,6 +20,7 @@ __all__ = [
     "ConsoleTap",
     "FileSink",
     "FileTap",
+    "FileThread",
     "JsonTap",
     "Line",
     "LineFeed",

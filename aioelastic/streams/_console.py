@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from ..thread import HelperThread
-from ._files import FileSink
+from ._files import FileSink, FileThread
 
 if TYPE_CHECKING:
     from ..stop import Patience
@@ -49,7 +48,7 @@ class Console:
         self._users: list[Trouble] = []
         self._loop = loop
         self._when_full = when_full
-        self._thread = HelperThread(loop, f"aioelastic-{name}")
+        self._thread = FileThread(loop, f"aioelastic-{name}")
         self._fd = -1  # ours: non-blocking, or a duplicate for the thread
         self._threaded = False
         self._text: TextIO | None = None
@@ -378,7 +377,7 @@ _consoles: dict[tuple[int, tuple[int, int, int] | None, Policy], Console] = {}
 class _Spill:
     """What a slow console has not taken yet, in an unnamed temporary file, in order."""
 
-    def __init__(self, thread: HelperThread, on_trouble: Trouble, name: str) -> None:
+    def __init__(self, thread: FileThread, on_trouble: Trouble, name: str) -> None:
         self._file = tempfile.TemporaryFile(buffering=0, prefix="aioelastic-spill-")  # noqa: SIM115  # see close()
         self._thread = thread
         self._at = 0
@@ -389,8 +388,8 @@ class _Spill:
         """Give the next piece to `take`, b"" when there is none left."""
         if self._closed:
             return
-        self.sink.flush()  # what waits for more must be in the file before we look
-        queued = self.sink.queued
+        self._thread.flush()  # what waits for more must be in the file before we look
+        queued = self._thread.queued
 
         def job() -> None:
             data = os.pread(self._file.fileno(), BATCH, self._at)
@@ -404,7 +403,7 @@ class _Spill:
         self._thread.put(self._file.close)
 
     def _give(self, take: Callable[[bytes], None], data: bytes, queued: int) -> None:
-        if not data and self.sink.queued != queued:
+        if not data and self._thread.queued != queued:
             self.fetch(take)  # more came in while the thread looked
         else:
             take(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,68 @@ if TYPE_CHECKING:
 
 BATCH = 1_048_576  # bytes handed to the thread at once: each handing-over costs both threads some 50 microseconds
 DELAY = 0.002  # seconds that fewer bytes wait for more
-HIGH = 4_194_304  # bytes a file may be behind before its workers' pipes are held
+HIGH = 4_194_304  # bytes the thread may be behind before the pipes of those who write more are held
+
+
+class FileThread(HelperThread):
+    """Writes the files of several sinks. Takes what all of them have gathered at once, and before it is so much that
+    the caches of the CPU have forgotten it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        super().__init__(loop, name)
+        self._gathering: list[FileSink] = []
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.queued = 0  # bytes taken so far; written by the loop only
+        self._done = 0  # written by the thread only
+        self._pumps: set[Pump] = set()
+
+    @property
+    def behind(self) -> int:
+        """Bytes not written yet."""
+        return self.queued - self._done
+
+    def gather(self, sink: FileSink, size: int, first: bool, pump: Pump | None) -> None:
+        """`sink` has so many bytes more, the first of them or not; hold `pump` while too much is queued."""
+        if first:
+            self._gathering.append(sink)
+        self.queued += size
+        self._size += size
+        if self._size >= BATCH:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(DELAY, self.flush)
+        if pump is not None and self.behind > HIGH:
+            self._pumps.add(pump)
+            pump.hold(self)
+            if self.behind < HIGH // 2:  # the thread was quicker than we
+                self._resume()
+
+    def wrote(self, size: int) -> None:
+        """In the thread: so many of them are done with."""
+        self._done += size
+        if self._pumps and self.behind < HIGH // 2:
+            self.tell(self._resume)
+
+    def flush(self) -> None:
+        """Hand what waits for more to the thread now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._gathering:
+            stores = [sink.take() for sink in self._gathering]
+            self._gathering, self._size = [], 0
+
+            def job() -> None:
+                for store in stores:
+                    store()
+
+            self.put(job)
+
+    def _resume(self) -> None:
+        pumps, self._pumps = self._pumps, set()
+        for pump in pumps:
+            pump.release(self)
 
 
 class FileSink:
@@ -29,7 +91,7 @@ class FileSink:
 
     def __init__(
         self,
-        writer: HelperThread,
+        writer: FileThread,
         path: Path | None,
         rotate: Rotate | None,
         on_trouble: Callable[[str, str, int], None],
@@ -48,17 +110,7 @@ class FileSink:
         self._line_at = 0  # where the unfinished line at the file's end begins
         self._told: set[int | None] = set()
         self._pending: list[bytes] = []  # not handed to the thread yet
-        self._pending_size = 0
-        self._timer: asyncio.TimerHandle | None = None
         self._missing = False  # could not be opened, which was told
-        self.queued = 0  # bytes taken so far; written by the loop only
-        self._done = 0  # written by the thread only
-        self._pumps: set[Pump] = set()
-
-    @property
-    def behind(self) -> int:
-        """Bytes not written yet."""
-        return self.queued - self._done
 
     def open(self, append: bool = False) -> None:
         """Make the file (it must not exist, unless to `append`). Runs in the writer's thread. Raises `OSError`."""
@@ -76,33 +128,18 @@ class FileSink:
 
     def write(self, data: bytes, pump: Pump | None) -> None:
         """Queue `data`; hold `pump` while too much is queued."""
-        self.queued += len(data)
         self._pending.append(data)
-        self._pending_size += len(data)
-        if self._pending_size >= BATCH:
-            self.flush()
-        elif self._timer is None:
-            self._timer = self._writer.loop.call_later(DELAY, self.flush)
-        if pump is not None and self.queued - self._done > HIGH:
-            self._pumps.add(pump)
-            pump.hold(self)
-            if self.behind < HIGH // 2:  # the thread was quicker than we
-                self._resume()
+        self._writer.gather(self, len(data), len(self._pending) == 1, pump)
 
     def close(self) -> None:
         """Close the file after its last byte."""
-        self.flush()
+        self._writer.flush()
         self._writer.put(self._shut)
 
-    def flush(self) -> None:
-        """Hand what waits for more to the thread now."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._pending:
-            batch, size = self._pending, self._pending_size
-            self._pending, self._pending_size = [], 0
-            self._writer.put(lambda: self._store(batch, size))
+    def take(self) -> Callable[[], None]:
+        """What is gathered, as a job for the thread."""
+        batch, self._pending = self._pending, []
+        return partial(self._store, batch, sum(map(len, batch)))
 
     def _store(self, batch: list[bytes], size: int) -> None:
         if self._missing:
@@ -116,9 +153,7 @@ class FileSink:
                 sent = 0  # more than 1,024 pieces, or trouble, which the next call will meet again and tell
             if sent < size:
                 self._put(memoryview(b"".join(batch))[sent:])
-        self._done += size
-        if self._pumps and self.queued - self._done < HIGH // 2:
-            self._writer.tell(self._resume)
+        self._writer.wrote(size)
 
     def _put(self, view: memoryview) -> None:
         while view:
@@ -177,11 +212,6 @@ class FileSink:
         self._size = len(begun)
         self._line_at = 0
         self._put(memoryview(begun))
-
-    def _resume(self) -> None:
-        pumps, self._pumps = self._pumps, set()
-        for pump in pumps:
-            pump.release(self)
 
     def _shut(self) -> None:
         if self._fd >= 0 and not self._given:

@@ -10,7 +10,7 @@ from typing import Protocol
 from ..watch import Poller
 
 BUSY = 32_768  # bytes of one read, half of what a new pipe holds (pipe(7)), that say: its writer is faster than we
-BUSY_PIPE = 262_144  # what a busy one is grown to, where the system allows
+BUSY_PIPE = 524_288  # what a busy one is grown to, where the system allows
 READ = BUSY_PIPE  # one read: large enough to be cheap, small enough that the loop stays its owner's
 
 
