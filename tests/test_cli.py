@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -94,16 +95,16 @@ class Live:
         return self.process.wait(BOUND), out, err
 
     def __enter__(self) -> Self:
-        self.watchdog = subprocess.Popen(  # a test that waits for a line that never comes ends too
-            ["/bin/sh", "-c", f"trap 'kill $!; exit' TERM; sleep {BOUND} & wait; kill -KILL {self.process.pid}"]
-        )
+        # a test that waits for a line that never comes ends too
+        self.watchdog = threading.Timer(BOUND, self.process.kill)
+        self.watchdog.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.watchdog.terminate()
-        self.watchdog.wait()
+        self.watchdog.cancel()
+        self.watchdog.join()
         if self.process.poll() is None:
             workers = self.workers()
             self.process.kill()
