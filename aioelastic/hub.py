@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from .events import Event, GroupDone
+from .thread import raise_soon
 
 
 class Hub:
@@ -14,7 +15,7 @@ class Hub:
 
     Args:
         hook: called with each event at once; what it raises is told to the loop's exception handler, and nobody else
-            suffers for it.
+            suffers for it. What would end the program ends the loop's run instead, a moment later.
     """
 
     def __init__(self, hook: Callable[[Event], object] | None, keep: int) -> None:
@@ -30,6 +31,8 @@ class Hub:
         if self._hook is not None:
             try:
                 self._hook(event)
+            except (KeyboardInterrupt, SystemExit) as exc:
+                raise_soon(exc)
             except Exception as exc:
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": f"on_event raised for {type(event).__name__}", "exception": exc}

@@ -128,6 +128,16 @@ async def insist(future: asyncio.Future[T]) -> T:
     return future.result()
 
 
+def raise_soon(exc: BaseException) -> None:
+    """Raise it in a turn of the loop of its own: who ends the program (Ctrl-C, `sys.exit()`) while we call the caller's
+    code shall not end our own work in its middle, which nobody would take up again."""
+
+    def out() -> None:
+        raise exc
+
+    asyncio.get_running_loop().call_soon(out)
+
+
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:
     thread.join()  # it has nothing left to do but return
     _settle(ended, None, None)

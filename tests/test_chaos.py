@@ -256,6 +256,49 @@ asyncio.run(supervise(stubborn(), n=2, logs=logs, stop=Stop(grace=3600), on_even
     assert not any(map(alive, pids))
 
 
+INTERRUPTING = """
+import asyncio, sys
+from aioelastic import *
+Loop = __import__(sys.argv[1]).new_event_loop
+async def main(what, how, end):
+    once = iter([how])
+    def told(one):
+        if type(one).__name__ == what:
+            for ending in once:
+                raise ending
+    stays = "echo up; exec sleep 600"
+    script = {"ends": "echo up", "fails": "[ $RANK = 1 ] && exit 3; " + stays, "left": stays}
+    logs = Logs(tee=Std.NONE, callback=told)
+    async with Group(Command("sh", "-c", script[end]), n=3, on_event=told, logs=logs) as group:
+        if end != "left":
+            await group.wait()
+for end, kinds in (
+    ("ends", ("Spawned", "Line", "Exited", "Drained", "GroupDone")),
+    ("fails", ("Spawned", "Exited", "Stopping", "Drained", "GroupDone")),
+    ("left", ("Spawned", "Stopping", "Exited", "Drained", "GroupDone")),
+):
+    for what in kinds:
+        for how in (KeyboardInterrupt, SystemExit):
+            try:
+                with asyncio.Runner(loop_factory=Loop) as runner:
+                    runner.run(main(what, how, end))
+            except how:
+                pass
+            except BaseException as exc:
+                print(end, what, how, repr(exc))
+            else:
+                print(end, what, how, "was lost")
+print("all")
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_callback_that_ends_the_program_ends_the_group(loop: str) -> None:
+    """Ctrl-C, or `sys.exit()`, in the caller's own code that we call: our work goes on to its end, and so does that."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTING, loop], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("all\n", "")
+
+
 async def test_two_thousand_workers() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 7000:

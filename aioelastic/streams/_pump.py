@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from ..thread import raise_soon
 from ..watch import Poller
 
 BUSY = 32_768  # bytes of one read, half of what a new pipe holds (pipe(7)), that say: its writer is faster than we
@@ -129,6 +130,8 @@ class Pump:
         for tap in self.taps:
             try:
                 tap.feed(data, self)
+            except (KeyboardInterrupt, SystemExit) as exc:
+                raise_soon(exc)
             except Exception as exc:
                 self._drop(tap, exc)
         return len(data)
@@ -136,6 +139,8 @@ class Pump:
     def _guard(self, tap: Tap, call: Callable[[], None]) -> None:
         try:
             call()
+        except (KeyboardInterrupt, SystemExit) as exc:
+            raise_soon(exc)
         except Exception as exc:
             self._drop(tap, exc)
 
