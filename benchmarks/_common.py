@@ -93,7 +93,7 @@ class Report:
         """A figure from two series of the same rounds, `over` / `under`. Nothing when a peer was skipped."""
         if over not in self.series or under not in self.series:
             return
-        pairs = [a / b for a, b in zip(self.series[over][1], self.series[under][1], strict=True)]
+        pairs = self.pairs(over, under)
         peer = under if ours == over else over
         self.figures.append(
             Figure(
@@ -129,6 +129,14 @@ class Report:
                 peer=f"{peer}: {self.words(peer)}" if peer in self.series else peer,
             )
         )
+
+    def pairs(self, over: str, under: str) -> list[float]:
+        """The ratio within each round."""
+        return [a / b for a, b in zip(self.series[over][1], self.series[under][1], strict=True)]
+
+    def times(self, over: str, under: str) -> str:
+        """Their median, in words."""
+        return amount(statistics.median(self.pairs(over, under)), "×")
 
     def words(self, name: str) -> str:
         unit, values = self.series[name]

@@ -338,6 +338,10 @@ def in_directory(home: Path, quick: bool) -> Report:
         report.plain(
             f"exit while a grandchild holds stdout, on {loop}", "≤ 5 ms", 5.0, f"{held}ours ({loop})", f"{held}asyncio"
         )
+    report.notes.append(
+        "the least that an event loop allows, asyncio's with one pidfd and nothing else, needs "
+        f"{report.times('a bare event loop and a pidfd', base)} blocking waitpid"
+    )
     report.notes.append(f'"never": not within {CUT_OFF:g} s')
     return report
 

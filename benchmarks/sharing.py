@@ -153,6 +153,13 @@ def milliseconds(report: Report, seen: dict[str, list[float]]) -> None:
         report.add(name, "ms", [s * 1e3 for s in seconds])
 
 
+def copied(to: Any, array: Any) -> float:
+    """Seconds for one copy."""
+    began = time.perf_counter()
+    numpy.copyto(to, array)
+    return time.perf_counter() - began
+
+
 def transfers(report: Report, sizes: dict[str, tuple[int, int, float]], torch: Any) -> None:
     with ours(_sharing.answers) as mine:
         theirs, pipe = (Torch() if torch else None), Pipe()
@@ -169,10 +176,18 @@ def transfers(report: Report, sizes: dict[str, tuple[int, int, float]], torch: A
                     )
                 if size == 64 * MIB:
                     cases[copy] = lambda array=array: pipe(array)
+                alone, other = f"memcpy of {words}, nothing else", numpy.ones(size, "u1")
+                cases[alone] = lambda array=array, other=other, times=times: statistics.median(
+                    copied(other, array) for _ in range(times)
+                )
                 milliseconds(report, paired(cases, rounds, warm=2))
                 work = f"a private array of {words}, process → process, acknowledged"
                 report.ratio(work, f"≥ {least:g} × faster than {QUEUE}", least, "high", peer, name, ours=name)
                 report.ratio(work, f"≥ 10 × faster than {PIPE}", 10, "high", copy, name, ours=name)
+                limit = f"{words}: one memcpy by one thread takes {report.words(alone)}, ours {report.words(name)}"
+                if theirs is not None:
+                    limit += f", and torch's Queue {report.times(peer, alone)} as long as that memcpy"
+                report.notes.append(limit)
             cases = {}
             for words, (size, _, _) in sizes.items():
                 born = sharing.empty(size, "u1")
@@ -248,9 +263,7 @@ def copies(report: Report, size: int, rounds: int) -> None:
         return size / took / 1e9
 
     def memcpy() -> float:
-        began = time.perf_counter()
-        numpy.copyto(other, array)
-        return size / (time.perf_counter() - began) / 1e9
+        return size / copied(other, array) / 1e9
 
     words = f"{size // MIB} MiB"
     mine, peer = f"ours, a private array of {words} into a message", f"memcpy of {words}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -210,11 +209,10 @@ def measure(quick: bool) -> Report:
     report.ratio(work, "≥ 1.0 × `tee FILE | sed`", 1.0, "high", mine, "tee FILE | sed", ours=mine)
     report.ratio(work, "≥ 6 × torch elastic", 6.0, "high", mine, "torch elastic", ours=mine)
     report.ratio(f"{workers} workers at once, in all", "≥ 0.85 × of one worker's", 0.85, "high", many, mine, ours=many)
-    alone, together = (report.series[name][1] for name in ("tee FILE | sed", many_peers))
-    share = statistics.median(b / a for a, b in zip(alone, together, strict=True))
+    share = report.times(many_peers, "tee FILE | sed")
     report.notes.append(
-        f"the machine's own: {workers} times `tee FILE | sed` at once do {share:.2f} × of what one does alone, and "
-        f"{report.words(many_peers)} in all, where ours does {report.words(many)}"
+        f"the machine's own: {workers} times `tee FILE | sed` at once do {share} of what one does alone, and "
+        f"{report.words(many_peers)} in all, where ours does {report.words(many)}: {report.times(many, many_peers)}"
     )
     if any(name.endswith(FILE_ONLY) for name in report.series):
         report.notes.append("file only: supervisord and circusd have no prefixed tee, and do half of the work")
