@@ -80,11 +80,19 @@ class Passes:
         self.started_ns = time.monotonic_ns()
         self._busy += 1
         try:
-            turns = Turns()
+            turns, cancelled = Turns(), None
             for one in plan.workers:
                 self.workers.append(Worker(one, self._host))
-                await turns.rest()
+                if turns.due():
+                    try:
+                        await asyncio.sleep(0)
+                    except asyncio.CancelledError as exc:
+                        cancelled = exc  # the caller's wish, raised below: a result has all ranks
+                        self._host.begin_stop("stopped")
+                    turns.begin()
             await self._launch(self.workers)
+            if cancelled is not None:
+                raise cancelled
         except BaseException:
             self._host.begin_stop("stopped")
             raise

@@ -21,7 +21,8 @@ class Turns:
         return time.monotonic() > self._until
 
     async def rest(self) -> None:
-        """Let the loop have its turn if the slice is over; being cancelled changes nothing."""
+        """Let the loop have its turn if the slice is over; being cancelled changes nothing and is forgotten: for work
+        of ours only, never in a task of the caller's."""
         if self.due():
             loop = asyncio.get_running_loop()
             turn = loop.create_future()

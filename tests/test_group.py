@@ -13,7 +13,7 @@ import anyio
 import pytest
 from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh, stopped_itself
 
-from aioelastic import Command, Group, GroupFailed, GroupTimeout, Logs, Std, Stop, WorkerFailed, supervise
+from aioelastic import Command, Group, GroupFailed, GroupTimeout, Logs, Std, Stop, WorkerFailed, supervise, turns
 from aioelastic.events import Drained, Exited, GroupDone, Killed, Leaked, Spawned, Stopping
 from aioelastic.lifecycle import State
 
@@ -196,6 +196,26 @@ async def test_second_cancel_skips_the_grace() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(killed) == 1
+
+
+async def test_a_cancellation_while_many_workers_are_made_ready_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SLICE", -1.0)  # the loop gets a turn after each
+    group = Group(Command("sleep", "1000"), n=20, logs=QUIET)
+
+    async def hold() -> None:
+        async with group:
+            await asyncio.sleep(1000)
+
+    task = asyncio.create_task(hold())
+    while not len(group):  # noqa: ASYNC110  # no event tells
+        await asyncio.sleep(0)
+    assert len(group) < 20
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(task), 10)
+    result = await group.wait()
+    assert (result.reason, len(result)) == ("stopped", 20)
+    assert {one.outcome for one in result} == {"never started"}
 
 
 async def test_anyio_cancel_scope() -> None:
