@@ -198,6 +198,38 @@ async def test_out_of_descriptors_leaves_nothing(launcher: Launcher) -> None:
     assert set(refusals) == {errno.EMFILE}
 
 
+async def test_a_start_for_which_we_have_no_descriptor_left_costs_no_other_worker_anything(launcher: Launcher) -> None:
+    first, ended = await start(launcher, sh("exec sleep 1000"))
+    environ = dict(os.environ)
+    worker = preflight(plan(GroupSpec.of(sh("exec sleep 1000")), environ=environ), environ).workers[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    starting = [launcher.start(worker) for _ in range(2)]
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))  # nothing that is sent to us can be taken
+    try:
+        await asyncio.wait(starting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    others = []
+    for one in starting:
+        if (problem := one.exception()) is None:  # it was started before
+            others.append(one.result())
+        else:
+            assert isinstance(problem, OSError)
+            assert problem.errno == errno.EMFILE
+    assert len(others) == (0 if launcher.name == "guardian" else 2)
+    later, later_ended = await start(launcher, sh("exit 3"))
+    assert (await later_ended)[0].status == 3 << 8
+    assert not ended.done()
+    ends = [ended, *map(ending, others)]
+    for one in (first, *others):
+        one.send_signal(signal.SIGKILL)
+    assert [raw.status for raw, _ in await asyncio.gather(*ends)] == [signal.SIGKILL] * len(ends)
+    for one in (first, later, *others):
+        slurp(one)
+
+
 async def test_abandoned_is_reaped_later(launcher: Launcher) -> None:
     process, _ = await start(launcher, sh("exec sleep 1000"))
     process.abandon()

@@ -29,6 +29,18 @@ _ROOM = CMSG_SPACE(FDS * 4)
 _MORE = b"+"  # in front of a datagram: its descriptors are in a socket, which is what came with it
 
 
+class Missing(ValueError):
+    """A datagram whose descriptors could not be taken: this process may have no more.
+
+    Attributes:
+        packet: the datagram itself.
+    """
+
+    def __init__(self, packet: bytes) -> None:
+        super().__init__("not all of its descriptors could be taken: this process may have too many open")
+        self.packet = packet
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends that keep messages apart and tell when the other end is gone."""
     import socket
@@ -55,8 +67,8 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
     """Receive one datagram; b"" when the other end is gone. `BlockingIOError` when there is none yet.
 
     Raises:
-        ValueError: it was larger than any of ours, or descriptors of it are missing, as this process may have no more;
-            what came with it is closed.
+        Missing: not all of its descriptors could be taken; those that could are closed.
+        ValueError: it was larger than any of ours; what came with it is closed.
     """
     packet, rights, flags, _ = sock.recvmsg(PACKET + 1, _ROOM, flags | MSG_CMSG_CLOEXEC)
     if not rights and not flags & (MSG_TRUNC | MSG_CTRUNC):
@@ -68,7 +80,7 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
             fds += struct.unpack_from(f"{count}i", data)
     if flags & MSG_CTRUNC:
         close(fds)
-        raise ValueError("not all of its descriptors could be taken: this process may have too many open")
+        raise Missing(packet)
     if flags & MSG_TRUNC:
         close(fds)
         raise ValueError("not a message of aioelastic's")

@@ -43,6 +43,7 @@ class Server:
         self._control = control
         self._starting: dict[int, tuple[asyncio.Future[ServedProcess], Ends, float, int, Poller]] = {}
         self._running: dict[int, ServedProcess] = {}
+        self._unheld: set[int] = set()  # of those starting: run, but may not be watched, and are being killed
         self._unwatched: list[ServedProcess] = []
         self._count = 0
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -194,6 +195,10 @@ class Server:
                 packet, fds = _socket.receive(self._control)
             except BlockingIOError:
                 return
+            except _socket.Missing as exc:
+                if self._kill_unheld(exc.packet):
+                    continue
+                packet, fds = b"", []
             except (OSError, ValueError):
                 packet, fds = b"", []
             if not packet:
@@ -209,6 +214,14 @@ class Server:
                 self.died()
                 return
 
+    def _kill_unheld(self, packet: bytes) -> bool:
+        """It has started one, and we may have no descriptor for it: that one goes, and nobody else."""
+        if packet[:1] != _order.STARTED:
+            return False
+        number = _order.decode(packet, [])[0][0]
+        self._unheld.add(number)
+        return self.signal_group(number, signal.SIGKILL)
+
     def _take(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         if kind == _order.STARTED:
             number, pid, floor = body
@@ -223,7 +236,13 @@ class Server:
             done.set_exception(self.refusal(code, words))
         elif kind == _order.EXITED:
             number, status, rusage, ended_ns, ended_at, left = body
-            self._running.pop(number).tell(RawExit(status, ended_ns, ended_at), rusage, left)
+            if number in self._unheld:
+                self._unheld.discard(number)
+                done, ends, *_ = self._starting.pop(number)
+                ends.close_ours()
+                done.set_exception(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            else:
+                self._running.pop(number).tell(RawExit(status, ended_ns, ended_at), rusage, left)
         else:
             self.take(kind, body)
         if self._unwatched and not self._starting:
