@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 import signal as _signal
 import string
@@ -117,6 +118,11 @@ def check_whole(field: str, value: Any, least: int, most: int | None = None) -> 
         raise SpecError(field, value, f"is more than {most:,}", f"give a whole number up to {most}")
 
 
+def check_bool(field: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise SpecError(field, value, f"is {type(value).__name__}, not bool", "give True or False")
+
+
 def check_seconds(field: str, value: Any) -> None:
     try:
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
@@ -134,11 +140,13 @@ def prefix_fields(prefix: str) -> list[str]:
 def check_prefix(prefix: str) -> None:
     try:
         fields = prefix_fields(prefix)
-        if all(name in PREFIX_FIELDS for name in fields):
+        wide = [spec for _, _, spec, _ in string.Formatter().parse(prefix) if re.search("[0-9]{4}", spec or "")]
+        if all(name in PREFIX_FIELDS for name in fields) and not wide:
             numbers = dict.fromkeys(("rank", "local_rank", "pid", "attempt"), 0)
             prefix.format(**{**dict.fromkeys(PREFIX_FIELDS, ""), **numbers})
             return
-        problem = f"has an unknown field {next(n for n in fields if n not in PREFIX_FIELDS)!r}"
+        unknown = [name for name in fields if name not in PREFIX_FIELDS]
+        problem = f"has an unknown field {unknown[0]!r}" if unknown else f"is wider than 999 in {wide[0]!r}"
     except (ValueError, TypeError, AttributeError, LookupError) as exc:
         problem = f"is not a template ({exc})"
     raise SpecError("Logs.prefix", prefix, problem, f"fields are {{{'}, {'.join(PREFIX_FIELDS)}}}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from .borrowed import check_borrowed
 from .checks import (
     FrozenDict,
+    check_bool,
     check_env,
     check_path,
     check_prefix,
@@ -45,6 +46,7 @@ class Std(enum.IntFlag):
 
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
+NAME_MOST = 200  # characters of a group's name: it is a part of its directory's, which may have 255 bytes
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,15 @@ class Logs:
         default = Std.NONE if self.dir is None else Std.ALL
         put(self, "save", default if self.save is None else _std("Logs.save", self.save))
         check_prefix(self.prefix)
+        check_bool("Logs.timestamps", self.timestamps)
+        check_bool("Logs.json", self.json)
         if self.ranks is not None:
             if not isinstance(self.ranks, Iterable):
                 raise SpecError("Logs.ranks", self.ranks, "is not a collection of ranks", "give ranks=[0, 1]")
-            ranks = frozenset(self.ranks)
+            ranks = tuple(self.ranks)
             for one in ranks:
                 check_whole("Logs.ranks", one, 0)
-            put(self, "ranks", ranks)
+            put(self, "ranks", frozenset(ranks))
         put(self, "match", _matches(self.match))  # also checks them
         if self.rotate is not None and not isinstance(self.rotate, Rotate):
             raise SpecError("Logs.rotate", self.rotate, "is not a Rotate", "give Rotate(size=..., keep=...)")
@@ -231,8 +235,7 @@ class Stop:
         object.__setattr__(self, "signal", number)
         check_seconds("Stop.grace", self.grace)
         check_seconds("Stop.bound", self.bound)
-        if not isinstance(self.dump, bool):
-            raise SpecError("Stop.dump", self.dump, f"is {type(self.dump).__name__}, not bool", "give True or False")
+        check_bool("Stop.dump", self.dump)
         if self.scope not in ("leader_then_group", "group", "leader"):
             raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
         if self.if_lost not in ("kill", "stop"):
@@ -286,6 +289,8 @@ class GroupSpec:
         """
         if not isinstance(name, str) or not name or "/" in name or "\0" in name or not name.isprintable():
             raise SpecError("name", name, "is not usable in file names", 'give a plain word like "trainer"')
+        if len(name) > NAME_MOST:
+            raise SpecError("name", name, f"is longer than {NAME_MOST} characters", "give a shorter one")
         logs = logs if logs is not None else Logs()
         stop = stop if stop is not None else Stop()
         for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):

@@ -135,6 +135,7 @@ def test_stdin() -> None:
         ("{rank:{foo}}", "foo"),
         ("{rank:{}}", ""),
         ("{rank!z}", "template"),
+        ("{rank:>999999999}", "wider"),
         ("{name:d}", "template"),
         ("{rank:%}}", "template"),
         (None, "template"),
@@ -225,6 +226,9 @@ def test_scope() -> None:
         ({"ranks": [0, -1]}, "Logs.ranks"),
         ({"ranks": ["0"]}, "Logs.ranks"),
         ({"ranks": [True]}, "Logs.ranks"),
+        ({"ranks": [[0]]}, "Logs.ranks"),
+        ({"timestamps": "no"}, "Logs.timestamps"),
+        ({"json": 1}, "Logs.json"),
         ({"dir": "x", "match": 5}, "Logs.match"),
         ({"dir": "x", "match": [""]}, "Match.include"),
         ({"dir": "x", "match": [None]}, "Match.include"),
@@ -284,7 +288,7 @@ def test_rotate(field: str, given: Any) -> None:
     assert refused(lambda: Rotate(**{field: given})).field == f"Rotate.{field}"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\0b", "a\nb", "\x1b[31m", 5, None])
+@pytest.mark.parametrize("name", ["", "x" * 201, "a/b", "a\0b", "a\nb", "\x1b[31m", 5, None])
 def test_name(name: Any) -> None:
     assert refused(lambda: GroupSpec.of(TRUE, name=name)).field == "name"
 
