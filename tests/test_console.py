@@ -702,6 +702,25 @@ async def test_a_stand_in_that_raises_is_trouble_and_nothing_more() -> None:
     assert [(one.sink, one.problem) for one in told if isinstance(one, SinkTrouble)] == [("stdout", "RuntimeError: no")]
 
 
+async def test_a_stand_in_that_cannot_be_flushed_is_trouble_and_nothing_more() -> None:
+    class Writes:
+        def write(self, text: str) -> int:
+            return len(text)
+
+    class Bad(Writes):
+        def flush(self) -> None:
+            raise RuntimeError("no")
+
+    wanted = {Bad: "RuntimeError: no", Writes: "AttributeError: 'Writes' object has no attribute 'flush'"}
+    for kind, problem in wanted.items():
+        with tee_to(kind(), "pipe") as (_, err):  # type: ignore[arg-type]
+            told: list[Event] = []
+            result = await supervise(sh("echo x; echo y >&2"), on_event=told.append)
+            assert await err.all() == b"[worker0]: y\n"
+        assert result.ok
+        assert [(one.sink, one.problem) for one in told if isinstance(one, SinkTrouble)] == [("stdout", problem)]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "pty"])
 async def test_the_callers_stdout_keeps_its_blocking_mode(kind: str, gate: Gate) -> None:
     with tee_to(kind, kind) as (out, err):

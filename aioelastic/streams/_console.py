@@ -168,6 +168,9 @@ class Console:
         except (OSError, ValueError) as exc:
             self._problem = f"is closed ({exc})"
             return
+        except Exception as exc:  # somebody else's object: anything may come
+            self._problem = f"{type(exc).__name__}: {exc}"
+            return
         self.identity = (info.st_dev, info.st_ino, info.st_rdev)
         self.tty = os.isatty(fd)
         if stat.S_ISFIFO(info.st_mode) or stat.S_ISCHR(info.st_mode):
