@@ -424,6 +424,15 @@ def test_the_channel_of_a_function_counts(monkeypatch: pytest.MonkeyPatch) -> No
         _preflight.check_limits(GroupSpec.of(Function(os.getpid), 10))
 
 
+def test_merged_files_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One descriptor each, however many workers there are."""
+    room = len(os.listdir("/proc/self/fd")) + _preflight._SLACK + 3 * 10
+    monkeypatch.setattr(_preflight.resource, "getrlimit", lambda which: (room, room))
+    match = [Match(file=f"{one}.log") for one in "abc"]
+    with pytest.raises(SpecError, match="9 workers fit"):
+        _preflight.check_limits(GroupSpec.of(sh("exit 0"), 10, logs=Logs(dir="runs", save=Std.NONE, match=match)))
+
+
 def test_no_room_at_all() -> None:
     out = alone(limits={"RLIMIT_NOFILE": 20})
     assert out["field"] == "n"

@@ -64,7 +64,7 @@ def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda:
     own = [isinstance(spec.start, str) or isinstance(one, Command) for one in spec.entries]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        room = soft - len(os.listdir("/proc/self/fd")) - _SLACK
+        room = soft - len(os.listdir("/proc/self/fd")) - _SLACK - len(spec.logs.matches)
         # each worker has a pidfd, two pipes, its log files, and a channel if it runs a function; each call in another
         # process a pipe to ask it to stop
         call = int(not isinstance(spec.start, str) and kind_of(spec.start).processes)
