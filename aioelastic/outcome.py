@@ -209,7 +209,7 @@ class Failure:
         after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
         told = self.error.message if self.error and self.exception is None else ""
         why = f": {told.splitlines()[0]}" if told else ""
-        return f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}"
+        return _printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}")
 
     def describe(self) -> str:
         """All of it, the reason last: what a person reads at the end of a terminal."""
@@ -235,7 +235,12 @@ class Failure:
             lines += ["  its traceback:", *(f"    {one}" for one in trace.splitlines())]
         elif tail:
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
-        return "\n".join(lines)
+        return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """With lone surrogates (of a file name that is not UTF-8) as `\\udcNN`: who prints or logs it must not fail."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,12 @@ def test_dry_run_tells_what_a_run_would_refuse() -> None:
     assert run("--dry-run", "--", "no-such-program-here").returncode == 2
 
 
+def test_dry_run_shows_what_is_not_utf_8() -> None:
+    done = run("--dry-run", "--", "echo", os.fsdecode(b"a\xff"), env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"rank 0: echo 'a\udcff'" in done.stdout
+
+
 def test_log_dir_and_save(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = "printf 'a\\r\\nb'; echo err >&2"

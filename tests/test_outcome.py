@@ -62,6 +62,16 @@ def failure_of(**more: Any) -> Failure:
     return Failure(**{**fields, **more})
 
 
+def test_a_failure_can_be_printed_whatever_is_in_it() -> None:
+    """File names, and what a worker writes about itself, may hold what no encoding can carry."""
+    report = ErrorReport("no \ud800", "Traceback …\nOSError: no \ud800")
+    failure = failure_of(argv=("prog", "a\udcff"), cwd="/b\udcff", error=report)
+    for text in (failure.headline, failure.describe()):
+        assert r"no \ud800" in text
+        text.encode()
+    assert r"a\udcff" in failure.describe()
+
+
 def result_of(failure: Failure) -> Result:
     return Result(
         failure.rank,

@@ -95,7 +95,8 @@ def _say(text: str) -> int:
     end."""
     try:
         if sys.stdout is not None:
-            sys.stdout.write(text)
+            encoding = sys.stdout.encoding or "utf-8"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
             sys.stdout.flush()
     except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must go somewhere
