@@ -46,7 +46,7 @@ class Std(enum.IntFlag):
 
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
-NAME_MOST = 200  # characters of a group's name: it is a part of its directory's, which may have 255 bytes
+NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, which may have 255 bytes
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ class GroupSpec:
         """
         if not isinstance(name, str) or not name or "/" in name or "\0" in name or not name.isprintable():
             raise SpecError("name", name, "is not usable in file names", 'give a plain word like "trainer"')
-        if len(name) > NAME_MOST:
-            raise SpecError("name", name, f"is longer than {NAME_MOST} characters", "give a shorter one")
+        if len(name.encode()) > NAME_MOST:
+            raise SpecError("name", name, f"is longer than {NAME_MOST} bytes", "give a shorter one")
         logs = logs if logs is not None else Logs()
         stop = stop if stop is not None else Stop()
         for what, given, kind in (("logs", logs, Logs), ("stop", stop, Stop)):

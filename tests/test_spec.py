@@ -288,7 +288,7 @@ def test_rotate(field: str, given: Any) -> None:
     assert refused(lambda: Rotate(**{field: given})).field == f"Rotate.{field}"
 
 
-@pytest.mark.parametrize("name", ["", "x" * 201, "a/b", "a\0b", "a\nb", "\x1b[31m", 5, None])
+@pytest.mark.parametrize("name", ["", "x" * 201, "ü" * 101, "a/b", "a\0b", "a\nb", "\x1b[31m", 5, None])
 def test_name(name: Any) -> None:
     assert refused(lambda: GroupSpec.of(TRUE, name=name)).field == "name"
 
