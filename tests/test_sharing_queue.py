@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import queue
+import resource
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +85,44 @@ def test_an_item_that_cannot_be_unpickled_gives_its_place_back() -> None:
         os.getpid = real
     q.put_nowait(2)
     assert q.get_nowait() == 2
+
+
+async def test_an_item_whose_descriptors_cannot_be_taken_gives_its_place_back() -> None:
+    q = sharing.Queue(1)
+    await q.put(np.ones(100_000))
+    putting = asyncio.create_task(q.put("next"))
+    await asyncio.sleep(0)
+    assert not putting.done()
+    with no_descriptors_left(), pytest.raises(ValueError, match="too many open"):
+        q.get_nowait()
+    await asyncio.wait_for(putting, 10)
+    assert await q.get() == "next"
+
+
+async def test_a_put_without_descriptors_leaves_the_room_to_others() -> None:
+    q = sharing.Queue(1)
+    await q.put(1)
+    putting = asyncio.create_task(q.put(2))
+    await asyncio.sleep(0)
+    assert await q.get() == 1
+    with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+        q.put_sync("no")  # it comes first, and fails
+    await asyncio.wait_for(putting, 10)
+    assert await q.get() == 2
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(one) for one in os.listdir("/proc/self/fd"))
+    blocked = [os.dup(0) for _ in range(used)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(blocked), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in blocked:
+            os.close(fd)
 
 
 async def test_waiting_and_closing() -> None:

@@ -106,6 +106,7 @@ class Queue:
 
         Raises:
             QueueClosed: it was closed, and nothing is left.
+            ValueError: this process has no descriptors left for what came with the item; it is gone.
             Exception: the item could not be unpickled; it is gone.
         """
         while True:
@@ -226,6 +227,9 @@ class Queue:
             packet, fds = _socket.receive(get)
         except BlockingIOError:
             raise queue.Empty from None
+        except BaseException:
+            os.eventfd_write(self._room, 1)  # what could not be taken is gone, and its place is free
+            raise
         if not packet:
             raise QueueClosed("the queue is closed, and nothing is left in it")
         os.close(fds.pop())
@@ -243,7 +247,11 @@ class Queue:
 
     def _place(self) -> int:
         """A descriptor that holds one. Raises `queue.Full`."""
-        place = os.open(f"/proc/self/fd/{self._places}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            place = os.open(f"/proc/self/fd/{self._places}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.eventfd_write(self._room, 1)  # others may have better luck
+            raise
         for number in range(self.maxsize):
             try:
                 fcntl.fcntl(place, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, number, 1, 0))
