@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,63 @@ async def test_a_name_in_use_and_one_that_was_left(tmp_path: Path) -> None:
     assert path.read_text()
     with pytest.raises(SpecError, match="107 bytes"):
         sharing.Endpoint("/tmp/" + "x" * 200, {})
+
+
+async def test_who_comes_again_and_again_costs_nothing(tmp_path: Path) -> None:
+    code = """
+import sys
+from aioelastic import sharing
+for _ in range(50):
+    with sharing.attach(sys.argv[1]) as offered:
+        assert dict(offered) == {"a": 1}
+print("done", flush=True)
+sys.stdin.read()
+"""
+    async with sharing.Endpoint(tmp_path / "again", {"a": 1}):
+        process = await stranger(code, str(tmp_path / "again"))
+        before = len(os.listdir("/proc/self/fd"))
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"done\n"
+        try:  # one is for the process, whose end it awaits
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+        finally:
+            await process.communicate(b"")
+        await until(lambda: len(os.listdir("/proc/self/fd")) < before)
+
+
+async def test_without_descriptors_the_loop_goes_on_and_nobody_is_turned_away(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with sharing.Endpoint(tmp_path / "full", {"a": 1}):
+        used = max(int(one) for one in os.listdir("/proc/self/fd"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            blocked = [os.dup(0) for _ in range(used)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(blocked), hard))
+            try:
+                peer.connect(os.fspath(tmp_path / "full"))
+                before = time.process_time()
+                await asyncio.sleep(0.5)
+                assert time.process_time() - before < 0.25
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for fd in blocked:
+                    os.close(fd)
+            peer.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(peer, 100)
+
+
+async def test_a_name_that_somebody_has_removed(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    async with sharing.Endpoint(tmp_path / "gone", {"a": 1}) as endpoint:
+        with await asyncio.to_thread(sharing.attach, endpoint.path) as offered:
+            assert offered["a"] == 1
+        os.unlink(endpoint.path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import stat
@@ -19,6 +21,8 @@ from ..errors import SpecError
 from ..thread import insist
 
 _LONGEST = 107  # bytes of a path, unix(7)
+_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of what a connection needs, for now
+_REST = 0.1  # seconds until it is tried again
 
 
 class Endpoint:
@@ -50,9 +54,11 @@ class Endpoint:
         self.path = _checked(path)
         self._objects = objects
         self._allowed = {os.geteuid(), *uids}
-        self._peers: dict[int, socket.socket] = {}  # by pidfd
+        self._peers: set[socket.socket] = set()
+        self._processes: dict[int, int] = {}  # the pidfds of those that have come
         self._offering: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._rest: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,13 +90,18 @@ class Endpoint:
         assert self._listener is not None
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
-        os.unlink(self.path)
+        if self._rest is not None:
+            self._rest.cancel()
+        with contextlib.suppress(FileNotFoundError):  # somebody has cleaned up there
+            os.unlink(self.path)
         for one in self._offering:
             one.cancel()
         while self._offering:
             await insist(asyncio.gather(*self._offering, return_exceptions=True))
-        for pidfd in list(self._peers):
-            self._gone(pidfd)
+        for peer in list(self._peers):
+            self._left(peer)
+        for pid in list(self._processes):
+            self._ended(pid)
 
     def _is_stale(self) -> bool:
         """Whether it is a socket that nobody listens to."""
@@ -113,42 +124,62 @@ class Endpoint:
         assert self._listener is not None
         try:
             peer, _ = self._listener.accept()
-        except OSError:
-            return  # it has gone again
+        except OSError as exc:
+            if exc.errno in _NO_MORE:  # it stays in the line, and the loop would be told of it all the time
+                self._loop.remove_reader(self._listener.fileno())
+                self._rest = self._loop.call_later(_REST, self._listen_again)
+            return
         peer.setblocking(False)
         pid, uid, _ = _who(peer)
         if uid not in self._allowed:
             peer.close()
             return
-        try:
-            # its connection may end before its other descriptors do
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            peer.close()
-            return
-        self._peers[pidfd] = peer
-        self._loop.add_reader(pidfd, self._gone, pidfd)
-        offering = self._loop.create_task(self._offer(peer, pidfd))
+        if pid not in self._processes:
+            try:
+                # its connection may end before its other descriptors do
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                peer.close()
+                return
+            except OSError:
+                pass  # no descriptor left, or no process of ours to see: then the end of its connection has to do
+            else:
+                self._processes[pid] = pidfd
+                self._loop.add_reader(pidfd, self._ended, pid)
+        self._peers.add(peer)
+        self._loop.add_reader(peer.fileno(), self._left, peer)  # it has nothing to say
+        offering = self._loop.create_task(self._offer(peer))
         self._offering.add(offering)
         offering.add_done_callback(self._offering.discard)
 
-    async def _offer(self, peer: socket.socket, pidfd: int) -> None:
+    def _listen_again(self) -> None:
+        assert self._listener is not None
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    async def _offer(self, peer: socket.socket) -> None:
         """Send it all, when GPUs have done what they were asked for arrays in it."""
         try:
             packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (dict(self._objects),)))
             try:
-                if self._peers.get(pidfd) is peer:
+                if peer in self._peers:
                     _socket.send(peer, packet, fds)
             finally:
                 _socket.close(fds)
         except Exception as exc:
-            if self._peers.get(pidfd) is peer:
-                self._gone(pidfd)
+            if peer in self._peers:
+                self._left(peer)
             self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
 
-    def _gone(self, pidfd: int) -> None:
+    def _left(self, peer: socket.socket) -> None:
+        """It has ended its connection."""
+        self._loop.remove_reader(peer.fileno())
+        self._peers.discard(peer)
+        peer.close()
+        memory.peer_gone()
+
+    def _ended(self, pid: int) -> None:
+        pidfd = self._processes.pop(pid)
         self._loop.remove_reader(pidfd)
-        self._peers.pop(pidfd).close()
         os.close(pidfd)
         memory.peer_gone()
 
