@@ -207,6 +207,13 @@ def test_leases_and_the_audit(fake: Any) -> None:
     assert sharing.leases() == []
 
 
+def test_a_scope_finds_small_ones_beside_others(fake: Any) -> None:
+    kept = [on_gpu(np.ones(10))]
+    with pytest.raises(ExceptionGroup, match="still held"), sharing.scope(strict=True):
+        kept[0] = on_gpu(np.ones(10))
+    del kept[0]
+
+
 def test_a_message_that_nobody_reads_and_one_that_is_read_twice(fake: Any) -> None:
     x = on_gpu(np.ones(100_000))
     packet, fds = _wire.encode(_wire.TASK, (x,))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import mmap
 import os
 import signal
 import subprocess
@@ -65,6 +67,16 @@ async def test_an_audit_finds_who_has_no_lease() -> None:
     assert x.nbytes
 
 
+def test_an_audit_of_a_process_that_maps_files_of_others(tmp_path: Path) -> None:
+    for name in ("aioelastic-1.0.so", "aioelastic-", "aioelastic-7"):
+        (tmp_path / name).write_bytes(b"x")
+    with contextlib.ExitStack() as stack:
+        for path in tmp_path.iterdir():
+            file = stack.enter_context(path.open("r+b"))
+            stack.enter_context(mmap.mmap(file.fileno(), 1))
+        assert sharing.audit() == []
+
+
 def link(fd: str) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
@@ -77,6 +89,14 @@ def test_a_scope_finds_views() -> None:
     words = rf"81920 bytes .*1 views in this process; owner {os.getpid()}, age"
     with pytest.warns(sharing.ShareLeakWarning, match=words), sharing.scope():
         kept.append(sharing.empty(70_000, "u1"))
+    kept.clear()
+
+
+def test_a_scope_finds_small_ones_beside_others() -> None:
+    """Small arrays share segments: one that was there before, and goes, does not make up for one that stays."""
+    kept = [sharing.empty(10), sharing.empty(10)]
+    with pytest.warns(sharing.ShareLeakWarning, match="1 views in this process"), sharing.scope():
+        kept[0] = sharing.empty(10)
     kept.clear()
 
 

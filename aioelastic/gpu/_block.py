@@ -181,8 +181,8 @@ class DeviceArena(Arena):
     def _loan(self, nbytes: int) -> Loan:
         grain = _vmm.granularity(self.device.ordinal)
         small = nbytes <= grain // 4
-        if small and self._slab is not None and self._at + nbytes <= grain:
-            with gate:
+        with gate:
+            if small and self._slab is not None and self._at + nbytes <= grain:
                 return self._from_slab(nbytes)
         size = grain if small else rounded(nbytes)
         size += -size % grain

@@ -130,6 +130,11 @@ class Arena:
         self._at += nbytes + -nbytes % ALIGN
         return self._slab, loan
 
+    def begin_slab(self) -> None:
+        """What is small and made from now on shares no segment with what is used now."""
+        if self._slab is not None and self._slab.loans:
+            self._slab = None  # it comes back when they are gone
+
     def trim(self, keep: int = 0) -> int:
         """Give idle segments back until at most `keep` bytes are left; returns how many bytes went."""
         before = self.idle_bytes

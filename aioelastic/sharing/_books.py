@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 import warnings
 from collections.abc import Collection
@@ -18,7 +19,7 @@ from .. import gpu, memory, shm
 from ..checks import check_path, check_whole
 from ..errors import SpecError
 
-_NAME = "aioelastic-"
+_OURS = re.compile(r"aioelastic-(\d+)-\d")  # the process is who made it
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def audit(pids: Collection[int] | None = None) -> list[Held]:
         for line in lines:
             where, _, _, _, number, *rest = line.split(None, 5)
             name = os.path.basename(rest[0].removesuffix(" (deleted)")).removeprefix("memfd:") if rest else ""
-            if name.startswith(_NAME):
+            if _OURS.match(name):
                 low, _, high = where.partition("-")
                 _, sizes = seen.setdefault(int(number), (name, {}))
                 _, on_gpu, size = name.rpartition("-gpu-")  # of those, only a page is mapped here
@@ -132,6 +133,9 @@ class scope:
         self._strict = strict
 
     def __enter__(self) -> Self:
+        with memory.gate:
+            for arena in memory.arenas:
+                arena.begin_slab()  # views of it are counted together
         self._before = _uses()
         return self
 
@@ -230,7 +234,9 @@ def _locks() -> list[tuple[int, int]]:
 
 
 def _owner(name: str) -> int:
-    return int(name.removeprefix(_NAME).partition("-")[0])
+    ours = _OURS.match(name)
+    assert ours is not None
+    return int(ours[1])
 
 
 def _words(pid: int) -> str:
