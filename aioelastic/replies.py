@@ -106,6 +106,13 @@ class Replies(Answer):
             packet, fds = _socket.receive(self._channel)
         except BlockingIOError:
             return False
+        except _socket.Missing as exc:
+            if exc.packet[:1] == _wire.OBJECT:
+                self._letter_is((None, exc))  # the next may have more luck
+                return True
+            self.nonsense = self.nonsense or f"{_NOT_HERE}: {exc}"
+            self._close()
+            return False
         except (OSError, ValueError) as exc:
             self.nonsense = self.nonsense or f"it sent something that is not ours: {exc}"
             self._close()
@@ -143,14 +150,19 @@ class Replies(Answer):
             raise ValueError(f"a message of kind {kind!r}")
 
     def _letter_came(self, packet: bytes, fds: list[int]) -> None:
-        assert self._channel is not None
         if _wire.is_slow(packet):
-            self._letters.append(self._aside(packet, fds, self._opened))
+            self._letter_is(self._aside(packet, fds, self._opened))
+            return
+        try:
+            value = _decoded(packet, fds)
+        except Exception as exc:
+            self._letter_is((None, exc))
         else:
-            try:
-                self._letters.append((_decoded(packet, fds), None))
-            except Exception as exc:
-                self._letters.append((None, exc))
+            self._letter_is((value, None))
+
+    def _letter_is(self, letter: tuple[Any, Exception | None] | asyncio.Future[Any]) -> None:
+        assert self._channel is not None
+        self._letters.append(letter)
         if len(self._letters) >= LETTERS and not self._full:
             self._full = True
             self._poller.remove(self._channel.fileno())

@@ -117,6 +117,13 @@ def sends_refused() -> None:
     sharing.send("after")
 
 
+def sends_when_asked() -> str:
+    sharing.receive()
+    sharing.send(sharing.copy(np.full(100_000, 3.0)))
+    sharing.send("after")
+    return "done"
+
+
 def sends_and_stays() -> None:
     sharing.send(sharing.copy(np.full(100_000, 3.0)))
     sharing.send(np.full(100_000, 4.0))

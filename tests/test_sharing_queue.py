@@ -276,6 +276,18 @@ async def test_a_letter_that_cannot_be_unpickled() -> None:
         assert [item async for item in group[0]] == []
 
 
+async def test_a_letter_whose_descriptors_cannot_be_taken() -> None:
+    """It is lost, and that is told; its worker has done nothing wrong."""
+    async with Group(Function(share_jobs.sends_when_asked), logs=QUIET) as group:
+        with no_descriptors_left():
+            await group[0].send(1)
+            with pytest.raises(ValueError, match="too many open"):
+                await group[0].receive()
+        assert await group[0].receive() == "after"
+        result = await group.wait()
+        assert result[0].value == "done"
+
+
 async def test_several_tasks_receive_at_once_and_in_several_loops() -> None:
     async with Group(Function(share_jobs.several_receive, 5), logs=QUIET) as group:
         assert await group[0].receive() == "waiting"

@@ -80,7 +80,7 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
             fds += struct.unpack_from(f"{count}i", data)
     if flags & MSG_CTRUNC:
         close(fds)
-        raise Missing(packet)
+        raise Missing(packet.removeprefix(_MORE))
     if flags & MSG_TRUNC:
         close(fds)
         raise ValueError("not a message of aioelastic's")
@@ -88,6 +88,8 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
         inner = AnySocket(fileno=fds[0])
         try:
             return packet[1:], _all(inner)
+        except Missing:
+            raise Missing(packet[1:]) from None
         finally:
             inner.close()
     return packet, fds
