@@ -48,6 +48,8 @@ def own_directory(below: Path) -> str:
         own = fresh.with_name(fresh.name[1:])  # by that name it is found, and is locked
         fresh.rename(own)
         _own[below] = own, lock
+        atexit.unregister(_leave)
+        atexit.register(_leave)  # a worker that was forked has forgotten what was registered before
     return str(_own[below][0])
 
 
@@ -62,7 +64,6 @@ def leave_empty() -> None:
         del _own[below]
 
 
-@atexit.register
 def _leave() -> None:
     for own, _ in _own.values():
         shutil.rmtree(own, ignore_errors=True)

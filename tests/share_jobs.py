@@ -124,6 +124,11 @@ def sends_when_asked() -> str:
     return "done"
 
 
+def makes_files(directory: str) -> Any:
+    sharing.configure(strategy="file", directory=directory)
+    return sharing.copy(np.full(100_000, 3.0))
+
+
 def sends_and_stays() -> None:
     sharing.send(sharing.copy(np.full(100_000, 3.0)))
     sharing.send(np.full(100_000, 4.0))

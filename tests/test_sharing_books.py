@@ -222,6 +222,15 @@ async def test_files_go_with_their_arrays(files: Path) -> None:
     assert names(files) == []
 
 
+@pytest.mark.parametrize("start", ["fork", "zygote", "spawn"])
+async def test_files_of_a_worker_go_with_it(tmp_path: Path, start: Any) -> None:
+    preload = ["numpy"] if start == "zygote" else ()
+    job = Function(share_jobs.makes_files, str(tmp_path))
+    result = await supervise(job, n=1, start=start, preload=preload, logs=QUIET)
+    assert (np.asarray(result[0].value) == 3).all()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_directories_of_the_dead_are_swept(tmp_path: Path) -> None:
     work = "from aioelastic import sharing; import os, signal\n"
     work += f"sharing.configure(strategy='file', directory={str(tmp_path)!r}); x = sharing.empty(100_000)\n"
