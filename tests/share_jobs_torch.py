@@ -21,9 +21,11 @@ def add(x: Any, number: int) -> None:
     x += number
 
 
-def make(i: int) -> Any:
-    x = torch.from_dlpack(sharing.empty((4, 4), "float32")) if i % 2 else torch.empty(4, 4)
-    return x.fill_(i)
+def fills_and_returns(x: Any, number: int, strategy: Any) -> Any:
+    sharing.configure(strategy=strategy)
+    x.fill_(4)
+    y = torch.from_dlpack(sharing.empty((2, 2), "float32")) if number % 2 else torch.empty(2, 2)
+    return y.fill_(number)
 
 
 def leaf() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,16 @@ async def test_preserve_sharing() -> None:
         assert same == sharing.is_shared(x) == sharing.is_shared(row)
 
 
-async def test_pool() -> None:
-    """An executor's results, shared and private, each once."""
+async def test_pool(strategy: Any) -> None:
+    """What workers write into arguments is seen here; what they return arrives, and is made as they were told."""
+    arguments = [shared(2, 2) for _ in range(8)]
     async with WorkerExecutor(2, preload=["torch"]) as executor:
-        async for x in executor.map_unordered(jobs.make, range(10)):
-            assert x.shape == (4, 4)
-            assert len(set(x.flatten().tolist())) == 1
+        calls = executor.map_unordered(jobs.fills_and_returns, arguments, range(8), [strategy] * 8)
+        results = [x async for x in calls]
+    assert all((x == 4).all() for x in arguments)
+    assert sorted(int(x[0, 0]) for x in results) == list(range(8))
+    assert [sharing.is_shared(x) for x in results].count(True) == 4
+    assert ("/dev/shm/aioelastic-shares-" in Path("/proc/self/maps").read_text()) == (strategy == "file")
 
 
 def test_is_shared() -> None:
@@ -103,8 +108,9 @@ async def test_inherit_tensor(start: Any) -> None:
 
 @pytest.mark.parametrize("value", [torch.empty(0), torch.empty(0, 1), torch.zeros(2, 0)])
 def test_empty_tensor_sharing(value: Any) -> None:
-    (x,) = travelled(value)
+    x, plain, typed = travelled(value, value.untyped_storage(), value.storage())
     assert x.shape == value.shape
+    assert (plain.nbytes(), typed.nbytes(), typed.dtype) == (0, 0, value.dtype)
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 3)])
@@ -128,6 +134,18 @@ async def test_variable_sharing(grad: bool) -> None:
         told = await group[0].receive()
     assert told == (grad, True, False, "Tensor")
     assert (x == 1).all()
+
+
+def test_hooks_stay_behind() -> None:
+    """As torch does it: that is said, and not an error."""
+    x = torch.ones(3, requires_grad=True)
+    x.register_hook(lambda grad: grad)
+    for one in (x, torch.nn.Parameter(x.detach())):
+        if one is not x:
+            one.register_hook(lambda grad: grad)
+        with pytest.warns(UserWarning, match="backward hook "):
+            (y,) = travelled(one)
+        assert torch.equal(one, y)
 
 
 def test_non_leaf() -> None:

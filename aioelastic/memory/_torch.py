@@ -1,7 +1,7 @@
 """torch's tensors in messages, where torch is loaded: what they are made of, and how they are made again.
 
 As torch.multiprocessing does it (torch/multiprocessing/reductions.py): a leaf keeps `requires_grad`, a `Parameter`
-stays one, gradients and hooks stay behind, and a tensor that is not a leaf is refused.
+stays one, gradients and hooks stay behind (of hooks torch warns), and a tensor that is not a leaf is refused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import warn_if_has_hooks
 
 from ._dlpack import contiguous
 from ._errors import NotShareable
@@ -34,6 +35,8 @@ def reducers(message: Outgoing) -> dict[type, Any]:
                 "a tensor that requires grad and is not a leaf: what it was computed from stays in this process; "
                 "send x.detach()"
             )
+        if one._backward_hooks:
+            warn_if_has_hooks(one)
         if one.is_nested and one.layout is torch.strided:
             parts = (one._nested_tensor_size(), one._nested_tensor_strides(), one._nested_tensor_storage_offsets())
             return (nested, (one.requires_grad, one.detach().values(), *parts))
@@ -65,13 +68,17 @@ def reducers(message: Outgoing) -> dict[type, Any]:
         return (strided, (one.requires_grad, number, shape, strides, kind))
 
     def parameter(one: Any) -> Any:
+        if one._backward_hooks:
+            warn_if_has_hooks(one)
         return (as_parameter, (one.detach(), one.requires_grad))
 
     def storage(one: Any) -> Any:
         if one.device.type == "meta":
             raise NotShareable("a storage of the meta device has no memory; send a meta tensor")
-        if one.device.type != "cpu" or not one.nbytes():
+        if one.device.type != "cpu":
             return one.__reduce_ex__(5)
+        if not one.nbytes():
+            return (torch.UntypedStorage, (0,))
         low = one.data_ptr()
         return (as_storage, (message.ref(low, low + one.nbytes(), one.nbytes(), one),))
 
