@@ -188,3 +188,34 @@ except PermissionError as exc:
             out, _ = await process.communicate()
             assert said in out.decode()
     gc.collect()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("strategy", ["memfd", "file"])
+async def test_arrays_for_another_user(tmp_path: Path, strategy: Any) -> None:
+    path = Path(f"/tmp/aioelastic-test-{os.getpid()}")
+    code = """
+import os, sys
+import numpy
+from aioelastic import sharing
+import aioelastic.child._work, aioelastic.sharing._endpoint, aioelastic.memory._numpy
+os.setuid(65534)
+with sharing.attach(sys.argv[1], uids=[0]) as offered:
+    print(int(offered["private"].sum()))
+    numpy.asarray(offered["x"])[:] = 3
+"""
+    sharing.configure(strategy=strategy, directory=tmp_path if strategy == "file" else None)
+    try:
+        x = sharing.copy(np.ones(100_000))
+        async with sharing.Endpoint(path, {"x": x, "private": np.ones(50_000)}, uids=[65534]):
+            process = await stranger(code, str(path))
+            out, _ = await process.communicate()
+            assert out.decode() == "50000\n"
+        assert (np.asarray(x) == 3).all()
+        if strategy == "file":
+            (own,) = tmp_path.iterdir()
+            assert own.stat().st_mode & 0o777 == 0o700  # there is no other way to it
+        del x
+    finally:
+        gc.collect()
+        sharing.configure(strategy="memfd")

@@ -226,6 +226,8 @@ def create(size: int, directory: str | None = None) -> Segment:
         else:
             path = os.path.join(directory, name)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            # the directory lets nobody else in; who gets a descriptor of it opens it again, as another user too
+            os.fchmod(fd, 0o666)
     except OSError as exc:
         raise ShareLimit(f"cannot make a shared segment: {exc}") from exc
     try:
