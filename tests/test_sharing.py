@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import ctypes
 import gc
 import os
 import pickle
@@ -92,7 +94,14 @@ def test_its_buffer() -> None:
     assert sharing.empty(0).buffer.nbytes == 0
 
 
-@pytest.mark.parametrize("shape", [-1, (2, -3), 1.5, "12", (2, None)])
+def test_a_shape_of_any_whole_numbers() -> None:
+    x = sharing.empty((np.int64(2), np.uint8(3)))
+    assert x.shape == (2, 3)
+    assert all(type(size) is int for size in x.shape)
+    assert sharing.empty(np.int32(4)).shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -3), 1.5, "12", (2, None), True, np.int64(-1)])
 def test_a_wrong_shape(shape: Any) -> None:
     with pytest.raises(SpecError, match="shape"):
         sharing.empty(shape)
@@ -120,8 +129,11 @@ def test_copies_of_anything() -> None:
         assert not np.shares_memory(np.asarray(x), np.asarray(one))
     assert sharing.copy(b"bytes").buffer.tobytes() == b"bytes"
     assert sharing.copy(bytearray(b"more")).buffer.tobytes() == b"more"
+    assert sharing.copy((ctypes.c_double * 3)(1, 2, 3)).buffer.tolist() == [1, 2, 3]
+    assert sharing.copy((ctypes.c_int32 * 2 * 2)((1, 2), (3, 4))).buffer.tolist() == [[1, 2], [3, 4]]
     assert np.asarray(sharing.copy(np.empty((0, 3)))).shape == (0, 3)
-    for bad in ("text", object(), np.array([object()]), np.zeros(2, "M8[s]")):
+    other = (ctypes.c_int32.__ctype_be__ * 2)(1, 2)
+    for bad in ("text", object(), np.array([object()]), np.zeros(2, "M8[s]"), array.array("u", "abc"), other):
         with pytest.raises(sharing.NotShareable):
             sharing.copy(bad)
 

@@ -240,6 +240,15 @@ def test_a_tensor_keeps_its_memory() -> None:
     assert where in [one.address for one in [sharing.empty(1 << 20, "uint8") for _ in range(2)]]
 
 
+def test_tensors_that_cannot_be_copied_say_why() -> None:
+    one = torch.tensor([1 + 2j])
+    bad = [torch.eye(3).to_sparse(), torch.empty(3, device="meta"), one.conj()]
+    for x in [*bad, torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])]:
+        with pytest.raises(sharing.NotShareable, match="DLPack"):
+            sharing.copy(x)
+        assert not sharing.is_shared(x)
+
+
 def test_a_capsule_that_nobody_takes() -> None:
     before = sharing.stats().idle
     x = sharing.empty(1 << 20, "uint8")

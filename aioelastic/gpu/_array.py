@@ -130,7 +130,10 @@ def is_on_gpu(array: Any) -> bool:
         array = array.detach()  # else torch does not tell
     if hasattr(array, "__cuda_array_interface__"):
         return True
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _dlpack.CUDA
+    try:
+        return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _dlpack.CUDA
+    except (BufferError, RuntimeError, ValueError):
+        return False  # torch's of a device that DLPack does not know
 
 
 def _source(array: Any) -> tuple[Foreign, Device | None]:

@@ -13,7 +13,7 @@ from ..errors import SpecError
 from . import _dlpack
 from ._arena import arena
 from ._dlpack import contiguous
-from ._dtypes import FORMATS, DType, parse
+from ._dtypes import FORMATS, ORDER, DType, parse
 from ._errors import NotShareable
 from ._segment import find, gate
 
@@ -170,9 +170,13 @@ def elements(shape: Sequence[int]) -> int:
 def check_shape(shape: Any) -> tuple[int, ...]:
     """As a tuple. Raises `SpecError`."""
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else (shape,)
+    whole = []
     for size in sizes:
+        if not isinstance(size, int) and hasattr(size, "__index__"):
+            size = operator.index(size)  # numpy's
         check_whole("shape", size, 0, sys.maxsize)
-    return sizes
+        whole.append(size)
+    return tuple(whole)
 
 
 def empty(shape: int | Sequence[int], dtype: Any = "float64") -> SharedArray:
@@ -230,7 +234,10 @@ def is_shared(array: Any) -> bool:
     if isinstance(array, SharedArray):
         return True
     if hasattr(array, "data_ptr"):
-        address = array.data_ptr()
+        try:
+            address = array.data_ptr()
+        except RuntimeError:
+            return False  # torch's, without a memory of its own
     elif hasattr(array, "__array_interface__"):
         address = array.__array_interface__["data"][0]
     elif hasattr(array, "__cuda_array_interface__"):
@@ -253,7 +260,12 @@ def _from_interface(array: Any) -> _dlpack.Foreign:
             raise NotShareable(problem) from None
         if not flat.c_contiguous:
             raise NotShareable("a buffer that is not contiguous; give an array of it")
-        kind = parse(FORMATS.get(flat.format, flat.format))
+        format = flat.format.removeprefix(ORDER)  # ctypes says it
+        try:
+            kind = parse(FORMATS.get(format, format))
+        except SpecError:
+            problem = f"its elements ({shown(flat.format)}) cannot be shared; use a plain number type"
+            raise NotShareable(problem) from None
         held = flat if not flat.readonly else memoryview(bytearray(flat))
         address = ctypes.addressof((ctypes.c_ubyte * held.nbytes).from_buffer(held)) if held.nbytes else 0
         shape = tuple(flat.shape or ())

@@ -88,10 +88,13 @@ class Foreign(NamedTuple):
 
 def read(array: Any, wanted: int = CPU[0]) -> Foreign:
     """Where an array with `__dlpack__` lies, on that type of device. Raises `NotShareable`."""
-    kind, _ = array.__dlpack_device__()
-    if kind != wanted:
-        raise NotShareable(f"its memory is on a device (DLPack type {kind}); copy it to the CPU first")
-    capsule = array.__dlpack__()
+    try:
+        kind, _ = array.__dlpack_device__()
+        if kind != wanted:
+            raise NotShareable(f"its memory is on a device (DLPack type {kind}); copy it to the CPU first")
+        capsule = array.__dlpack__()
+    except (BufferError, RuntimeError, ValueError) as exc:
+        raise NotShareable(f"its library cannot show it by DLPack: {exc}") from exc
     tensor = _Managed.from_address(_pointer(capsule, _NAME)).tensor
     bits = tensor.bits * tensor.lanes
     found = [one for one in DTYPES.values() if (one.code, 8 * one.itemsize) == (tensor.code, bits)]

@@ -25,11 +25,11 @@ class DType(NamedTuple):
     format: str
 
 
-_ORDER = "<" if sys.byteorder == "little" else ">"
+ORDER = "<" if sys.byteorder == "little" else ">"
 
 
 def _plain(name: str, kind: str, size: int, code: int, format: str) -> DType:
-    return DType(name, size, f"{'|' if size == 1 else _ORDER}{kind}{size}", code, format)
+    return DType(name, size, f"{'|' if size == 1 else ORDER}{kind}{size}", code, format)
 
 
 _INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
@@ -60,7 +60,7 @@ def parse(dtype: Any) -> DType:
     if text is None:
         text = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
     short = text.removeprefix("torch.")
-    if short[:1] in ("=", "|", _ORDER):
+    if short[:1] in ("=", "|", ORDER):
         short = short[1:]
     found = DTYPES.get(short) or _SHORT.get(short)
     if found is None:
