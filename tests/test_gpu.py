@@ -652,6 +652,19 @@ def test_streams_of_any_library(fake: Any) -> None:
             event.record(bad)
 
 
+def test_an_event_that_goes_while_work_waits_for_it(fake: Any) -> None:
+    fake.hold()
+    event = gpu.GpuEvent()
+    event.record()
+    event.wait()
+    fake.calls()
+    del event
+    gpu._driver.device("cuda:0").run(lambda: None)
+    assert "cuEventDestroy" in fake.names()
+    fake.go()
+    fake.idle()
+
+
 def test_an_event_that_fails(fake: Any) -> None:
     event = gpu.GpuEvent()
     for step, use in [

@@ -607,6 +607,11 @@ int cuEventDestroy(struct event *e) {
     BEGIN; IN_CONTEXT;
     if (e->shared || e->imported) {
         if (e->shared) e->state->dead = 1;
+        pthread_mutex_lock(&lock); /* what is still to be done with it is nothing now */
+        for (struct stream *s = streams; s; s = s->next)
+            for (struct op *op = s->first; op; op = op->next)
+                if (op->state == e->state) op->kind = 0;
+        pthread_mutex_unlock(&lock);
         munmap((void *)e->state, 4096);
         close(e->fd);
         free(e);
