@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import queue as queues
 import threading
 from collections.abc import Iterator
@@ -149,6 +150,33 @@ async def test_a_put_that_is_cancelled_while_it_copies(held: Held) -> None:
         await putting
     await queue.put("its place is free")
     assert await queue.get() == "its place is free"
+
+
+async def test_a_fork_while_a_put_is_under_way(held: Held) -> None:
+    """The copy has nothing of the message: neither its lease nor its place."""
+    queue = sharing.Queue(1)
+    putting = asyncio.create_task(queue.put(np.ones(BIG, "u1")))
+    await turns(held.began)
+    (end, keep), (there, here) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(keep)
+        os.write(here, b".")
+        os.read(end, 1)
+        os._exit(0)
+    os.close(end)
+    try:
+        assert os.read(there, 1) == b"."
+        held.go.set()
+        await putting
+        assert (await queue.get()).sum() == BIG
+        gc.collect()
+        assert sharing.leases() == []
+        queue.put_nowait("its place is free")
+    finally:
+        for fd in (keep, there, here):
+            os.close(fd)
+        os.waitpid(pid, 0)
 
 
 def test_a_queue_in_several_loops() -> None:

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import itertools
 import os
+import re
 import threading
 import time
 import weakref
@@ -28,6 +29,7 @@ from ._errors import ShareLimit, ShareLost
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NAME = "aioelastic"  # of memfds, as /proc/PID/maps shows them: /memfd:aioelastic-PID-NUMBER
+_LEASE = re.compile(rf"[:/]{NAME}-(\d+-\d|places)")  # what descriptors in messages are of
 _HUGE = 2 << 20
 _HIGH = 64  # descriptors from here on are nobody's
 _PROT, _SHARED = 3, 1
@@ -348,6 +350,24 @@ def _in_child() -> None:
             segment.disinherit()
     for forget in after_fork:
         forget()
+    _let_go()
+
+
+def _let_go() -> None:
+    """In a forked copy: of messages that were under way. Their numbers stay taken: somebody may still close them."""
+    try:
+        mine = set(descriptors())
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        found = [int(one) for one in os.listdir("/proc/self/fd")]
+    except OSError:
+        return  # no descriptors left: it holds them as long as it lives
+    for fd in found:
+        try:
+            if fd not in mine and _LEASE.search(os.readlink(f"/proc/self/fd/{fd}")):
+                os.dup2(null, fd, inheritable=False)
+        except OSError:
+            pass  # that of the list itself
+    os.close(null)
 
 
 def descriptors() -> list[int]:
