@@ -23,7 +23,9 @@ def run(name: str, *options: str) -> str:
 
 def test_a_dataset_is_there_once() -> None:
     out = run("dataset.py", "-n", "3", "--mib", "32")
-    assert "read by 3 workers, total 4194304" in out
+    trained = re.search(r"3 workers trained 20 steps on it, the largest error is ([0-9.]+)", out)
+    assert trained
+    assert float(trained[1]) <= 0.001
     together = re.search(r"all together: (\d+) MiB", out)
     assert together
     assert 30 <= int(together[1]) <= 40
@@ -35,4 +37,7 @@ def test_frames_come_through() -> None:
     found = re.search(r"by worker 1: (\d+), by worker 2: (\d+), segments of memory: (\d+)", out)
     assert found
     assert int(found[1]) + int(found[2]) == 25
+    used = re.search(r"shared memory of all: (\d+) MiB, later (\d+) MiB", out)
+    assert used
+    assert int(used[2]) <= 16 * 3
     assert int(found[3]) <= 16  # in the queues, in the stages, and those on the way back

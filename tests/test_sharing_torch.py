@@ -249,6 +249,17 @@ def test_tensors_that_cannot_be_copied_say_why() -> None:
         assert not sharing.is_shared(x)
 
 
+def test_what_runs_backwards_is_refused() -> None:
+    """torch aborts the process otherwise."""
+    x = sharing.copy(np.arange(12).reshape(3, 4))
+    for one in (x[::-1], x[:, ::-2]):
+        with pytest.raises(BufferError, match="negative stride"):
+            torch.from_dlpack(one)
+        assert np.asarray(one).strides == one.strides
+        assert (np.asarray(sharing.copy(one)) == np.asarray(one)).all()
+    assert tuple(torch.from_dlpack(x[::2]).shape) == (2, 4)
+
+
 def test_a_capsule_that_nobody_takes() -> None:
     before = sharing.stats().idle
     x = sharing.empty(1 << 20, "uint8")

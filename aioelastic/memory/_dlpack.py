@@ -65,7 +65,13 @@ _deleter, _destructor = _Deleter(_delete), _Destructor(_destroy)
 def export(
     loan: Any, address: int, shape: Sequence[int], strides: Sequence[int], dtype: DType, device: tuple[int, int]
 ) -> Any:
-    """A capsule that keeps `loan`. `strides` in elements."""
+    """A capsule that keeps `loan`. `strides` in elements.
+
+    Raises:
+        BufferError: it runs backwards, which makes torch abort the process.
+    """
+    if min(strides, default=0) < 0:
+        raise BufferError("it has a negative stride, which not all libraries can have; copy it, or turn it round there")
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
     steps = (ctypes.c_int64 * max(len(shape), 1))(*strides)
     one = _Managed()

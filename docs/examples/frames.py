@@ -8,11 +8,14 @@ stage slows the camera down, and memory is used again.
 
 import argparse
 import asyncio
+import os
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
 
-from aioelastic import Function, Logs, Std, sharing, supervise
+from aioelastic import Function, Group, Logs, Std, sharing
 
 HEIGHT, WIDTH = 720, 1280
 
@@ -36,18 +39,34 @@ def brighten(raw: Any, ready: Any) -> int:
     return done
 
 
+def pss(pids: Iterable[int]) -> float:
+    """What these use of shared memory together, in MiB; a page that several have is counted once."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            total += next(int(line.split()[1]) for line in file if line.startswith("Pss_Shmem:"))
+    return total / 1024
+
+
 async def main(count: int) -> None:
     raw, ready = sharing.Queue(maxsize=4), sharing.Queue(maxsize=4)
     stages = [Function(camera, raw, count), Function(brighten, raw, ready), Function(brighten, raw, ready)]
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(supervise(stages, preload=["numpy"], logs=Logs(tee=Std.NONE)))
+    right, used = 0, []
+    began = time.perf_counter()
+    async with Group(stages, preload=["numpy"], logs=Logs(tee=Std.NONE)) as group:
+        running = asyncio.create_task(group.wait())
         running.add_done_callback(lambda _: ready.close())
-        right = 0
         async for number, frame in ready:
             right += bool((numpy.asarray(frame) == number % 128 + 100).all())
-    made, *done = (one.value for one in running.result())
+            if right in (count // 5, count // 2):
+                used.append(pss((os.getpid(), *group.pids.values())))
+        result = await running
+    took = time.perf_counter() - began
+    made, *done = (one.value for one in result)
     print(f"{right} frames of {HEIGHT}x{WIDTH} came through, none was copied")
     print(f"by worker 1: {done[0]}, by worker 2: {done[1]}, segments of memory: {made}")
+    rate = 4 * count * HEIGHT * WIDTH * 3 / took / 1e9  # written, read, written and read
+    print(f"{took:.1f} s, {rate:.1f} GB/s; shared memory of all: {used[0]:.0f} MiB, later {used[-1]:.0f} MiB")
 
 
 if __name__ == "__main__":
