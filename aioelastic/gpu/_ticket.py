@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from ..memory import Incoming, Segment, ShareLost, after_exit, after_fork, gate
-from ..memory._segment import NAME, PAGE, _known, _libc, held, known, new_name
+from ..memory._segment import PAGE, _known, _libc, held, known, made_by, named, new_name
 from ._legacy import LEGACY, POOL
 
 T = TypeVar("T")
@@ -148,8 +148,8 @@ def admit(kind: type[Ticket], message: Incoming, slot: int) -> Any:
         if isinstance(found, Ticket):
             found.came_back()
         return found
-    name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")).removeprefix("memfd:")
-    if not name.startswith(NAME) or "-gpu-" not in name:
+    name = named(os.readlink(f"/proc/self/fd/{fd}"))
+    if made_by(name) is None or "-gpu-" not in name:
         raise ShareLost(f"not memory of a GPU of aioelastic's: {name}")
     what = What(*marshal.loads(os.pread(fd, PAGE, 0)))
     beside = len(what.sizes) or int(what.kind == POOL)

@@ -11,13 +11,14 @@ from ._copy import store
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
 from ._later import Done, Elsewhere, later, now
 from ._message import Incoming, Outgoing, carry, incoming, outgoing, register, tables
-from ._segment import Segment, after_exit, after_fork, descriptors, gate, peer_gone, segments
+from ._segment import PLACES, Segment, after_exit, after_fork, descriptors, gate, made_by, named, peer_gone, segments
 
 __all__ = [
     "Arena",
     "Done",
     "Elsewhere",
     "Incoming",
+    "PLACES",
     "NotShareable",
     "Outgoing",
     "Segment",
@@ -39,6 +40,8 @@ __all__ = [
     "incoming",
     "is_shared",
     "later",
+    "made_by",
+    "named",
     "now",
     "outgoing",
     "peer_gone",

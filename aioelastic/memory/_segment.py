@@ -29,7 +29,8 @@ from ._errors import ShareLimit, ShareLost
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NAME = "aioelastic"  # of memfds, as /proc/PID/maps shows them: /memfd:aioelastic-PID-NUMBER
-_LEASE = re.compile(rf"[:/]{NAME}-(\d+-\d|places)")  # what descriptors in messages are of
+PLACES = f"{NAME}-places"  # that of the places of a queue
+_MADE = re.compile(rf"{NAME}-(\d+)-\d")
 _HUGE = 2 << 20
 _HIGH = 64  # descriptors from here on are nobody's
 _PROT, _SHARED = 3, 1
@@ -254,6 +255,17 @@ def new_name() -> str:
     return f"{NAME}-{os.getpid()}-{next(_numbers)}"
 
 
+def named(shown: str) -> str:
+    """The name of a file by what a link or a map of proc(5) shows."""
+    return os.path.basename(shown.removesuffix(" (deleted)")).removeprefix("memfd:")
+
+
+def made_by(name: str) -> int | None:
+    """The process that has made the segment of this name; None: no segment has such a name."""
+    ours = _MADE.match(name)
+    return None if ours is None else int(ours[1])
+
+
 def attach(fd: int) -> Segment:
     """That of a descriptor which came with a message (and stays the caller's). Behind the gate.
 
@@ -266,8 +278,8 @@ def attach(fd: int) -> Segment:
         return found
     mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
-    name = target.rpartition("/")[2].removesuffix(" (deleted)").removeprefix("memfd:")
-    if not name.startswith(NAME) or not stat.st_size:
+    name = named(target)
+    if made_by(name) is None or not stat.st_size:
         os.close(mine)
         raise ShareLost(f"not a segment of aioelastic's: {target}")
     return Segment(mine, stat.st_size, name, False, _key(stat))
@@ -363,7 +375,8 @@ def _let_go() -> None:
         return  # no descriptors left: it holds them as long as it lives
     for fd in found:
         try:
-            if fd not in mine and _LEASE.search(os.readlink(f"/proc/self/fd/{fd}")):
+            name = named(os.readlink(f"/proc/self/fd/{fd}"))
+            if fd not in mine and (name == PLACES or made_by(name) is not None):
                 os.dup2(null, fd, inheritable=False)
         except OSError:
             pass  # that of the list itself

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import time
 import warnings
 from collections.abc import Collection
@@ -18,8 +17,6 @@ import psutil
 from .. import gpu, memory, shm
 from ..checks import check_path, check_whole
 from ..errors import SpecError
-
-_OURS = re.compile(r"aioelastic-(\d+)-\d")  # the process is who made it
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,8 @@ def audit(pids: Collection[int] | None = None) -> list[Held]:
             continue  # it has ended, or is not ours to look at
         for line in lines:
             where, _, _, _, number, *rest = line.split(None, 5)
-            name = os.path.basename(rest[0].removesuffix(" (deleted)")).removeprefix("memfd:") if rest else ""
-            if _OURS.match(name):
+            name = memory.named(rest[0]) if rest else ""
+            if memory.made_by(name) is not None:
                 low, _, high = where.partition("-")
                 _, sizes = seen.setdefault(int(number), (name, {}))
                 _, on_gpu, size = name.rpartition("-gpu-")  # of those, only a page is mapped here
@@ -234,9 +231,9 @@ def _locks() -> list[tuple[int, int]]:
 
 
 def _owner(name: str) -> int:
-    ours = _OURS.match(name)
-    assert ours is not None
-    return int(ours[1])
+    owner = memory.made_by(name)
+    assert owner is not None
+    return owner
 
 
 def _words(pid: int) -> str:

@@ -66,7 +66,7 @@ class Queue:
         check_whole("maxsize", maxsize, 1)
         check_whole("maxsize", maxsize, 1, MOST)
         first, second = _socket.pair()
-        places = os.memfd_create("aioelastic-places", os.MFD_CLOEXEC)
+        places = os.memfd_create(memory.PLACES, os.MFD_CLOEXEC)
         room = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
         self._set_up(maxsize, first, second, places, room)
 
