@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ class FileThread(HelperThread):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         super().__init__(loop, name)
-        self._gathering: list[FileSink] = []
+        self._gathered: dict[FileSink, list[bytes]] = {}
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self.queued = 0  # bytes taken so far; written by the loop only
@@ -38,12 +37,11 @@ class FileThread(HelperThread):
         """Bytes not written yet."""
         return self.queued - self._done
 
-    def gather(self, sink: FileSink, size: int, first: bool, pump: Pump | None) -> None:
-        """`sink` has so many bytes more, the first of them or not; hold `pump` while too much is queued."""
-        if first:
-            self._gathering.append(sink)
-        self.queued += size
-        self._size += size
+    def gather(self, sink: FileSink, data: bytes, pump: Pump | None) -> None:
+        """Queue `data` for `sink`; hold `pump` while too much is queued."""
+        self._gathered.setdefault(sink, []).append(data)
+        self.queued += len(data)
+        self._size += len(data)
         if self._size >= BATCH:
             self.flush()
         elif self._timer is None:
@@ -65,13 +63,12 @@ class FileThread(HelperThread):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._gathering:
-            stores = [sink.take() for sink in self._gathering]
-            self._gathering, self._size = [], 0
+        if self._gathered:
+            gathered, self._gathered, self._size = self._gathered, {}, 0
 
             def job() -> None:
-                for store in stores:
-                    store()
+                for sink, batch in gathered.items():
+                    sink.store(batch)
 
             self.put(job)
 
@@ -109,7 +106,6 @@ class FileSink:
         self._size = 0
         self._line_at = 0  # where the unfinished line at the file's end begins
         self._told: set[int | None] = set()
-        self._pending: list[bytes] = []  # not handed to the thread yet
         self._missing = False  # could not be opened, which was told
 
     def open(self, append: bool = False) -> None:
@@ -128,20 +124,16 @@ class FileSink:
 
     def write(self, data: bytes, pump: Pump | None) -> None:
         """Queue `data`; hold `pump` while too much is queued."""
-        self._pending.append(data)
-        self._writer.gather(self, len(data), len(self._pending) == 1, pump)
+        self._writer.gather(self, data, pump)
 
     def close(self) -> None:
         """Close the file after its last byte."""
         self._writer.flush()
         self._writer.put(self._shut)
 
-    def take(self) -> Callable[[], None]:
-        """What is gathered, as a job for the thread."""
-        batch, self._pending = self._pending, []
-        return partial(self._store, batch, sum(map(len, batch)))
-
-    def _store(self, batch: list[bytes], size: int) -> None:
+    def store(self, batch: list[bytes]) -> None:
+        """In the thread: write them."""
+        size = sum(map(len, batch))
         if self._missing:
             self.lost += size
         elif self._rotate is not None:
