@@ -128,17 +128,12 @@ class Pump:
             except OSError:
                 pass  # over the user's pipe budget: works, in smaller steps
         for tap in self.taps:
-            try:
-                tap.feed(data, self)
-            except (KeyboardInterrupt, SystemExit) as exc:
-                raise_soon(exc)
-            except Exception as exc:
-                self._drop(tap, exc)
+            self._guard(tap, tap.feed, data, self)
         return len(data)
 
-    def _guard(self, tap: Tap, call: Callable[[], None]) -> None:
+    def _guard(self, tap: Tap, call: Callable[..., None], *args: object) -> None:
         try:
-            call()
+            call(*args)
         except (KeyboardInterrupt, SystemExit) as exc:
             raise_soon(exc)
         except Exception as exc:
