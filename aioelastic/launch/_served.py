@@ -43,7 +43,6 @@ class Server:
         self._control = control
         self._starting: dict[int, tuple[asyncio.Future[ServedProcess], Ends, float, int, Poller]] = {}
         self._running: dict[int, ServedProcess] = {}
-        self._unheld: set[int] = set()  # of those starting: run, but may not be watched, and are being killed
         self._unwatched: list[ServedProcess] = []
         self._count = 0
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -218,9 +217,7 @@ class Server:
         """It has started one, and we may have no descriptor for it: that one goes, and nobody else."""
         if packet[:1] != _order.STARTED:
             return False
-        number = _order.decode(packet, [])[0][0]
-        self._unheld.add(number)
-        return self.signal_group(number, signal.SIGKILL)
+        return self.signal_group(_order.decode(packet, [])[0][0], signal.SIGKILL)
 
     def _take(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         if kind == _order.STARTED:
@@ -236,8 +233,7 @@ class Server:
             done.set_exception(self.refusal(code, words))
         elif kind == _order.EXITED:
             number, status, rusage, ended_ns, ended_at, left = body
-            if number in self._unheld:
-                self._unheld.discard(number)
+            if number in self._starting:  # for which there was no descriptor
                 done, ends, *_ = self._starting.pop(number)
                 ends.close_ours()
                 done.set_exception(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
