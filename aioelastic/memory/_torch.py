@@ -35,8 +35,7 @@ def reducers(message: Outgoing) -> dict[type, Any]:
                 "a tensor that requires grad and is not a leaf: what it was computed from stays in this process; "
                 "send x.detach()"
             )
-        if one._backward_hooks:
-            warn_if_has_hooks(one)
+        warn_if_has_hooks(one)
         if one.is_nested and one.layout is torch.strided:
             parts = (one._nested_tensor_size(), one._nested_tensor_strides(), one._nested_tensor_storage_offsets())
             return (nested, (one.requires_grad, one.detach().values(), *parts))
@@ -68,8 +67,7 @@ def reducers(message: Outgoing) -> dict[type, Any]:
         return (strided, (one.requires_grad, number, shape, strides, kind))
 
     def parameter(one: Any) -> Any:
-        if one._backward_hooks:
-            warn_if_has_hooks(one)
+        warn_if_has_hooks(one)
         return (as_parameter, (one.detach(), one.requires_grad))
 
     def storage(one: Any) -> Any:
