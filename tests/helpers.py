@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,3 +78,18 @@ async def stopped_itself(pid: int | None) -> None:
     # only its parent gets an event for that, and we are not its parent
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110
         await asyncio.sleep(0)
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Every call that makes one fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(one) for one in os.listdir("/proc/self/fd"))
+    blocked = [os.dup(0) for _ in range(used)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(blocked), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in blocked:
+            os.close(fd)

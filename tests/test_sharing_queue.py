@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import queue
-import resource
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import share_jobs
-from helpers import QUIET, event_of
+from helpers import QUIET, event_of, no_descriptors_left
 
 from aioelastic import Function, Group, GroupFailed, SpecError, sharing, supervise
 from aioelastic.events import Exited
@@ -109,20 +106,6 @@ async def test_a_put_without_descriptors_leaves_the_room_to_others() -> None:
         q.put_sync("no")  # it comes first, and fails
     await asyncio.wait_for(putting, 10)
     assert await q.get() == 2
-
-
-@contextlib.contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(one) for one in os.listdir("/proc/self/fd"))
-    blocked = [os.dup(0) for _ in range(used)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(blocked), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in blocked:
-            os.close(fd)
 
 
 async def test_waiting_and_closing() -> None:
