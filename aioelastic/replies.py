@@ -170,11 +170,10 @@ class Replies(Answer):
 
     def _aside(self, packet: bytes, fds: list[int], then: Callable[[asyncio.Future[Any]], None]) -> asyncio.Future[Any]:
         """Unpickle it in another thread."""
-        done = asyncio.get_running_loop().create_future()
-        done.add_done_callback(then)
         mine = list(fds)
         fds.clear()
-        _letters.aside(lambda: _open(packet, mine), done)
+        done = asyncio.wrap_future(_letters.aside(lambda: _open(packet, mine)))
+        done.add_done_callback(then)
         return done
 
     def _value_came(self, done: asyncio.Future[Any]) -> None:

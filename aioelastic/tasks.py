@@ -140,12 +140,13 @@ def settle(future: Future[Any], packet: bytes, fds: list[int]) -> Coroutine[Any,
 
 
 async def _settle_aside(future: Future[Any], packet: bytes, fds: list[int]) -> None:
-    done = asyncio.get_running_loop().create_future()
-    _letters.aside(lambda: _settle(future, packet, fds), done)
-    try:
-        await done
-    finally:
-        _socket.close(fds)
+    def work() -> None:
+        try:
+            _settle(future, packet, fds)
+        finally:
+            _socket.close(fds)
+
+    await asyncio.wrap_future(_letters.aside(work))
 
 
 def _settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:

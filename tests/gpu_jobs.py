@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
 from typing import Any
 
 import fake_gpu
@@ -63,6 +65,45 @@ def adds(loud: bool = False) -> dict[str, int]:
     sharing.trim()
     gpu.end()
     return fake_gpu.fake().live()
+
+
+class Lock:
+    """Unpickling it waits for `go`."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.number, self.began, self.go = number, threading.Event(), threading.Event()
+        locks[number] = self
+
+    def __reduce__(self) -> Any:
+        return _unlock, (self.number,)
+
+
+locks: dict[int, Lock] = {}
+
+
+def _unlock(number: int) -> str:
+    lock = locks.get(number) or Lock(number)
+    lock.began.set()
+    assert lock.go.wait(60)
+    return "opened"
+
+
+async def receives_again() -> list[Any]:
+    """What comes after a task that was receiving was cancelled."""
+    fake_gpu.install()
+    lock = Lock()
+    first = asyncio.create_task(sharing.receive_async())
+    await asyncio.to_thread(lock.began.wait)
+    first.cancel()
+    await asyncio.wait([first])
+    got: list[Any] = [first.cancelled()]
+    try:
+        sharing.receive(0.001)
+    except TimeoutError:
+        got.append("not yet")
+    lock.go.set()
+    x, word = sharing.receive()
+    return [*got, total(x), word, await sharing.receive_async()]
 
 
 async def adds_async() -> int:

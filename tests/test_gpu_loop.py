@@ -236,3 +236,70 @@ async def test_one_result_does_not_hold_up_others(jobs: Any, cupy: Any, busy: th
         busy.set()
         assert seen(await asyncio.wrap_future(first)).tolist() == [1.0] * 100
         del first
+
+
+# --- getters that are cancelled meanwhile ---
+
+
+async def fetched(lock: Any, q: sharing.Queue) -> asyncio.Task[Any]:
+    """A task that has got the next item, which is being unpickled."""
+    task = asyncio.create_task(q.get())
+    await asyncio.to_thread(lock.began.wait)
+    return task
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_what_a_cancelled_task_has_got_goes_to_who_asks_next(jobs: Any, cupy: Any) -> None:
+    q, lock = sharing.Queue(), jobs.Lock()
+    await q.put((theirs("plain", np.ones(1)), lock, 1))
+    await q.put(2)
+    await ended(await fetched(lock, q))
+    with pytest.raises(queues.Empty):
+        q.get_nowait()
+    with pytest.raises(queues.Empty):
+        q.get_sync(0)
+    again = asyncio.create_task(q.get())
+    await turns()
+    await ended(again)
+    lock.go.set()
+    x, *rest = await q.get()
+    assert (seen(x).tolist(), *rest) == ([1.0], "opened", 1)
+    assert await q.get() == 2
+    del x
+
+
+async def test_and_to_who_waits_already(jobs: Any, cupy: Any) -> None:
+    q, lock = sharing.Queue(), jobs.Lock()
+    await q.put((theirs("plain", np.ones(1)), lock))
+    first = await fetched(lock, q)
+    others = [asyncio.create_task(q.get()) for _ in range(2)]
+    await turns()
+    await ended(first)
+    lock.go.set()
+    await q.put("next")
+    assert [one[1] for one in await asyncio.gather(*others)] == ["opened", "e"]
+
+
+async def test_and_to_threads(jobs: Any, cupy: Any) -> None:
+    q, locks = sharing.Queue(), [jobs.Lock(0), jobs.Lock(1)]
+    for lock in locks:
+        await q.put((theirs("plain", np.ones(1)), lock, lock.number))
+    tasks = [await fetched(lock, q) for lock in locks]
+    for task in reversed(tasks):
+        await ended(task)
+    for lock in locks:
+        lock.go.set()
+    assert [(await asyncio.to_thread(get))[2] for get in (q.get_sync, q.get_sync)] == [0, 1]
+
+
+async def test_what_a_cancelled_task_of_a_worker_has_received(jobs: Any, cupy: Any) -> None:
+    async with Group(Function(jobs.receives_again), logs=QUIET) as group:
+        await group[0].send((theirs("plain", np.ones(1)), jobs.Lock()))
+        await group[0].send(2)
+        result = await group.wait()
+    assert result[0].value == [True, "not yet", 1.0, "opened", 2]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import select
 import socket
 import time
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Awaitable, Callable
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import _context, _socket, _wire, _work
 
 if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
+
     from ._packing import Packing
 
+T = TypeVar("T")
 Packed: TypeAlias = tuple[bytes, list[int]]
 _waiting: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()  # by loop
 
@@ -51,40 +59,37 @@ def receive(timeout: float | None = None) -> Any:
     """
     channel = _channel()
     until = None if timeout is None else time.monotonic() + timeout
+    words = f"nothing came within {timeout} s"
+    try:
+        work = _reader.left(timeout)
+    except BlockingIOError:
+        raise TimeoutError(words) from None
+    if work is not None:
+        return work.result()
     poll = select.poll()
     poll.register(channel, select.POLLIN)
-    while True:
-        left = None if until is None else max(until - time.monotonic(), 0) * 1000
-        if not poll.poll(left):
-            raise TimeoutError(f"nothing came within {timeout:g} s")
+    while poll.poll(None if until is None else max(until - time.monotonic(), 0) * 1000):
         try:
-            return _take(channel)
+            packet, fds = _next(channel)
         except BlockingIOError:
-            pass  # another thread was faster
+            continue  # another thread was faster
+        return open_message(packet, fds)
+    raise TimeoutError(words)
 
 
 async def receive_async() -> Any:
     """As `receive`, without holding the event loop up."""
     channel = _channel()
-    while True:
-        try:
-            packet, fds = _next(channel)
-        except BlockingIOError:
-            await _rung(channel.fileno())
-            continue
-        return await unpacked(packet, fds)
+    return await _reader.take(lambda: _next(channel), lambda can: _rung(channel.fileno(), can))
 
 
-async def _rung(fd: int) -> None:
-    """Wait until something has come there. Only for our channel, which lives as long as the process."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
+async def _rung(fd: int, can: asyncio.Future[None]) -> None:
+    """Wait until something has come there, or that is set. Only for our channel, which lives as long as the process."""
+    loop = can.get_loop()
     waiting = _waiting.get(loop)
     if waiting is None:
         waiting = _waiting[loop] = []
         loop.add_reader(fd, _rings, loop, fd)
-    can = loop.create_future()
     waiting.append(can)
     try:
         await can
@@ -103,12 +108,12 @@ def _rings(loop: Any, fd: int) -> None:
         del _waiting[loop]
 
 
-async def readable(fd: int) -> None:
-    """Wait until something can be read there."""
+async def readable(fd: int, can: asyncio.Future[None] | None = None) -> None:
+    """Wait until something can be read there, or that is set."""
     import asyncio
 
     loop = asyncio.get_running_loop()
-    can = loop.create_future()
+    can = can or loop.create_future()
     mine = os.dup(fd)  # several tasks may wait
     loop.add_reader(mine, _context.settle, can)
     try:
@@ -153,47 +158,86 @@ def begin(pack: Callable[[], Packed], wait: bool = False) -> Packed | Packing:
     return Packing(what, packed)
 
 
-async def unpacked(packet: bytes, fds: list[int]) -> Any:
-    """The only object in a message; without holding the loop up for the driver of a GPU. Closes `fds`."""
-    if not _wire.is_slow(packet):
-        return _open(packet, fds)
-    import asyncio
+class Reader:
+    """Takes messages of one object each, for many tasks and threads.
 
-    done = asyncio.get_running_loop().create_future()
-    aside(lambda: _open(packet, fds), done)
-    return await done
+    What is slow to unpickle, since a driver of a GPU has to be asked, is unpickled in a thread of its own. When the
+    task that took it is cancelled meanwhile, whoever asks next gets it.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._left: list[tuple[int, Future[Any]]] = []  # by cancelled tasks, in the order in which it came
+        self._waiting: list[Any] = []
+
+    async def take(self, receive: Callable[[], Packed], comes: Callable[[Any], Awaitable[None]]) -> Any:
+        """The next object. `receive` raises `BlockingIOError` for none; `comes` waits, or until its future is set."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                number, work = self._left.pop(0)
+                break
+            except IndexError:
+                pass
+            try:
+                packet, fds = receive()
+            except BlockingIOError:
+                can = loop.create_future()
+                self._waiting.append(can)
+                try:
+                    await comes(can)
+                finally:
+                    self._waiting.remove(can)
+                continue
+            if not _wire.is_slow(packet):
+                return open_message(packet, fds)
+            number, work = next(self._numbers), aside(partial(open_message, packet, fds))
+            break
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            self._leave(number, work)
+            for can in list(self._waiting):
+                can.get_loop().call_soon_threadsafe(_context.settle, can)
+            raise
+
+    def left(self, timeout: float | None) -> Future[Any] | None:
+        """What a cancelled task has left, when it is unpickled. Raises `BlockingIOError` when that takes longer."""
+        try:
+            number, work = self._left.pop(0)
+        except IndexError:
+            return None
+        try:
+            work.exception(timeout)
+        except TimeoutError:
+            self._leave(number, work)
+            raise BlockingIOError("it is still being unpickled") from None
+        return work
+
+    def _leave(self, number: int, work: Future[Any]) -> None:
+        bisect.insort(self._left, (number, work), key=itemgetter(0))
 
 
-def aside(work: Callable[[], Any], done: Any) -> None:
-    """Do it in a thread of its own; what comes of it is told to a future of the running loop."""
+def aside(work: Callable[[], T]) -> Future[T]:
+    """Do it in a thread of its own."""
     import threading
+    from concurrent.futures import Future
 
-    loop = done.get_loop()
-
-    def tell(value: Any, exc: BaseException | None) -> None:
-        if done.done():
-            return
-        if exc is None:
-            done.set_result(value)
-        else:
-            done.set_exception(exc)
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # too late for that
 
     def run() -> None:
-        value, problem = None, None
         try:
             value = work()
         except Exception as exc:
-            problem = exc
-        try:
-            loop.call_soon_threadsafe(tell, value, problem)
-        except RuntimeError:
-            pass  # the loop was closed: nobody is left to tell
+            done.set_exception(exc)
+        else:
+            done.set_result(value)
 
     threading.Thread(target=run, name="aioelastic-unpickle").start()
-
-
-def _take(channel: socket.socket) -> Any:
-    return _open(*_next(channel))
+    return done
 
 
 def _next(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -203,12 +247,16 @@ def _next(channel: socket.socket) -> tuple[bytes, list[int]]:
     return packet, fds
 
 
-def _open(packet: bytes, fds: list[int]) -> Any:
+def open_message(packet: bytes, fds: list[int]) -> Any:
+    """The only object in it. Closes `fds`."""
     try:
         (value,) = _wire.decode(packet, fds)
     finally:
         _socket.close(fds)
     return value
+
+
+_reader = Reader()  # of our channel
 
 
 def _channel() -> socket.socket:

@@ -77,6 +77,7 @@ class Queue:
         self._get: socket.socket | None = get
         self._put: socket.socket | None = put
         self._places, self._room = places, room
+        self._reader = _letters.Reader()
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._over = weakref.finalize(self, _close, get, put, places, room)
         self._over.atexit = False
@@ -109,13 +110,7 @@ class Queue:
             ValueError: this process has no descriptors left for what came with the item; it is gone.
             Exception: the item could not be unpickled; it is gone.
         """
-        while True:
-            try:
-                packet, fds = self._next()
-            except queue.Empty:
-                await _letters.readable(self._ends()[0].fileno())
-                continue
-            return await _letters.unpacked(packet, fds)
+        return await self._reader.take(self._next, lambda can: _letters.readable(self._ends()[0].fileno(), can))
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Items until it is closed and empty."""
@@ -134,7 +129,11 @@ class Queue:
 
     def get_sync(self, timeout: float | None = None) -> Any:
         """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds."""
-        return self._wait(self.get_nowait, self._ends()[0].fileno(), timeout)
+        try:
+            work = self._reader.left(timeout)
+        except BlockingIOError:
+            raise queue.Empty from None
+        return self._wait(self.get_nowait, self._ends()[0].fileno(), timeout) if work is None else work.result()
 
     def __iter__(self) -> Iterator[Any]:
         """Items until it is closed and empty."""
@@ -213,20 +212,20 @@ class Queue:
 
     def get_nowait(self) -> Any:
         """As `get`; `queue.Empty` when it is."""
-        packet, fds = self._next()
         try:
-            (item,) = _wire.decode(packet, fds)
-        finally:
-            _socket.close(fds)
-        return item
+            work = self._reader.left(0)
+            packet, fds = self._next() if work is None else (b"", [])
+        except BlockingIOError:
+            raise queue.Empty from None
+        return _letters.open_message(packet, fds) if work is None else work.result()
 
     def _next(self) -> tuple[bytes, list[int]]:
-        """The next item, packed; its place is free."""
+        """The next item, packed; its place is free. Raises `BlockingIOError` for none."""
         get, _ = self._ends()
         try:
             packet, fds = _socket.receive(get)
         except BlockingIOError:
-            raise queue.Empty from None
+            raise
         except BaseException:
             os.eventfd_write(self._room, 1)  # what could not be taken is gone, and its place is free
             raise
