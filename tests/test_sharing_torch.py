@@ -66,6 +66,9 @@ async def test_preserve_sharing() -> None:
         assert storage[24] == 3
         assert whole.data_ptr() == storage.data_ptr()
         assert column.stride() == (5,)
+        assert {one.untyped_storage()._cdata for one in (whole, row, column)} == {storage._cdata}
+        assert (row.storage_offset(), column.storage_offset()) == (10, 1)
+        assert storage.nbytes() == 100
         same = x.data_ptr() == whole.data_ptr()
         assert same == sharing.is_shared(x) == sharing.is_shared(row)
 
@@ -222,6 +225,29 @@ def test_views_that_are_odd() -> None:
     arrived = travelled(*odd)
     for one, other in zip(odd, arrived, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("make", [shared, torch.zeros], ids=["shared", "private"])
+def test_views_of_one_storage_have_one(make: Any) -> None:
+    """As long as their memory is sent together: what lies between private views is not copied."""
+    base = make(10, 1000)
+    left, right, one, mixed = travelled(base[2, 5:], base[2, :10], base[2, 7], base.view(torch.float64)[2, 3:4])
+    assert len({x.untyped_storage()._cdata for x in (left, right, one)}) == 1
+    right.fill_(7)
+    one.fill_(8)
+    assert left.tolist() == [7, 7, 8, 7, 7, *[0] * 990]
+    assert mixed.view(torch.float32).tolist() == [7, 8]
+    far = travelled(base[0], base[9])
+    assert (far[0].untyped_storage()._cdata == far[1].untyped_storage()._cdata) == sharing.is_shared(base)
+    assert travelled(base[3])[0].untyped_storage().nbytes() == 4000
+
+
+def test_a_view_that_does_not_fit_into_the_items_of_others() -> None:
+    base = torch.zeros(16, dtype=torch.uint8)
+    x, y = travelled(base[4:], base.view(torch.float64)[1:])
+    y.fill_(1)
+    assert x.tolist() == [0, 0, 0, 0, *[0] * 6, 240, 63]
+    assert y.tolist() == [1]
 
 
 def test_numpy_and_torch_see_one_another() -> None:

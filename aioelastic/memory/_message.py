@@ -32,12 +32,16 @@ _changes = 0  # how often something was registered
 class _Ref:
     """An array in a message."""
 
-    __slots__ = ("high", "keep", "low", "nbytes", "offset", "slot", "strides", "tight")
+    __slots__ = ("high", "keep", "low", "nbytes", "offset", "part", "slot", "strides", "tight", "whole")
 
-    def __init__(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None, whole: int
+    ) -> None:
         self.low, self.high, self.nbytes, self.keep, self.tight = low, high, nbytes, keep, tight
+        self.whole = whole
         self.slot, self.offset = -1, 0
         self.strides: tuple[int, ...] | None = None
+        self.part: tuple[int, int, int] | None = None  # of a range with others: whose, where, and its length
 
 
 class Outgoing:
@@ -102,7 +106,8 @@ class Outgoing:
         if not self._refs and not self.fds:
             return None
         pieces = self._group([one for one in self._refs if one.slot < 0])
-        return marshal.dumps([(one.slot, one.offset, one.nbytes, one.strides) for one in self._refs]), pieces
+        self._join()
+        return marshal.dumps([(one.slot, one.offset, one.nbytes, one.strides, one.part) for one in self._refs]), pieces
 
     def close(self) -> None:
         """It will not be sent."""
@@ -110,14 +115,17 @@ class Outgoing:
             os.close(self.fds.pop())
         self._clear()
 
-    def ref(self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None = None) -> int:
+    def ref(
+        self, low: int, high: int, nbytes: int, keep: Any, tight: Callable[[], Any] | None = None, whole: int = 0
+    ) -> int:
         """The number of an array that lies at `low` up to `high`.
 
         Args:
             nbytes: what its elements need.
             tight: makes a contiguous copy of it, as its address, strides and what keeps it.
+            whole: says what it is a view of, to `Incoming.part`; 0: nobody asks.
         """
-        one = _Ref(low, high, nbytes, keep, tight)
+        one = _Ref(low, high, nbytes, keep, tight, whole)
         with gate:
             segment = find(low, high - low)
             if segment is not None:
@@ -169,6 +177,19 @@ class Outgoing:
             pieces.append(view(low, high - low, [one.keep for one in group]))
         return pieces
 
+    def _join(self) -> None:
+        """Which are views of one whole, and lie in one slot: the range that they have together."""
+        wholes: dict[tuple[int, int], list[_Ref]] = {}
+        for one in self._refs:
+            if one.whole:
+                wholes.setdefault((one.whole, one.slot), []).append(one)
+        for number, parts in enumerate(wholes.values()):
+            if len(parts) > 1:
+                low = min(one.offset for one in parts)
+                size = max(one.offset + one.nbytes for one in parts) - low
+                for one in parts:
+                    one.part = number, low, size
+
     def _table(self) -> dict[type, Reducer]:
         table: dict[type, Reducer] = {SharedArray: self._shared, **_registered}
         if "numpy" in sys.modules:
@@ -214,6 +235,7 @@ class Incoming:
         self._refs = marshal.loads(table)
         self._pieces = pieces
         self._fds = fds
+        self._wholes: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         self._before = getattr(here, "message", None)
@@ -226,16 +248,34 @@ class Incoming:
 
     def take(self, number: int) -> tuple[Any, tuple[int, ...] | None]:
         """The memory of that number, and its strides if they are not those it had. Raises `ShareLost`."""
-        slot, offset, nbytes, strides = self._refs[number]
+        slot, offset, nbytes, strides, _ = self._refs[number]
+        return self._range(slot, offset, nbytes), strides
+
+    def part(self, number: int, itemsize: int, make: Callable[[Any], Any]) -> tuple[Any, int, tuple[int, ...] | None]:
+        """What is made of memory, once for all views of one whole; where in it, in items, that number is; its strides.
+
+        Raises `ShareLost`.
+        """
+        slot, offset, nbytes, strides, part = self._refs[number]
+        if part is not None:
+            whole, low, size = part
+            at, odd = divmod(offset - low, itemsize)
+            if not odd:
+                if whole not in self._wholes:
+                    self._wholes[whole] = make(self._range(slot, low, size))
+                return self._wholes[whole], at, strides
+        return make(self._range(slot, offset, nbytes)), 0, strides
+
+    def _range(self, slot: int, offset: int, nbytes: int) -> Any:
         if slot < 0:
-            return self._pieces[-1 - slot][offset : offset + nbytes], strides
+            return self._pieces[-1 - slot][offset : offset + nbytes]
         with gate:
             segment = attach(self.fd(slot))
             if offset + nbytes > segment.size:
                 raise ShareLost("a shared segment is smaller than what should be in it")
             if segment.owned:
                 _arena().came_back(segment)
-            return segment.loan(offset, nbytes), strides
+            return segment.loan(offset, nbytes)
 
     def fd(self, slot: int) -> int:
         """A descriptor that came along, not ours to close. Raises `ShareLost`."""

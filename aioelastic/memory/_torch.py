@@ -63,7 +63,7 @@ def reducers(message: Outgoing) -> dict[type, Any]:
             copied = one.detach().contiguous()
             return copied.data_ptr(), contiguous(shape, size), copied
 
-        number = message.ref(low, high, one.nbytes, one, tight)
+        number = message.ref(low, high, one.nbytes, one, tight, one.untyped_storage()._cdata)
         return (strided, (one.requires_grad, number, shape, strides, kind))
 
     def parameter(one: Any) -> Any:
@@ -78,7 +78,7 @@ def reducers(message: Outgoing) -> dict[type, Any]:
         if not one.nbytes():
             return (torch.UntypedStorage, (0,))
         low = one.data_ptr()
-        return (as_storage, (message.ref(low, low + one.nbytes(), one.nbytes(), one),))
+        return (as_storage, (message.ref(low, low + one.nbytes(), one.nbytes(), one, whole=one._cdata),))
 
     return {
         torch.Tensor: tensor,
@@ -90,11 +90,10 @@ def reducers(message: Outgoing) -> dict[type, Any]:
 
 def strided(grad: bool, number: int, shape: tuple[int, ...], strides: tuple[int, ...], kind: Any) -> Any:
     """Over the memory of the message."""
-    memory, others = incoming().take(number)
-    flat = torch.frombuffer(memory, dtype=torch.uint8)
     size = kind.itemsize
+    whole, at, others = incoming().part(number, size, _storage)
     steps = tuple(step // size for step in others or strides)
-    return torch.empty(0, dtype=kind).set_(flat.untyped_storage(), 0, shape, steps).requires_grad_(grad)
+    return torch.empty(0, dtype=kind).set_(whole, at, shape, steps).requires_grad_(grad)
 
 
 def without_memory(grad: bool, shape: tuple[int, ...], steps: tuple[int, ...], kind: Any, device: str) -> Any:
@@ -126,7 +125,11 @@ def as_parameter(data: Any, grad: bool) -> Any:
 
 def as_storage(number: int) -> Any:
     """The memory itself."""
-    memory, _ = incoming().take(number)
+    whole, _, _ = incoming().part(number, 1, _storage)
+    return whole
+
+
+def _storage(memory: Any) -> Any:
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
 
