@@ -63,6 +63,45 @@ async def test_the_supervisor_dies(signum: signal.Signals) -> None:
             await gone(pid)
 
 
+FILES = """
+import asyncio
+from aioelastic import *
+def keeps():
+    sharing.configure(strategy="file")
+    x = sharing.empty(100_000)
+    sharing.send("up")
+    sharing.receive()
+async def main():
+    sharing.configure(strategy="file")
+    x = sharing.empty(100_000)
+    async with Group(Function(keeps), logs=Logs(tee=Std.NONE)) as group:
+        await group[0].receive()
+        print("ready", group[0].pid, flush=True)
+        await group.wait()
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("party", ["supervisor", "guardian and supervisor"])
+async def test_names_of_shared_memory_go_with_their_program(party: str) -> None:
+    with Program(FILES) as program:
+        ready = await asyncio.to_thread(program.line, "ready")
+        pids = (program.pid, int(ready.split()[0]))
+        names = [
+            name for pid in pids for name in os.listdir("/dev/shm") if name.startswith(f"aioelastic-shares-{pid}-")
+        ]
+        assert len(names) == 2
+        family = family_of(program.pid)
+        if party != "supervisor":
+            os.kill(program.pid, signal.SIGSTOP)
+            os.kill(next(pid for pid in family if psutil.Process(pid).name() == "aio-guardian"), signal.SIGKILL)
+        os.kill(program.pid, signal.SIGKILL)
+        for pid in family:
+            await gone(pid)
+    assert [name for name in names if Path("/dev/shm", name).exists()] == []
+
+
 GRACEFUL = """
 import asyncio, contextlib, signal, os
 from aioelastic import *

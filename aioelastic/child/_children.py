@@ -12,6 +12,17 @@ _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
+def end_all(graces: dict[int, float] | None = None) -> None:
+    """`end_children`, then remove the names of shared memory that they, and who has died before, have left."""
+    end_children(graces)
+    try:
+        from .. import shm  # not for the start: it needs half of the library
+
+        shm.sweep()
+    except Exception:  # that must not keep anybody from ending
+        pass
+
+
 def end_children(graces: dict[int, float] | None = None) -> None:
     """Kill whatever is a child of this process, and what becomes one thereby, until there is none. SIGCHLD is blocked.
 

@@ -178,8 +178,8 @@ def configure(
     Args:
         strategy: `"memfd"`, which has no name and no other limit than memory; or `"file"`: files in a directory of this
             process's own below `directory`, which count against that file system. They are removed with their array,
-            the directory when the process ends; those of processes that were killed, by the next that calls this, and
-            in `/dev/shm` at the end of a group.
+            the directory when the process ends; those of processes that were killed, by the next that calls this; in
+            `/dev/shm` also at the end of a group, and of a program that owned workers, even when that was killed.
         directory: for `"file"`; `/dev/shm` when not given.
         limit: bytes of shared memory that may lie idle here for the next arrays; a quarter of the machine's memory, at
             most 2 GiB, when never given.
