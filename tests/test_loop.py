@@ -16,6 +16,7 @@ from helpers import QUIET, kill_and_see_it_dead, sh
 
 from aioelastic import Logs, Match, Rotate, Std, Stop, supervise, turns
 from aioelastic.events import Event, Spawned
+from aioelastic.thread import HelperThread
 from aioelastic.watch import Poller
 
 
@@ -141,3 +142,10 @@ async def test_each_turn_of_the_loop_while_workers_start(monkeypatch: Any, cance
     else:
         with contextlib.suppress(asyncio.CancelledError):
             assert (await task).ok
+
+
+async def test_a_helper_thread_has_its_name_in_ps() -> None:
+    thread = HelperThread(asyncio.get_running_loop(), "aioelastic-file")
+    name = await thread.submit(Path("/proc/thread-self/comm").read_text)
+    await thread.end()
+    assert name == "aioelastic-file\n"
