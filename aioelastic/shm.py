@@ -1,7 +1,7 @@
 """Shared memory that has a name: one directory for each process that makes such, removed when it ends.
 
 The directory is locked (flock(2)) while its process lives: that holds between containers which share a file system but
-not their process ids.
+not their process ids. Imports little: the guardian sweeps, too, while who has started it waits for its end.
 """
 
 from __future__ import annotations
@@ -9,55 +9,56 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
-import shutil
-from pathlib import Path
 
-SHM = Path("/dev/shm")
+SHM = "/dev/shm"
 _DIRECTORY = "aioelastic-shares-"
 
-_own: dict[Path, tuple[Path, int]] = {}  # below which → the directory and its lock
+_own: dict[str, tuple[str, int]] = {}  # below which → the directory and its lock
 
 
-def sweep(below: Path = SHM) -> list[Path]:
+def sweep(below: str = SHM) -> list[str]:
     """Remove those of processes that are gone, who were killed before they could; returns what could not be removed."""
     stay = []
-    for old in below.glob(f"{_DIRECTORY}*"):
+    for name in _names(below):
+        old = os.path.join(below, name)
+        if not name.startswith(_DIRECTORY):
+            continue
         try:
             lock = locked(old)
         except OSError:
             continue  # in use, gone meanwhile, or another user's
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         os.close(lock)
-        if old.exists():
+        if os.path.exists(old):
             stay.append(old)
     return stay
 
 
-def own_directory(below: Path) -> str:
+def own_directory(below: str) -> str:
     """That of this process, made if need be.
 
     Raises:
         OSError: it cannot be made.
     """
+    below = os.path.abspath(below)
     if below not in _own:
         sweep(below)
-        me = os.getpid()
-        fresh = below / f".{_DIRECTORY}{me}-{os.urandom(4).hex()}"
-        fresh.mkdir(mode=0o700)
+        name = f"{_DIRECTORY}{os.getpid()}-{os.urandom(4).hex()}"
+        fresh, own = os.path.join(below, f".{name}"), os.path.join(below, name)
+        os.mkdir(fresh, mode=0o700)
         lock = locked(fresh)
-        own = fresh.with_name(fresh.name[1:])  # by that name it is found, and is locked
-        fresh.rename(own)
+        os.rename(fresh, own)  # by that name it is found, and is locked
         _own[below] = own, lock
         atexit.unregister(_leave)
         atexit.register(_leave)  # a worker that was forked has forgotten what was registered before
-    return str(_own[below][0])
+    return _own[below][0]
 
 
 def leave_empty() -> None:
     """Remove those of this process that hold nothing."""
     for below, (own, lock) in list(_own.items()):
         try:
-            own.rmdir()
+            os.rmdir(own)
         except OSError:
             continue  # an array is still there
         os.close(lock)
@@ -66,7 +67,27 @@ def leave_empty() -> None:
 
 def _leave() -> None:
     for own, _ in _own.values():
-        shutil.rmtree(own, ignore_errors=True)
+        _remove(own)
+
+
+def _remove(directory: str) -> None:
+    """As far as that can be done: there are only files in it."""
+    for name in _names(directory):
+        try:
+            os.unlink(os.path.join(directory, name))
+        except OSError:
+            pass
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def forget() -> None:
@@ -76,7 +97,7 @@ def forget() -> None:
     _own.clear()
 
 
-def locked(directory: Path) -> int:
+def locked(directory: str | os.PathLike[str]) -> int:
     """A descriptor that holds its lock. Raises `OSError`, also when somebody else has it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

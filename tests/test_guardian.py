@@ -83,19 +83,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("party", ["supervisor", "guardian and supervisor"])
-async def test_names_of_shared_memory_go_with_their_program(party: str) -> None:
+async def test_names_of_shared_memory_go_with_their_program() -> None:
     with Program(FILES) as program:
         ready = await asyncio.to_thread(program.line, "ready")
-        pids = (program.pid, int(ready.split()[0]))
-        names = [
-            name for pid in pids for name in os.listdir("/dev/shm") if name.startswith(f"aioelastic-shares-{pid}-")
-        ]
+        marks = tuple(f"aioelastic-shares-{pid}-" for pid in (program.pid, int(ready.split()[0])))
+        names = [name for name in os.listdir("/dev/shm") if name.startswith(marks)]
         assert len(names) == 2
         family = family_of(program.pid)
-        if party != "supervisor":
-            os.kill(program.pid, signal.SIGSTOP)
-            os.kill(next(pid for pid in family if psutil.Process(pid).name() == "aio-guardian"), signal.SIGKILL)
         os.kill(program.pid, signal.SIGKILL)
         for pid in family:
             await gone(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
@@ -12,14 +13,17 @@ _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_all(graces: dict[int, float] | None = None) -> None:
-    """`end_children`, then remove the names of shared memory that they, and who has died before, have left."""
+def end_all(graces: dict[int, float] | None, program: int) -> None:
+    """`end_children`, then remove the names of shared memory that they and the program (its pidfd) have left."""
     end_children(graces)
+    gone = select.poll()
+    gone.register(program, select.POLLIN)
+    gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on
     try:
-        from .. import shm  # not for the start: it needs half of the library
+        from .. import shm  # what may be missing by now must not keep anybody from ending
 
         shm.sweep()
-    except Exception:  # that must not keep anybody from ending
+    except Exception:
         pass
 
 

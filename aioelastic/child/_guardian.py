@@ -21,7 +21,7 @@ import time
 from _socket import socket
 
 from . import _mark, _order, _place, _socket
-from ._children import children, end_all, listed, own_list
+from ._children import children, end_all, end_children, listed, own_list
 from ._libc import function
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ def main(supervisor: int) -> NoReturn:
         while pid != guardian:  # others only come when it is gone
             pid, status = os.waitpid(-1, 0)
         if status:
-            end_all()
+            end_children()
         os._exit(0)
     prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
@@ -77,7 +77,7 @@ def main(supervisor: int) -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_all(graces)
+            end_all(graces, lifeline)
         if guard is not None:
             _place.remove(guard.cgroups, kill=not asked)
         os._exit(0)

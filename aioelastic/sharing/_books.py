@@ -200,7 +200,7 @@ def configure(
         raise SpecError("directory", str(directory), 'is for strategy="file"', "name that too")
     place = None
     if strategy == "file":
-        place = shm.own_directory(shm.SHM if directory is None else Path(check_path("directory", directory)))
+        place = shm.own_directory(shm.SHM if directory is None else check_path("directory", directory))
     with memory.gate:
         if strategy is not None:
             memory.arena.directory = place
