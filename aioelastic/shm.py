@@ -27,7 +27,7 @@ def sweep(below: str = SHM) -> list[str]:
             lock = locked(old)
         except OSError:
             continue  # in use, gone meanwhile, or another user's
-        _remove(old)
+        _remove(old, lock)
         os.close(lock)
         if os.path.exists(old):
             stay.append(old)
@@ -66,15 +66,15 @@ def leave_empty() -> None:
 
 
 def _leave() -> None:
-    for own, _ in _own.values():
-        _remove(own)
+    for own, lock in _own.values():
+        _remove(own, lock)
 
 
-def _remove(directory: str) -> None:
+def _remove(directory: str, fd: int) -> None:
     """As far as that can be done: there are only files in it."""
-    for name in _names(directory):
+    for name in _names(fd):
         try:
-            os.unlink(os.path.join(directory, name))
+            os.unlink(name, dir_fd=fd)  # of this directory, whatever has its name by now
         except OSError:
             pass
     try:
@@ -83,7 +83,7 @@ def _remove(directory: str) -> None:
         pass
 
 
-def _names(directory: str) -> list[str]:
+def _names(directory: str | int) -> list[str]:
     try:
         return os.listdir(directory)
     except OSError:
@@ -99,7 +99,7 @@ def forget() -> None:
 
 def locked(directory: str | os.PathLike[str]) -> int:
     """A descriptor that holds its lock. Raises `OSError`, also when somebody else has it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -243,6 +243,16 @@ def test_directories_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
+    """Everybody may write to /dev/shm."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").touch()
+    (tmp_path / "aioelastic-shares-1-0").symlink_to(tmp_path / "theirs")
+    sharing.configure(strategy="file", directory=tmp_path)
+    sharing.configure(strategy="memfd")
+    assert (tmp_path / "theirs" / "file").exists()
+
+
 def test_a_full_file_system_says_so(files: Path) -> None:
     with pytest.raises(sharing.ShareLimit, match="cannot have"):
         sharing.empty(1 << 50, "u1")

@@ -200,7 +200,10 @@ class Reader:
         except asyncio.CancelledError:
             self._leave(number, work)
             for can in list(self._waiting):
-                can.get_loop().call_soon_threadsafe(_context.settle, can)
+                try:
+                    can.get_loop().call_soon_threadsafe(_context.settle, can)
+                except RuntimeError:
+                    pass  # a loop that was closed: nobody waits there any more
             raise
 
     def left(self, timeout: float | None) -> Future[Any] | None:

@@ -285,6 +285,7 @@ class Queue:
         """In a forked copy, whose descriptors may be closed, and their numbers used again, at any time."""
         self._over()
         self._get = self._put = None
+        self._reader = _letters.Reader()  # whose threads are not here
 
     def __reduce__(self) -> Any:
         raise memory.NotShareable("a queue travels in arguments of workers, by worker.send() and in other queues only")
