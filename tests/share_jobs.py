@@ -46,6 +46,11 @@ def echo() -> int:
     return count
 
 
+def receives_one(gate: Any) -> Any:
+    gate.read_text()
+    return sharing.receive()
+
+
 async def echo_async() -> int:
     count = 0
     while (value := await sharing.receive_async()) is not None:

@@ -528,3 +528,14 @@ def test_no_import_of_asyncio() -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": str(Path(sharing.__file__).parents[2])},
     )
+
+
+@pytest.mark.parametrize("start", ["zygote", "fork", "spawn"])
+async def test_who_ends_without_having_received_all_has_its_value(start: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    async with Group(Function(share_jobs.receives_one, tmp_path / "go"), start=start, logs=QUIET) as group:
+        await group[0].send(1)
+        await group[0].send(2)
+        await asyncio.to_thread((tmp_path / "go").write_text, "go")
+        result = await group.wait()
+    assert result[0].value == 1

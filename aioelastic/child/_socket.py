@@ -70,7 +70,11 @@ def receive(sock: AnySocket, flags: int = 0) -> tuple[bytes, list[int]]:
         Missing: not all of its descriptors could be taken; those that could are closed.
         ValueError: it was larger than any of ours; what came with it is closed.
     """
-    packet, rights, flags, _ = sock.recvmsg(PACKET + 1, _ROOM, flags | MSG_CMSG_CLOEXEC)
+    try:
+        packet, rights, flags, _ = sock.recvmsg(PACKET + 1, _ROOM, flags | MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # told once: the other end has gone, and had not read all that we had sent; what it had sent is still here
+        packet, rights, flags, _ = sock.recvmsg(PACKET + 1, _ROOM, flags | MSG_CMSG_CLOEXEC)
     if not rights and not flags & (MSG_TRUNC | MSG_CTRUNC):
         return packet, []
     fds: list[int] = []
