@@ -12,6 +12,7 @@ import os
 
 SHM = "/dev/shm"
 _DIRECTORY = "aioelastic-shares-"
+_DIRECTORY_ONLY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # others may put links into /dev/shm
 
 _own: dict[str, tuple[str, int]] = {}  # below which → the directory and its lock
 
@@ -19,7 +20,11 @@ _own: dict[str, tuple[str, int]] = {}  # below which → the directory and its l
 def sweep(below: str = SHM) -> list[str]:
     """Remove those of processes that are gone, who were killed before they could; returns what could not be removed."""
     stay = []
-    for name in _names(below):
+    try:
+        names = os.listdir(below)
+    except OSError:
+        names = []
+    for name in names:
         old = os.path.join(below, name)
         if not name.startswith(_DIRECTORY):
             continue
@@ -27,7 +32,7 @@ def sweep(below: str = SHM) -> list[str]:
             lock = locked(old)
         except OSError:
             continue  # in use, gone meanwhile, or another user's
-        _remove(old, lock)
+        _remove(old)
         os.close(lock)
         if os.path.exists(old):
             stay.append(old)
@@ -66,28 +71,26 @@ def leave_empty() -> None:
 
 
 def _leave() -> None:
-    for own, lock in _own.values():
-        _remove(own, lock)
+    for own, _ in _own.values():
+        _remove(own)  # by its name: the program may have closed our descriptor
 
 
-def _remove(directory: str, fd: int) -> None:
-    """As far as that can be done: there are only files in it."""
-    for name in _names(fd):
+def _remove(directory: str) -> None:
+    """As far as that can be done: we have put only files into it."""
+    try:
+        fd = os.open(directory, _DIRECTORY_ONLY)
+    except OSError:
+        return
+    for name in os.listdir(fd):
         try:
-            os.unlink(name, dir_fd=fd)  # of this directory, whatever has its name by now
+            os.unlink(name, dir_fd=fd)
         except OSError:
             pass
+    os.close(fd)
     try:
         os.rmdir(directory)
     except OSError:
         pass
-
-
-def _names(directory: str | int) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
 
 
 def forget() -> None:
@@ -99,7 +102,7 @@ def forget() -> None:
 
 def locked(directory: str | os.PathLike[str]) -> int:
     """A descriptor that holds its lock. Raises `OSError`, also when somebody else has it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(directory, _DIRECTORY_ONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

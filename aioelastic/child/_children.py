@@ -13,9 +13,15 @@ _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_all(graces: dict[int, float] | None, program: int) -> None:
-    """`end_children`, then remove the names of shared memory that they and the program (its pidfd) have left."""
+def end_all(graces: dict[int, float] | None, program: int | None) -> None:
+    """`end_children`, then remove the names of shared memory that they and the program (its pidfd) have left.
+
+    Args:
+        program: None: it has not ended, and goes on without us.
+    """
     end_children(graces)
+    if program is None:
+        return
     gone = select.poll()
     gone.register(program, select.POLLIN)
     gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on

@@ -77,7 +77,7 @@ def main(supervisor: int) -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_all(graces, lifeline)
+            end_all(graces, lifeline if os.getppid() == keeper else None)
         if guard is not None:
             _place.remove(guard.cgroups, kill=not asked)
         os._exit(0)
