@@ -237,6 +237,7 @@ def test_views_of_one_storage_have_one(make: Any) -> None:
     one.fill_(8)
     assert left.tolist() == [7, 7, 8, 7, 7, *[0] * 990]
     assert mixed.view(torch.float32).tolist() == [7, 8]
+    assert len({x.untyped_storage()._cdata for x in travelled(*base.split(3))}) == 1
     far = travelled(base[0], base[9])
     assert (far[0].untyped_storage()._cdata == far[1].untyped_storage()._cdata) == sharing.is_shared(base)
     assert travelled(base[3])[0].untyped_storage().nbytes() == 4000

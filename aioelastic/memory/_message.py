@@ -155,11 +155,11 @@ class Outgoing:
         return len(self.fds) - 1
 
     def _group(self, refs: Sequence[_Ref]) -> list[memoryview]:
-        """Those that overlap are one piece."""
+        """Those that overlap are one piece, and so are views of one whole that touch."""
         groups: list[list[_Ref]] = []
         high = -1
         for one in sorted(refs, key=lambda ref: ref.low):
-            if one.low >= high:
+            if one.low > high or (one.low == high and not 0 != one.whole == groups[-1][-1].whole):
                 groups.append([])
             groups[-1].append(one)
             high = max(high, one.high)
