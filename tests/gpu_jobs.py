@@ -11,7 +11,7 @@ from typing import Any
 import fake_gpu
 import numpy as np
 
-from aioelastic import gpu, sharing
+from aioelastic import Function, Group, Logs, Std, gpu, sharing
 
 fake_gpu.fake()  # before anything looks for the real one
 
@@ -104,6 +104,21 @@ async def receives_again() -> list[Any]:
     lock.go.set()
     x, word = sharing.receive()
     return [*got, total(x), word, await sharing.receive_async()]
+
+
+async def forks_another() -> tuple[Any, str]:
+    """What that one receives, while a letter of ours is being unpickled; and what is in ours."""
+    fake_gpu.install()
+    lock = Lock()
+    first = asyncio.create_task(sharing.receive_async())
+    await asyncio.to_thread(lock.began.wait)
+    first.cancel()
+    await asyncio.wait([first])
+    async with Group(Function(sharing.receive), start="fork", logs=Logs(tee=Std.NONE)) as group:
+        await group[0].send("for the inner one")
+        result = await group.wait()
+    lock.go.set()
+    return result[0].value, sharing.receive()[1]
 
 
 async def adds_async() -> int:

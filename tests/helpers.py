@@ -7,7 +7,7 @@ import os
 import resource
 import select
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -93,3 +93,10 @@ def no_descriptors_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in blocked:
             os.close(fd)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what tells nobody when it has come about."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

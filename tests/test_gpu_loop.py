@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import queue as queues
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import QUIET
+from helpers import QUIET, until
 
 from aioelastic import Function, Group, GroupFailed, Logs, Std, WorkerExecutor, gpu, sharing, supervise
 
@@ -295,6 +296,61 @@ async def test_and_to_threads(jobs: Any, cupy: Any) -> None:
     for lock in locks:
         lock.go.set()
     assert [(await asyncio.to_thread(get))[2] for get in (q.get_sync, q.get_sync)] == [0, 1]
+
+
+async def test_and_to_a_thread_that_waits_already(jobs: Any, cupy: Any) -> None:
+    q, lock = sharing.Queue(), jobs.Lock()
+    await q.put((theirs("plain", np.ones(1)), lock))
+    first = await fetched(lock, q)
+    waiting = asyncio.create_task(asyncio.to_thread(q.get_sync))
+    await until(lambda: bool(q._reader._wakes))
+    await ended(first)
+    lock.go.set()
+    assert (await waiting)[1] == "opened"
+
+
+async def test_who_gives_up_waiting_leaves_it_to_others(jobs: Any, cupy: Any) -> None:
+    q, lock = sharing.Queue(), jobs.Lock()
+    await q.put((theirs("plain", np.ones(1)), lock))
+    await ended(await fetched(lock, q))
+    thread = asyncio.create_task(asyncio.to_thread(q.get_sync, 0.05))
+    await until(lambda: not q._reader._left)  # the thread has it
+    other = asyncio.create_task(q.get())
+    with pytest.raises(queues.Empty):
+        await thread
+    lock.go.set()
+    assert (await other)[1] == "opened"
+
+
+class Raises:
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        return _raise, (self.kind,)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    raise kind("on purpose")
+
+
+@pytest.mark.parametrize(
+    "kind", [SystemExit, StopIteration, asyncio.CancelledError, concurrent.futures.CancelledError, TimeoutError]
+)
+async def test_what_raises_anything_costs_one_item(jobs: Any, cupy: Any, kind: type[BaseException]) -> None:
+    q = sharing.Queue()
+    await q.put((theirs("plain", np.ones(1)), Raises(kind)))
+    await q.put(2)
+    with pytest.raises(TimeoutError if kind is TimeoutError else RuntimeError, match="on purpose"):
+        await q.get()
+    assert await q.get() == 2
+
+
+async def test_a_worker_forked_from_a_worker_has_its_own_letters(jobs: Any, cupy: Any) -> None:
+    async with Group(Function(jobs.forks_another), logs=QUIET) as group:
+        await group[0].send((theirs("plain", np.ones(1)), jobs.Lock()))
+        result = await group.wait()
+    assert result[0].value == ("for the inner one", "opened")
 
 
 async def test_what_a_cancelled_task_of_a_worker_has_received(jobs: Any, cupy: Any) -> None:

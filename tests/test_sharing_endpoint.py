@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import no_descriptors_left
+from helpers import no_descriptors_left, until
 
 from aioelastic import SpecError, sharing
 
@@ -147,12 +146,6 @@ async def test_a_name_that_somebody_has_removed(tmp_path: Path) -> None:
             assert offered["a"] == 1
         os.unlink(endpoint.path)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import itertools
+import contextlib
 import os
 import select
 import socket
+import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -58,23 +59,10 @@ def receive(timeout: float | None = None) -> Any:
         Exception: the object could not be unpickled.
     """
     channel = _channel()
-    until = None if timeout is None else time.monotonic() + timeout
-    words = f"nothing came within {timeout} s"
     try:
-        work = _reader.left(timeout)
-    except BlockingIOError:
-        raise TimeoutError(words) from None
-    if work is not None:
-        return work.result()
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    while poll.poll(None if until is None else max(until - time.monotonic(), 0) * 1000):
-        try:
-            packet, fds = _next(channel)
-        except BlockingIOError:
-            continue  # another thread was faster
-        return open_message(packet, fds)
-    raise TimeoutError(words)
+        return _reader.take_sync(lambda: _next(channel), channel.fileno(), timeout)
+    except Nothing:
+        raise TimeoutError(f"nothing came within {timeout} s") from None
 
 
 async def receive_async() -> Any:
@@ -158,17 +146,24 @@ def begin(pack: Callable[[], Packed], wait: bool = False) -> Packed | Packing:
     return Packing(what, packed)
 
 
+class Nothing(Exception):
+    """There is no message, or not in time."""
+
+
 class Reader:
     """Takes messages of one object each, for many tasks and threads.
 
-    What is slow to unpickle, since a driver of a GPU has to be asked, is unpickled in a thread of its own. When the
-    task that took it is cancelled meanwhile, whoever asks next gets it.
+    What is slow to unpickle, since a driver of a GPU has to be asked, is unpickled in a thread of its own where an
+    event loop waits for it. When the task that took it is cancelled meanwhile, whoever asks next gets it, or waits
+    already.
     """
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
-        self._left: list[tuple[int, Future[Any]]] = []  # by cancelled tasks, in the order in which it came
-        self._waiting: list[Any] = []
+        self._lock = threading.Lock()
+        # guarded by it
+        self._count = 0
+        self._left: list[tuple[int, Future[Any]]] = []  # by who was cancelled, in the order in which it came
+        self._wakes: list[Callable[[], None]] = []  # of those who wait
 
     async def take(self, receive: Callable[[], Packed], comes: Callable[[Any], Awaitable[None]]) -> Any:
         """The next object. `receive` raises `BlockingIOError` for none; `comes` waits, or until its future is set."""
@@ -176,57 +171,98 @@ class Reader:
 
         loop = asyncio.get_running_loop()
         while True:
+            number, work = self._first()
+            if work is None:
+                try:
+                    packet, fds = receive()
+                except BlockingIOError:
+                    can = loop.create_future()
+                    with self._waiting(partial(_wake, can)):
+                        if not self._left:
+                            await comes(can)
+                    continue
+                if not _wire.is_slow(packet):
+                    return open_message(packet, fds)
+                with self._lock:
+                    self._count += 1
+                    number = self._count
+                work = aside(partial(open_message, packet, fds))
             try:
-                number, work = self._left.pop(0)
-                break
-            except IndexError:
-                pass
+                return await asyncio.wrap_future(work)
+            except asyncio.CancelledError:
+                self._leave(number, work)
+                raise
+
+    def take_sync(self, receive: Callable[[], Packed], fd: int, timeout: float | None) -> Any:
+        """As `take`, and the thread waits until `fd` is readable. Raises `Nothing`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if until is None else max(until - time.monotonic(), 0)
+            number, work = self._first()
+            if work is not None:
+                try:
+                    work.exception(left)
+                except BaseException as exc:
+                    self._leave(number, work)
+                    if isinstance(exc, TimeoutError):
+                        raise Nothing from None
+                    raise
+                return work.result()
             try:
                 packet, fds = receive()
             except BlockingIOError:
-                can = loop.create_future()
-                self._waiting.append(can)
-                try:
-                    await comes(can)
-                finally:
-                    self._waiting.remove(can)
+                if left == 0 or not self._comes(fd, left):
+                    raise Nothing from None
                 continue
-            if not _wire.is_slow(packet):
-                return open_message(packet, fds)
-            number, work = next(self._numbers), aside(partial(open_message, packet, fds))
-            break
-        try:
-            return await asyncio.wrap_future(work)
-        except asyncio.CancelledError:
-            self._leave(number, work)
-            for can in list(self._waiting):
-                try:
-                    can.get_loop().call_soon_threadsafe(_context.settle, can)
-                except RuntimeError:
-                    pass  # a loop that was closed: nobody waits there any more
-            raise
+            return open_message(packet, fds)
 
-    def left(self, timeout: float | None) -> Future[Any] | None:
-        """What a cancelled task has left, when it is unpickled. Raises `BlockingIOError` when that takes longer."""
+    def _comes(self, fd: int, seconds: float | None) -> bool:
+        """Wait until something can be read there, or was left."""
+        bell = os.eventfd(0, os.EFD_CLOEXEC)
         try:
-            number, work = self._left.pop(0)
-        except IndexError:
-            return None
-        try:
-            work.exception(timeout)
-        except TimeoutError:
-            self._leave(number, work)
-            raise BlockingIOError("it is still being unpickled") from None
-        return work
+            with self._waiting(partial(os.eventfd_write, bell, 1)):
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                poll.register(bell, select.POLLIN)
+                return bool(self._left or poll.poll(None if seconds is None else seconds * 1000))
+        finally:
+            os.close(bell)
+
+    def _first(self) -> tuple[int, Future[Any] | None]:
+        if self._left:
+            with self._lock:
+                if self._left:
+                    return self._left.pop(0)
+        return 0, None
 
     def _leave(self, number: int, work: Future[Any]) -> None:
-        bisect.insort(self._left, (number, work), key=itemgetter(0))
+        with self._lock:
+            bisect.insort(self._left, (number, work), key=itemgetter(0))
+            for wake in self._wakes:
+                wake()
+
+    @contextlib.contextmanager
+    def _waiting(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Somebody waits, who looks at what is left once more now: it may have been left before he was known."""
+        with self._lock:
+            self._wakes.append(wake)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wakes.remove(wake)
+
+
+def _wake(can: Any) -> None:
+    try:
+        can.get_loop().call_soon_threadsafe(_context.settle, can)
+    except RuntimeError:
+        pass  # the loop was closed: nobody waits there any more
 
 
 def aside(work: Callable[[], T]) -> Future[T]:
     """Do it in a thread of its own."""
-    import threading
-    from concurrent.futures import Future
+    from concurrent.futures import CancelledError, Future
 
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # too late for that
@@ -234,7 +270,12 @@ def aside(work: Callable[[], T]) -> Future[T]:
     def run() -> None:
         try:
             value = work()
-        except Exception as exc:
+        except BaseException as exc:  # unpickling runs the code of others: anything may come
+            if not isinstance(exc, Exception) or isinstance(exc, StopIteration | CancelledError):
+                # a future would not take it, or who waits would think that it is himself who was asked to end
+                told = RuntimeError(f"unpickling it raised {type(exc).__name__}: {exc}")
+                told.__cause__ = exc
+                exc = told
             done.set_exception(exc)
         else:
             done.set_result(value)
@@ -260,6 +301,13 @@ def open_message(packet: bytes, fds: list[int]) -> Any:
 
 
 _reader = Reader()  # of our channel
+
+
+def forget() -> None:
+    """In a forked copy of a process: what it had received is not ours."""
+    global _reader
+    _reader = Reader()
+    _waiting.clear()
 
 
 def _channel() -> socket.socket:

@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
@@ -125,15 +125,24 @@ class Queue:
 
     def put_sync(self, item: Any, timeout: float | None = None) -> None:
         """As `put`, and the thread waits; `queue.Full` after `timeout` seconds."""
-        self._wait(lambda: self._post(*self._packed(item)), self._room, timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._room, select.POLLIN)
+        while True:
+            try:
+                return self._post(*self._packed(item))
+            except queue.Full:
+                left = None if until is None else (until - time.monotonic()) * 1000
+                if left is not None and left <= 0:
+                    raise
+                poll.poll(left)
 
     def get_sync(self, timeout: float | None = None) -> Any:
         """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds."""
         try:
-            work = self._reader.left(timeout)
-        except BlockingIOError:
+            return self._reader.take_sync(self._next, self._ends()[0].fileno(), timeout)
+        except _letters.Nothing:
             raise queue.Empty from None
-        return self._wait(self.get_nowait, self._ends()[0].fileno(), timeout) if work is None else work.result()
 
     def __iter__(self) -> Iterator[Any]:
         """Items until it is closed and empty."""
@@ -212,12 +221,7 @@ class Queue:
 
     def get_nowait(self) -> Any:
         """As `get`; `queue.Empty` when it is."""
-        try:
-            work = self._reader.left(0)
-            packet, fds = self._next() if work is None else (b"", [])
-        except BlockingIOError:
-            raise queue.Empty from None
-        return _letters.open_message(packet, fds) if work is None else work.result()
+        return self.get_sync(0)
 
     def _next(self) -> tuple[bytes, list[int]]:
         """The next item, packed; its place is free. Raises `BlockingIOError` for none."""
@@ -259,19 +263,6 @@ class Queue:
             return place
         os.close(place)
         raise queue.Full
-
-    def _wait(self, attempt: Callable[[], Any], fd: int, timeout: float | None) -> Any:
-        until = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        while True:
-            try:
-                return attempt()
-            except (queue.Full, queue.Empty):
-                left = None if until is None else (until - time.monotonic()) * 1000
-                if left is not None and left <= 0:
-                    raise
-                poll.poll(left)
 
     def _ends(self) -> tuple[socket.socket, socket.socket]:
         if self._get is None or self._put is None:
