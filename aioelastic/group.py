@@ -414,6 +414,8 @@ class Group:
         self.emit(GroupDone(None, None, None, time.time(), result))
         for feed in self._feeds:
             feed.end()
+        passes.rest()
+        del self._ground
         if passes.problem is not None:
             self._end.set_exception(passes.problem)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Sequence
 from functools import partial
@@ -72,6 +73,13 @@ class Passes:
         self._dump: asyncio.Task[dict[int, str]] | None = None  # of those that are about to be stopped
 
     # --- what the group calls ---
+
+    def rest(self) -> None:
+        """All is over: the group goes with the last who has it, and is not held by us."""
+        self._host = weakref.proxy(self._host)
+        del self._ground
+        for worker in (*self.workers, *self.ended):
+            worker.keeper = self._host
 
     async def begin(self, plan: LaunchPlan, ground: Ground, launcher: Launcher) -> None:
         """The first attempt."""

@@ -20,6 +20,10 @@ _NOT_HERE = "its result could not be unpickled here"
 LETTERS = 64  # that a worker may have sent and nobody has received; then it waits
 
 
+def _nothing() -> None:
+    pass
+
+
 class Replies(Answer):
     """Reads `channel` (closed by us at the end) from the moment of the start."""
 
@@ -29,7 +33,7 @@ class Replies(Answer):
         channel: socket.socket,
         on_ready: Callable[[], None],
         on_task: Callable[[bytes, list[int]], None] | None = None,
-        on_whole: Callable[[], None] = lambda: None,
+        on_whole: Callable[[], None] = _nothing,
     ) -> None:
         super().__init__()
         self._poller = poller
@@ -186,6 +190,7 @@ class Replies(Answer):
         else:
             self.nonsense = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
         self._on_whole()
+        self._on_whole = _nothing
 
     def _opened(self, letter: asyncio.Future[Any]) -> None:
         letter.exception()  # it is nobody's fault if nobody receives it
@@ -202,6 +207,9 @@ class Replies(Answer):
                 self._poller.remove(self._channel.fileno())
             self._channel.close()
             self._channel = None
+            self._on_ready, self._on_task = _nothing, None  # who has us shall not be held by us
+            if self.whole:
+                self._on_whole = _nothing
             self._wake()
 
 

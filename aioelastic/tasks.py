@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -60,7 +61,14 @@ class Task:
         """Call that, from whatever thread, when there is nothing to be waited for any more."""
         making = self.making
         if making is not None:
-            self.future.add_done_callback(lambda future: making.cancel() if future.cancelled() else None)
+            known = weakref.ref(making)  # a future keeps its callbacks, and with them what they hold
+
+            def end(future: Future[Any]) -> None:
+                one = known()
+                if one is not None and future.cancelled():
+                    one.cancel()
+
+            self.future.add_done_callback(end)
             making.add_done_callback(lambda _: call(self))
 
     def begin(self) -> bool:

@@ -57,7 +57,7 @@ class Worker(Correspondent):
         self.patience = _stop.Patience()
         self.trail = _stop.Trail()
         self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
-        self._keeper = keeper
+        self.keeper = keeper
         keeper.census.know(plan.mark, self.owner)
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
@@ -105,7 +105,7 @@ class Worker(Correspondent):
         None: it never started, or could not be killed. Cancelling the wait changes nothing for the worker.
         """
         while self.exit is None and self.state not in FINAL:
-            waiter = self._keeper.loop.create_future()
+            waiter = self.keeper.loop.create_future()
             self._waiters.append(waiter)
             await waiter
         return self.exit
@@ -113,7 +113,7 @@ class Worker(Correspondent):
     async def stop(self) -> Exit | None:
         """Stop this worker by the group's `Stop` and wait until it has ended. It then counts as stopped by us."""
         try:
-            await self._keeper.before_stop(self)
+            await self.keeper.before_stop(self)
         finally:
             self.begin_stop()
         return await self.wait()
@@ -141,7 +141,7 @@ class Worker(Correspondent):
             raise
         self._process = process
         self.pid = process.pid
-        keeper = self._keeper
+        keeper = self.keeper
         self._to(Trigger.SPAWNED)
         process.watch(self._on_exit)  # before anything that could go wrong: from here on its end is known
         for std, fd in ((Std.OUT, process.stdout), (Std.ERR, process.stderr)):
@@ -204,7 +204,7 @@ class Worker(Correspondent):
             return False
         assert self._process is not None
         self._to_stop = True
-        policy = self._keeper.stop_policy
+        policy = self.keeper.stop_policy
         try:
             sent = self._process.send_signal(policy.signum)
         except PermissionError:
@@ -217,19 +217,19 @@ class Worker(Correspondent):
     def tell_stopping(self) -> None:
         """Tell what `ask_to_stop` has done."""
         if self.state is State.STOPPING:
-            signum = self._keeper.stop_policy.signum
-            self._keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, signum))
+            signum = self.keeper.stop_policy.signum
+            self.keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, signum))
 
     def follow_up(self) -> None:
         """The rest of the cascade, after `ask_to_stop`."""
         assert self._process is not None
-        policy = self._keeper.stop_policy
+        policy = self.keeper.stop_policy
         if self.state is State.STOPPING:
             if policy.scope == "group":
                 self._process.signal_group(policy.signum)
             with contextlib.suppress(PermissionError):
                 self._process.send_signal(signal.SIGCONT)  # a stopped worker could not obey
-        self._keeper.background(_stop.cascade(self, policy, self._keeper.census))
+        self.keeper.background(_stop.cascade(self, policy, self.keeper.census))
 
     def has_exited(self) -> bool:
         """Whether its exit is known."""
@@ -294,7 +294,7 @@ class Worker(Correspondent):
         if alive:
             self._stopped_by = signal.SIGKILL
             self._to(Trigger.KILL)
-            self._keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
+            self.keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
 
     def give_up(self, state: str, wchan: str) -> None:
         """SIGKILL did not end it within the bound: say so, let go, go on."""
@@ -309,11 +309,11 @@ class Worker(Correspondent):
         for pump in self._pumps.values():
             pump.close()
         self._tell_waiters()
-        self._keeper.settled(self)
+        self.keeper.settled(self)
 
     async def settle(self) -> None:
         """After the exit: end what it left running, see its streams to their end, within bounds."""
-        keeper = self._keeper
+        keeper = self.keeper
         if keeper.stop_policy.scope != "leader":
             policy = keeper.stop_policy
             if self.exit is not None and self.exit.stopped_by == signal.SIGKILL:
@@ -371,7 +371,7 @@ class Worker(Correspondent):
         if not raw.early:
             # its parent may have seen it before us: the earliest makes the order of exits
             at_ns = min(raw.ended_ns, self.exit.ended_ns)
-            self._keeper.loop.call_soon(self._follow_exit, self.exit, at_ns)
+            self.keeper.loop.call_soon(self._follow_exit, self.exit, at_ns)
 
     def _exit_of(self, raw: RawExit, process: LiveProcess) -> Exit:
         code = sig = None
@@ -402,7 +402,7 @@ class Worker(Correspondent):
         self._left_group = self._process.group_alive() or (
             self.plan.cgroup is not None and cgroups.is_populated(self.plan.cgroup)
         )
-        keeper = self._keeper
+        keeper = self.keeper
         keeper.emit(Exited(self.rank, self.pid, self.attempt, exit.ended_at, exit))
         self.patience.notice()
         keeper.exited(self)
@@ -412,13 +412,13 @@ class Worker(Correspondent):
     def _after_exit(self) -> None:
         for pump in self._pumps.values():
             pump.finish()
-        if self._all_over() and (self._keeper.stop_policy.scope == "leader" or not self._left_group):
+        if self._all_over() and (self.keeper.stop_policy.scope == "leader" or not self._left_group):
             self._end()
         else:
-            self._keeper.background(self.settle())
+            self.keeper.background(self.settle())
 
     def _is_ready(self) -> None:
-        self._keeper.emit(Ready(self.rank, self.pid, self.attempt, time.time()))
+        self.keeper.emit(Ready(self.rank, self.pid, self.attempt, time.time()))
 
     def _one_eof(self) -> None:
         if self._all_over():
@@ -430,14 +430,14 @@ class Worker(Correspondent):
 
     def _end(self) -> None:
         holders = tuple(sorted({pid for pids in self._holders.values() for pid in pids}))
-        self._keeper.emit(Drained(self.rank, self.pid, self.attempt, time.time(), holders))
+        self.keeper.emit(Drained(self.rank, self.pid, self.attempt, time.time(), holders))
         self._to(Trigger.SETTLED)
-        self._keeper.settled(self)
+        self.keeper.settled(self)
 
     def _found(self, process: Process) -> None:
         # the children of a worker that we stopped are on their way out: only what outlives a free end is a leak
         if self.exit is not None and self.exit.stopped_by is None:
-            self._keeper.leaked(process, self)
+            self.keeper.leaked(process, self)
 
     def _to(self, trigger: Trigger) -> None:
         self.state = step(self.state, trigger)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import operator
 import os
 import pickle
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import psutil
 import pytest
 from helpers import QUIET, gone, kill_and_see_it_dead, sh
@@ -26,6 +30,7 @@ from aioelastic import (
     Restart,
     SpecError,
     Stop,
+    WorkerExecutor,
     plan,
     supervise,
 )
@@ -519,3 +524,45 @@ def test_errors_pickle() -> None:
     error = RemoteError("call", "Odd", "text", "trace", jobs.Odd(1, 2))
     again = pickle.loads(pickle.dumps(error))
     assert again.traceback == "trace"
+
+
+class Given:
+    def __reduce__(self) -> Any:
+        return dict, ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": "fork"}, {"start": "spawn"}, {"start": "zygote"}, {"restart": Restart.on_failure(1)}],
+    ids=["fork", "spawn", "zygote", "restart"],
+)
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+async def test_what_functions_were_given_goes_with_the_group(options: Any, launcher: Any) -> None:
+    """By itself: garbage is collected when much of it was made, and an array may be all the memory there is."""
+    given = Given()
+    known = weakref.ref(given)
+    gc.collect()
+    gc.disable()
+    try:
+        job = operator.length_hint if "restart" not in options else operator.index
+        with contextlib.suppress(GroupFailed):
+            await supervise([Function(job, given), sh("echo up")], launcher=launcher, logs=QUIET, **options)
+        del given
+        await asyncio.sleep(0)
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+async def test_results_of_an_executor_go_when_they_are_dropped() -> None:
+    """Of a large argument, too, which is copied by other threads."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with WorkerExecutor(1, preload=["numpy"]) as executor:
+            for argument in (np.ones(10_000), np.ones(2 << 20)):
+                known = weakref.ref(await executor.run(np.sqrt, argument))
+                await asyncio.sleep(0)
+                assert known() is None
+    finally:
+        gc.enable()

@@ -98,6 +98,8 @@ class Packing(Future[None]):
         if not self.set_running_or_notify_cancel():
             return
         if problem is None:
+            self._what.copies.clear()  # they hold us, and with us who waited for us
+            self._what.waits.clear()
             self.set_result(None)
         else:
             self.cancel()

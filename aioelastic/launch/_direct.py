@@ -241,6 +241,7 @@ class DirectProcess:
         except ChildProcessError:
             status = None if self._pidfd is None else status_of_reaped(self._pidfd)
         self._on_exit(RawExit(status, ended_ns, ended_at))
+        self._on_exit = _nothing  # who has us shall not be held by us
 
     def reap(self) -> resource.struct_rusage | None:
         rusage = None
@@ -304,3 +305,7 @@ def reap_abandoned() -> None:
             done = pid
         if done:
             _abandoned.discard(pid)
+
+
+def _nothing(raw: RawExit) -> None:
+    pass

@@ -213,6 +213,7 @@ class ExecutorProcess:
         self._told = raw
         if self._on_exit is not None:
             self._on_exit(raw)
+            self._on_exit = None
 
     def _soon(self, callback: Callable[..., object], *args: Any) -> None:
         try:

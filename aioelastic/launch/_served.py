@@ -353,6 +353,7 @@ class ServedProcess:
         self._poller.remove(self._pidfd)
         if self._on_exit is not None:
             self._on_exit(raw)
+            self._on_exit = None  # who has us shall not be held by us
 
     def orphaned(self, why: str) -> None:
         """Its server is gone, and it dies with it; its pidfd tells when."""

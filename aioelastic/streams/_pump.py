@@ -106,6 +106,7 @@ class Pump:
             for tap in list(self.taps):
                 self._guard(tap, tap.eof)
             self._on_eof()
+            self._on_eof, self._on_trouble = _nothing, _nothing  # who has us shall not be held by us
 
     def _pause(self) -> None:
         if self._reading:
@@ -142,3 +143,7 @@ class Pump:
     def _drop(self, tap: Tap, exc: Exception) -> None:
         self.taps = [one for one in self.taps if one is not tap]
         self._on_trouble(tap, exc)
+
+
+def _nothing(*_: object) -> None:
+    pass
