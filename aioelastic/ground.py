@@ -33,6 +33,7 @@ from .launch import (
     needs_guardian,
     plan,
     preflight,
+    removed_at_the_end,
 )
 from .proof import check_free, check_gpus, gpus_left, names_left, ports_left
 from .remains import Remains
@@ -95,6 +96,8 @@ class Ground:
         try:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
             await self._warm_up(planned)
+            if self._error_dir is not None:
+                removed_at_the_end(str(self._error_dir))
             await self.sinks.open(planned)
         except BaseException:
             patience = Patience()
@@ -229,7 +232,7 @@ class Ground:
                 if below not in self._cgroups:
                     made = self._cgroups[below] = ControlGroups(below, run_id)
                     with contextlib.suppress(OSError):  # where there is none, nobody is to be told
-                        guardian().end_cgroup(str(made.path))
+                        guardian().remove(str(made.path))
                 one = replace(one, cgroup=self._cgroups[below].make(one.rank, one.attempt))
             workers.append(one)
         return replace(plan, workers=tuple(workers))

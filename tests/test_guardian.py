@@ -64,7 +64,7 @@ async def test_the_supervisor_dies(signum: signal.Signals) -> None:
 
 
 FILES = """
-import asyncio
+import asyncio, tempfile
 from aioelastic import *
 def keeps():
     sharing.configure(strategy="file")
@@ -72,6 +72,7 @@ def keeps():
     sharing.send("up")
     sharing.receive()
 async def main():
+    tempfile.tempdir = HOME
     sharing.configure(strategy="file")
     x = sharing.empty(100_000)
     async with Group(Function(keeps), logs=Logs(tee=Std.NONE)) as group:
@@ -83,17 +84,19 @@ if __name__ == "__main__":
 """
 
 
-async def test_names_of_shared_memory_go_with_their_program() -> None:
-    with Program(FILES) as program:
+async def test_names_of_shared_memory_and_error_files_go_with_their_program(tmp_path: Path) -> None:
+    with Program(FILES.replace("HOME", repr(str(tmp_path)))) as program:
         ready = await asyncio.to_thread(program.line, "ready")
         marks = tuple(f"aioelastic-shares-{pid}-" for pid in (program.pid, int(ready.split()[0])))
         names = [name for name in os.listdir("/dev/shm") if name.startswith(marks)]
         assert len(names) == 2
+        assert len(list(tmp_path.iterdir())) == 1
         family = family_of(program.pid)
         os.kill(program.pid, signal.SIGKILL)
         for pid in family:
             await gone(pid)
     assert [name for name in names if Path("/dev/shm", name).exists()] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 GRACEFUL = """

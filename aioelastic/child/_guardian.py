@@ -79,7 +79,7 @@ def main(supervisor: int) -> NoReturn:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
             end_all(graces, lifeline if os.getppid() == keeper else None)
         if guard is not None:
-            _place.remove(guard.cgroups, kill=not asked)
+            _place.remove(guard.directories, kill=not asked)
         os._exit(0)
 
 
@@ -141,7 +141,7 @@ class Guardian:
     """Serves one program.
 
     Attributes:
-        cgroups: control groups of its groups, to be removed at the end.
+        directories: of its groups, control groups too, to be removed at the end.
     """
 
     def __init__(self, control: socket, lifelines: tuple[int, ...], deaths: int, null: int) -> None:
@@ -155,7 +155,7 @@ class Guardian:
         self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
         self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
         self._latest = 0.0  # when the last grace of any group is over
-        self.cgroups: list[str] = []
+        self.directories: list[str] = []
         self._epoll = select.epoll()
 
     def serve(self) -> bool:
@@ -212,8 +212,8 @@ class Guardian:
                     self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), 0, number, None)
                 except OSError:
                     pass  # its own socket closes, which says it
-            elif packet[:1] == _order.CGROUP:
-                self.cgroups = [one for one in self.cgroups if os.access(one, os.F_OK)] + [body[0]]
+            elif packet[:1] == _order.REMOVE:
+                self.directories = [one for one in self.directories if os.access(one, os.F_OK)] + [body[0]]
             elif packet[:1] == _order.END:
                 for child in self._children.values():
                     if child.link is None and child.number == body[0]:

@@ -21,7 +21,7 @@ FORK = b"F"  # (id, environ, cwd, place, streams, mark, lost); descriptors: its 
 CONNECT = b"O"  # (); descriptor: the other end of a new connection
 HELPER = b"H"  # (id, argv, environ): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper
-CGROUP = b"C"  # (path,): of a group's control groups, to be emptied and removed when the program is gone
+REMOVE = b"C"  # (path,): a directory of a group, control groups too, to be removed when the program is gone
 LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
 # supervisor → guardian, over one of the connections
 GROUP = b"P"  # (environ, cwd, surroundings, lost): what its workers begin with, and how they end with the program:

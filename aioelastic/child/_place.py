@@ -60,10 +60,13 @@ def move(cgroup: str) -> None:
         raise OSError(exc.errno, exc.strerror, "Placement.cgroup") from None
 
 
-def remove(cgroups: list[str], kill: bool) -> None:
-    """Those control groups of this program and the ones below, after all that is in them was killed, or may stay."""
-    for path in cgroups:
+def remove(directories: list[str], kill: bool) -> None:
+    """Those of this program and what is below, in control groups after all that is in them was killed, or may stay."""
+    for path in directories:
         try:
+            if not os.access(f"{path}/cgroup.procs", os.F_OK):
+                _remove_files(path)
+                continue
             if kill:
                 empty(path)
             for name in os.listdir(path):
@@ -72,6 +75,17 @@ def remove(cgroups: list[str], kill: bool) -> None:
             os.rmdir(path)
         except OSError:
             pass  # the program has removed it; or something runs in it, which nobody may end
+
+
+def _remove_files(path: str) -> None:
+    with os.scandir(path) as found:
+        entries = list(found)
+    for one in entries:
+        if one.is_dir(follow_symlinks=False):
+            _remove_files(one.path)
+        else:
+            os.unlink(one.path)
+    os.rmdir(path)
 
 
 def empty(cgroup: str) -> None:

@@ -11,7 +11,7 @@ from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, guardian
+from ._guardian import GuardianLauncher, guardian, removed_at_the_end
 from ._launchers import By, Launchers, check_launcher, needs_guardian
 from ._places import check_places
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
@@ -54,4 +54,5 @@ __all__ = [
     "plan",
     "preflight",
     "reap_abandoned",
+    "removed_at_the_end",
 ]

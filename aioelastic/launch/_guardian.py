@@ -97,9 +97,9 @@ class Guardian:
         with contextlib.suppress(OSError):
             self._send(_order.END, (number,), [])
 
-    def end_cgroup(self, path: str) -> None:
-        """Empty and remove it, and those below it, should this program be gone before it has done that."""
-        self._send(_order.CGROUP, (path,), [])
+    def remove(self, path: str) -> None:
+        """Remove that directory, a control group or another, should this program be gone before it has done that."""
+        self._send(_order.REMOVE, (path,), [])
 
     def left(self, seconds: float) -> list[int]:
         """The pids of what was left to it: roots of whatever workers that have ended have left running.
@@ -268,6 +268,15 @@ def left_to_guardian(session: int) -> list[int]:
     if one is None or one.session != session:
         raise ProcessLookupError("the guardian has died")
     return one.left(LAST)
+
+
+def removed_at_the_end(path: str) -> None:
+    """Let the guardian, if there is one, remove that directory when this program is gone."""
+    with _lock:
+        one = _guardian
+    if one is not None:
+        with contextlib.suppress(OSError):
+            one.remove(path)
 
 
 def end_guardian() -> None:
