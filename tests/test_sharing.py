@@ -260,6 +260,35 @@ class Frame:
         raise TypeError("not by pickle")
 
 
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_what_may_not_be_written_to_may_not_be_there(size: int) -> None:
+    protected = np.zeros(size)
+    protected.flags.writeable = False
+    part = np.asarray(sharing.empty(size))[1:]
+    part.flags.writeable = False
+    for one in travelled(protected, part, np.broadcast_to(np.zeros(size), (3, size))):
+        with pytest.raises(ValueError, match="read-only"):
+            one[...] = 1
+    (writeable,) = travelled(np.zeros(size))
+    writeable[:] = 1
+
+
+def test_buffers_stay_views() -> None:
+    x = sharing.empty(10_000, "float32")
+    whole, part, backwards, fixed, empty = travelled(
+        x.buffer, x.buffer[10:20], x.buffer[::-1], memoryview(b"abc"), memoryview(bytearray())
+    )
+    whole[12], part[3] = 5, 6
+    assert np.asarray(x)[[12, 13]].tolist() == [5, 6]
+    assert (part.format, part.shape, whole.nbytes) == ("f", (10,), 40_000)
+    assert backwards[10_000 - 13] == 0  # copied, as it was then
+    assert (bytes(fixed), fixed.readonly, empty.nbytes) == (b"abc", True, 0)
+    private = bytearray(100_000)
+    (own,) = travelled(memoryview(private).cast("d", (125, 100)))
+    own[3, 4] = 1.0
+    assert (own.shape, any(private)) == ((125, 100), False)
+
+
 def test_other_types_by_what_they_are_made_of() -> None:
     from aioelastic.memory import _message
 

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import check_whole
 from . import _segment
 from ._segment import PAGE, Segment, create, gate
 
@@ -192,7 +193,11 @@ def trim(keep: int = 0) -> int:
 
     Returns:
         Bytes that went.
+
+    Raises:
+        SpecError: `keep` is no whole number from 0.
     """
+    check_whole("keep", keep, 0)
     went = 0
     for one in list(arenas):
         one.settle()

@@ -9,6 +9,7 @@ array of which only a part is sent, only that part is copied.
 from __future__ import annotations
 
 import copyreg
+import ctypes
 import io
 import marshal
 import os
@@ -22,7 +23,7 @@ from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
 from ._later import Done, here, now
-from ._segment import Segment, attach, find, gate, view
+from ._segment import Segment, attach, block, find, gate, view
 
 Reducer = Callable[[Any], Any]
 _registered: dict[type, Reducer] = {}
@@ -191,7 +192,7 @@ class Outgoing:
                     one.part = number, low, size
 
     def _table(self) -> dict[type, Reducer]:
-        table: dict[type, Reducer] = {SharedArray: self._shared, **_registered}
+        table: dict[type, Reducer] = {SharedArray: self._shared, memoryview: self._buffer, **_registered}
         if "numpy" in sys.modules:
             from ._numpy import reducers
 
@@ -215,6 +216,12 @@ class Outgoing:
         if self._refs[number].slot < 0:
             raise ShareLost("its memory is not this process's any more: it was inherited when descriptors were short")
         return (_rebuild, (number, address - low, shape, strides, kind.name))
+
+    def _buffer(self, one: memoryview) -> Any:
+        if one.readonly or not one.c_contiguous or not one.nbytes:
+            return (_rebuild_bytes, (one.tobytes(), one.format, one.shape, one.readonly))
+        low = ctypes.addressof(block(one.nbytes).from_buffer(one))
+        return (_rebuild_buffer, (self.ref(low, low + one.nbytes, one.nbytes, one), one.format, one.shape))
 
 
 def outgoing() -> Outgoing:
@@ -340,6 +347,16 @@ def _rebuild(number: int, offset: int, shape: tuple[int, ...], strides: tuple[in
 
 def _rebuild_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> SharedArray:
     return SharedArray(None, 0, shape, strides, DTYPES[dtype])
+
+
+def _rebuild_buffer(number: int, kind: str, shape: tuple[int, ...]) -> memoryview:
+    memory, _ = incoming().take(number)
+    return memoryview(memory).cast("B").cast(kind, shape)  # type: ignore[call-overload, no-any-return]
+
+
+def _rebuild_bytes(data: bytes, kind: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
+    flat = memoryview(data if readonly else bytearray(data))
+    return flat.cast(kind, shape) if data else flat.cast(kind)  # type: ignore[call-overload, no-any-return]
 
 
 def _arena() -> Any:

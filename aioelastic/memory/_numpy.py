@@ -27,14 +27,19 @@ def reducers(message: Outgoing) -> dict[type, Any]:
 
         number = message.ref(low, high, one.nbytes, one, tight)
         dtype = one.dtype if one.dtype.kind == "V" or one.dtype.metadata else one.dtype.str
-        return (rebuild, (number, address - low, one.shape, one.strides, dtype))
+        may = () if one.flags.writeable else (False,)
+        return (rebuild, (number, address - low, one.shape, one.strides, dtype, *may))
 
     return {numpy.ndarray: array}
 
 
-def rebuild(number: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Any:
+def rebuild(
+    number: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, writeable: bool = True
+) -> Any:
     """The same array over the memory of the message."""
     memory, others = incoming().take(number)
     if others is not None:
         offset, strides = 0, others
-    return numpy.ndarray(shape, dtype, memory, offset, strides)
+    made = numpy.ndarray(shape, dtype, memory, offset, strides)
+    made.flags.writeable = writeable
+    return made
