@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,46 @@ sys.stdin.read()
         finally:
             await process.communicate(b"")
         await until(lambda: len(os.listdir("/proc/self/fd")) < before)
+
+
+async def test_what_cannot_be_sent_is_told_to_who_asks(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+    loop.set_exception_handler(lambda _, context: told.set_result(context["message"]))
+    async with sharing.Endpoint(tmp_path / "socket", {"lock": threading.Lock()}):
+        with pytest.raises(sharing.ShareLost, match=r"cannot be sent: TypeError: cannot pickle '_thread.lock'"):
+            await asyncio.to_thread(sharing.attach, tmp_path / "socket")
+        assert "cannot be sent" in await told
+
+
+async def test_who_does_not_answer(tmp_path: Path) -> None:
+    async with sharing.Endpoint(tmp_path / "socket", {}):
+        with pytest.raises(TimeoutError, match="does not answer"):
+            sharing.attach(tmp_path / "socket", timeout=0.01)  # our own loop, which stands still meanwhile
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("objects", ("x", [1])),
+        ("objects", ("x", {1: 2})),
+        ("uids", ("x", {}, 1000)),
+        ("uids", ("x", {}, ["root"])),
+        ("uids", ("x", {}, "7")),
+    ],
+)
+def test_wrong_offers(field: str, arguments: Any) -> None:
+    with pytest.raises(SpecError, match=f"^{field}="):
+        sharing.Endpoint(*arguments)
+
+
+async def test_where_there_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no/socket"):
+        await sharing.Endpoint(tmp_path / "no" / "socket", {}).__aenter__()
+    with pytest.raises(SpecError, match=r"^timeout=-1"):
+        sharing.attach(tmp_path / "socket", timeout=-1)
+    with pytest.raises(SpecError, match=r"^keep=-1"):
+        sharing.trim(-1)
 
 
 async def test_without_descriptors_the_loop_goes_on_and_nobody_is_turned_away(tmp_path: Path) -> None:

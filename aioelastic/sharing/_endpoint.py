@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import memory
-from ..checks import check_path
+from ..checks import check_path, check_seconds
 from ..child import _letters, _socket, _wire, _work
 from ..errors import SpecError
 from ..thread import insist
@@ -38,7 +39,7 @@ class Endpoint:
         uids: other users who may connect.
 
     Raises:
-        SpecError: the path is too long, or in use.
+        SpecError: the path is too long, or in use; `objects` has no names; `uids` are no numbers.
         OSError: the socket cannot be made.
 
     Example::
@@ -52,8 +53,10 @@ class Endpoint:
 
     def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], uids: Collection[int] = ()) -> None:
         self.path = _checked(path)
+        if not isinstance(objects, Mapping) or not all(isinstance(name, str) for name in objects):
+            raise SpecError("objects", objects, "does not say their names", 'give a dict, as {"frames": queue}')
         self._objects = objects
-        self._allowed = {os.geteuid(), *uids}
+        self._allowed = _users(uids)
         self._peers: set[socket.socket] = set()
         self._processes: dict[int, int] = {}  # the pidfds of those that have come
         self._offering: set[asyncio.Task[None]] = set()
@@ -66,7 +69,9 @@ class Endpoint:
             os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
             try:
                 listener.bind(self.path)
-            except OSError:
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise OSError(exc.errno, os.strerror(exc.errno or 0), self.path) from None
                 if not self._is_stale():
                     problem = "is in use"
                     raise SpecError("path", self.path, problem, "give another, or end who offers there") from None
@@ -167,6 +172,9 @@ class Endpoint:
                 _socket.close(fds)
         except Exception as exc:
             if peer in self._peers:
+                words = f"{type(exc).__name__}: {exc}"
+                with contextlib.suppress(OSError):
+                    _socket.send(peer, *_work.pack(_wire.OBJECT, (words[:_LONGEST],)))
                 self._left(peer)
             self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
 
@@ -214,19 +222,25 @@ class Attachment(Mapping[str, Any]):
         self.close()
 
 
-def attach(path: str | os.PathLike[str], uids: Collection[int] = ()) -> Attachment:
-    """Get what an `Endpoint` offers, in any process of this machine.
+def attach(path: str | os.PathLike[str], uids: Collection[int] = (), *, timeout: float | None = None) -> Attachment:
+    """Get what an `Endpoint` offers, in any process of this machine. The thread waits for its loop to send it.
+
+    In an event loop: `await asyncio.to_thread(sharing.attach, path)`.
 
     Args:
         path: of its socket.
         uids: other users than this one, whose objects are trusted: unpickling runs their code.
+        timeout: seconds to wait for the answer.
 
     Raises:
-        ShareLost: nobody offers anything there.
+        ShareLost: nobody offers anything there, or what is offered cannot be sent.
         PermissionError: it belongs to another user, or that one does not let us in.
-        SpecError: the path is too long.
+        TimeoutError: it does not answer.
+        SpecError: an argument is wrong.
     """
-    where = _checked(path)
+    where, trusted = _checked(path), _users(uids)
+    if timeout is not None:
+        check_seconds("timeout", timeout)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         try:
@@ -234,8 +248,12 @@ def attach(path: str | os.PathLike[str], uids: Collection[int] = ()) -> Attachme
         except (FileNotFoundError, ConnectionRefusedError):
             raise memory.ShareLost(f"nobody offers anything at {where}") from None
         _, owner, _ = _who(connection)
-        if owner not in {os.geteuid(), *uids}:
+        if owner not in trusted:
             raise PermissionError(f"{where} belongs to user {owner}; name that one in uids= to trust it")
+        answered = select.poll()
+        answered.register(connection, select.POLLIN)
+        if not answered.poll(None if timeout is None else timeout * 1000):
+            raise TimeoutError(f"who offers at {where} does not answer within {timeout:g} s")
         try:
             packet, fds = _socket.receive(connection)
         except ConnectionResetError:
@@ -246,6 +264,8 @@ def attach(path: str | os.PathLike[str], uids: Collection[int] = ()) -> Attachme
             (objects,) = _wire.decode(packet, fds)
         finally:
             _socket.close(fds)
+        if isinstance(objects, str):
+            raise memory.ShareLost(f"what {where} offers cannot be sent: {objects}")
     except BaseException:
         connection.close()
         raise
@@ -257,6 +277,13 @@ def _checked(path: str | os.PathLike[str]) -> str:
     if len(os.fsencode(text)) > _LONGEST:
         raise SpecError("path", text, f"is longer than the {_LONGEST} bytes of a socket's name", "give a shorter one")
     return text
+
+
+def _users(uids: Collection[int]) -> set[int]:
+    """This one, and those."""
+    if not isinstance(uids, Collection) or not all(isinstance(uid, int) and uid >= 0 for uid in uids):
+        raise SpecError("uids", uids, "are not the numbers of users", "give them in a list, as [1000]; see id(1)")
+    return {os.geteuid(), *uids}
 
 
 def _who(connection: socket.socket) -> tuple[int, int, int]:
