@@ -50,7 +50,10 @@ def own_directory(below: str) -> str:
         sweep(below)
         name = f"{_DIRECTORY}{os.getpid()}-{os.urandom(4).hex()}"
         fresh, own = os.path.join(below, f".{name}"), os.path.join(below, name)
-        os.mkdir(fresh, mode=0o700)
+        try:
+            os.mkdir(fresh, mode=0o700)
+        except OSError as exc:
+            raise OSError(exc.errno, os.strerror(exc.errno or 0), below) from None
         lock = locked(fresh)
         os.rename(fresh, own)  # by that name it is found, and is locked
         _own[below] = own, lock

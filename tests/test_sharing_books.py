@@ -266,3 +266,27 @@ def test_a_full_file_system_says_so(files: Path) -> None:
 def test_wrong_words(wrong: Any) -> None:
     with pytest.raises(SpecError):
         sharing.configure(**wrong)
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"/none'$"):
+        sharing.configure(strategy="file", directory=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "field"),
+    [
+        (sharing.audit, ("x",), "pids"),
+        (sharing.audit, (1,), "pids"),
+        (sharing.scope, ("x",), "strict"),
+        (sharing.register, ("F", abs, abs), "kind"),
+        (sharing.register, (int, abs, abs), "kind"),
+        (sharing.register, (Path, 1, abs), "export"),
+        (sharing.register, (Path, abs, 2), "rebuild"),
+        (sharing.Queue.get_sync, (None, "x"), "timeout"),
+        (sharing.Queue.put_sync, (None, 1, float("nan")), "timeout"),
+    ],
+)
+def test_wrong_arguments(call: Any, arguments: Any, field: str) -> None:
+    with pytest.raises(SpecError, match=f"^{field}="):
+        call(*arguments)

@@ -257,7 +257,7 @@ def _from_interface(array: Any) -> _dlpack.Foreign:
             flat = memoryview(array)
         except TypeError:
             problem = f"{type(array).__name__} is no array: it has neither DLPack, nor an array interface, nor a buffer"
-            raise NotShareable(problem) from None
+            raise NotShareable(f"{problem}; give numpy.asarray() of it") from None
         if not flat.c_contiguous:
             raise NotShareable("a buffer that is not contiguous; give an array of it")
         format = flat.format.removeprefix(ORDER)  # ctypes says it

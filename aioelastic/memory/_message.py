@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from ..errors import SpecError
 from ._array import SharedArray
 from ._dtypes import DTYPES
 from ._errors import ShareLost
@@ -320,11 +321,19 @@ def register(kind: type, export: Callable[[Any], Any], rebuild: Callable[[Any], 
         export: makes something of an object that can be pickled; shared arrays in it stay shared.
         rebuild: makes the object of it again, in the other process; it must be found there by its name.
 
+    Raises:
+        SpecError: an argument is not that; pickle does not ask for built-in types.
+
     Example::
 
         sharing.register(Frame, lambda frame: (frame.pixels, frame.time), make_frame)
     """
     global _changes
+    if not isinstance(kind, type) or kind.__module__ == "builtins":
+        raise SpecError("kind", kind, "is no type of yours", "give the class, which may be derived from a built-in one")
+    for field, given in (("export", export), ("rebuild", rebuild)):
+        if not callable(given):
+            raise SpecError(field, given, "cannot be called", "give a function of one argument")
     _changes += 1
     _registered[kind] = lambda one: (rebuild, (export(one),))
 

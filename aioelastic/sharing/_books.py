@@ -15,7 +15,7 @@ from typing import Literal, Self
 import psutil
 
 from .. import gpu, memory, shm
-from ..checks import check_path, check_whole
+from ..checks import check_bool, check_path, check_whole
 from ..errors import SpecError
 
 
@@ -81,7 +81,12 @@ def audit(pids: Collection[int] | None = None) -> list[Held]:
 
     Args:
         pids: which processes; this one and all that descend from it when not given. Those of other users are left out.
+
+    Raises:
+        SpecError: `pids` are no numbers of processes.
     """
+    if pids is not None and not (isinstance(pids, Collection) and all(type(pid) is int for pid in pids)):
+        raise SpecError("pids", pids, "are not the numbers of processes", "give them in a list")
     if pids is None:
         me = psutil.Process()
         pids = [me.pid, *(one.pid for one in me.children(recursive=True))]
@@ -119,6 +124,7 @@ class scope:
 
     Raises:
         ExceptionGroup: of `ShareLeakWarning`, at the end, with `strict`.
+        SpecError: `strict` is no bool.
 
     Example::
 
@@ -127,6 +133,7 @@ class scope:
     """
 
     def __init__(self, strict: bool = False) -> None:
+        check_bool("strict", strict)
         self._strict = strict
 
     def __enter__(self) -> Self:

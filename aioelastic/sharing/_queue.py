@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from ..checks import check_whole
+from ..checks import check_seconds, check_whole
 from ..child import _letters, _socket, _wire, _work
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ class Queue:
     # --- anywhere else ---
 
     def put_sync(self, item: Any, timeout: float | None = None) -> None:
-        """As `put`, and the thread waits; `queue.Full` after `timeout` seconds."""
+        """As `put`, and the thread waits; `queue.Full` after `timeout` seconds, `SpecError` when those are none."""
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         until = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
         poll.register(self._room, select.POLLIN)
@@ -138,7 +140,9 @@ class Queue:
                 poll.poll(left)
 
     def get_sync(self, timeout: float | None = None) -> Any:
-        """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds."""
+        """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds, `SpecError` when those are none."""
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         try:
             return self._reader.take_sync(self._next, self._ends()[0].fileno(), timeout)
         except _letters.Nothing:
