@@ -96,8 +96,6 @@ class Ground:
         try:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
             await self._warm_up(planned)
-            if self._error_dir is not None:
-                removed_at_the_end(str(self._error_dir))
             await self.sinks.open(planned)
         except BaseException:
             patience = Patience()
@@ -179,6 +177,8 @@ class Ground:
             error_dir=self._error_dir,
         )
         check_places(planned)
+        if not any(one.start == "zygote" for one in planned.workers):
+            self._entrust_error_dir()
         self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
@@ -251,6 +251,10 @@ class Ground:
         if self._error_dir is not None:
             shutil.rmtree(self._error_dir, ignore_errors=True)
 
+    def _entrust_error_dir(self) -> None:
+        if self._error_dir is not None:
+            removed_at_the_end(str(self._error_dir))
+
     async def _warm_up(self, planned: LaunchPlan) -> None:
         zygotes = [one for one in planned.workers if one.start == "zygote"]
         if zygotes:
@@ -258,6 +262,7 @@ class Ground:
             # what is imported before the fork must find the group's own variables
             environ = merged(self.environ, self._spec.env)
             await self._launchers.zygote.open(environ, self._spec.preload, mains[0] if mains else None)
+            await completed(self._proc.submit(self._entrust_error_dir))  # it was begun only now, perhaps
 
     def _pack(self, planned: LaunchPlan) -> LaunchPlan:
         """With each function pickled; a forked copy has its own already."""
