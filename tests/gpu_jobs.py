@@ -88,14 +88,20 @@ def _unlock(number: int) -> str:
     return "opened"
 
 
-async def receives_again() -> list[Any]:
-    """What comes after a task that was receiving was cancelled."""
+async def cancelled_meanwhile() -> tuple[Lock, asyncio.Task[Any]]:
+    """A task that was cancelled while what it has received was being unpickled."""
     fake_gpu.install()
     lock = Lock()
     first = asyncio.create_task(sharing.receive_async())
     await asyncio.to_thread(lock.began.wait)
     first.cancel()
     await asyncio.wait([first])
+    return lock, first
+
+
+async def receives_again() -> list[Any]:
+    """What comes after a task that was receiving was cancelled."""
+    lock, first = await cancelled_meanwhile()
     got: list[Any] = [first.cancelled()]
     try:
         sharing.receive(0.001)
@@ -108,12 +114,7 @@ async def receives_again() -> list[Any]:
 
 async def forks_another() -> tuple[Any, str]:
     """What that one receives, while a letter of ours is being unpickled; and what is in ours."""
-    fake_gpu.install()
-    lock = Lock()
-    first = asyncio.create_task(sharing.receive_async())
-    await asyncio.to_thread(lock.began.wait)
-    first.cancel()
-    await asyncio.wait([first])
+    lock, _ = await cancelled_meanwhile()
     async with Group(Function(sharing.receive), start="fork", logs=Logs(tee=Std.NONE)) as group:
         await group[0].send("for the inner one")
         result = await group.wait()
