@@ -283,6 +283,10 @@ def test_buffers_stay_views() -> None:
     assert (part.format, part.shape, whole.nbytes) == ("f", (10,), 40_000)
     assert backwards[10_000 - 13] == 0  # copied, as it was then
     assert (bytes(fixed), fixed.readonly, empty.nbytes) == (b"abc", True, 0)
+    records = np.zeros(3, dtype=[("a", "u1"), ("b", "u1")])
+    others = travelled(memoryview(records), memoryview((ctypes.c_double * 3)(1, 2, 3)), memoryview(np.array(7.0)))
+    assert [(one.format, one.shape) for one in others] == [("B", (6,)), ("d", (3,)), ("d", ())]
+    assert others[2][()] == 7
     private = bytearray(100_000)
     (own,) = travelled(memoryview(private).cast("d", (125, 100)))
     own[3, 4] = 1.0

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import SpecError
 from ._array import SharedArray
-from ._dtypes import DTYPES
+from ._dtypes import DTYPES, ORDER
 from ._errors import ShareLost
 from ._later import Done, here, now
 from ._segment import Segment, attach, block, find, gate, view
@@ -219,10 +219,13 @@ class Outgoing:
         return (_rebuild, (number, address - low, shape, strides, kind.name))
 
     def _buffer(self, one: memoryview) -> Any:
+        kind, shape = one.format.removeprefix(ORDER), one.shape
+        if not _can_be_cast(kind):
+            kind, shape = "B", (one.nbytes,)  # records, and whatever else only libraries know
         if one.readonly or not one.c_contiguous or not one.nbytes:
-            return (_rebuild_bytes, (one.tobytes(), one.format, one.shape, one.readonly))
+            return (_rebuild_bytes, (one.tobytes(), kind, shape, one.readonly))
         low = ctypes.addressof(block(one.nbytes).from_buffer(one))
-        return (_rebuild_buffer, (self.ref(low, low + one.nbytes, one.nbytes, one), one.format, one.shape))
+        return (_rebuild_buffer, (self.ref(low, low + one.nbytes, one.nbytes, one), kind, shape))
 
 
 def outgoing() -> Outgoing:
@@ -361,6 +364,14 @@ def _rebuild_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str)
 def _rebuild_buffer(number: int, kind: str, shape: tuple[int, ...]) -> memoryview:
     memory, _ = incoming().take(number)
     return memoryview(memory).cast("B").cast(kind, shape)  # type: ignore[call-overload, no-any-return]
+
+
+def _can_be_cast(kind: str) -> bool:
+    try:
+        memoryview(bytes(16)).cast(kind)  # type: ignore[call-overload]
+    except ValueError:
+        return False
+    return True
 
 
 def _rebuild_bytes(data: bytes, kind: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
