@@ -161,7 +161,7 @@ def copied(to: Any, array: Any) -> float:
 
 
 def rested(case: Callable[[], float]) -> Callable[[], float]:
-    """After a pause: memory of the case before, which other processes are still giving back, is not this one's work."""
+    """After a pause, as what the case before has begun in other processes may still go on. All cases have it."""
 
     def begin() -> float:
         time.sleep(0.1)
