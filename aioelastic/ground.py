@@ -20,6 +20,7 @@ from .launch import (
     TAG,
     By,
     Calls,
+    HostState,
     Launcher,
     Launchers,
     LaunchPlan,
@@ -28,7 +29,6 @@ from .launch import (
     check_limits,
     check_open,
     check_places,
-    guardian,
     merged,
     needs_guardian,
     plan,
@@ -94,7 +94,8 @@ class Ground:
         """
         self.poller.keep()
         try:
-            planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
+            state = self._launchers.state()  # of this thread
+            planned = await completed(self._proc.submit(lambda: self._prepare(run_id, state)))
             await self._warm_up(planned)
             await self.sinks.open(planned)
         except BaseException:
@@ -117,6 +118,10 @@ class Ground:
     def launcher(self) -> Launcher:
         """What starts the workers."""
         return self._launchers if isinstance(self._launcher, str) else self._launcher
+
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Workers that are started in this block are started without anybody else's turn in between."""
+        return self._launchers.at_once()
 
     def adopted(self) -> list[int]:
         """See `Census.left`."""
@@ -154,9 +159,9 @@ class Ground:
         """What they wrote about themselves, and what was seen from outside."""
         return self._proc.submit(lambda: self._find(ended_badly))
 
-    def _prepare(self, run_id: str) -> LaunchPlan:
+    def _prepare(self, run_id: str, state: HostState) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
-        self._open_guardian()
+        self._open_guardian(state)
         check_limits(self._spec, self._launchers.is_up)
         check_free(self._spec.ports)
         check_gpus(self._gpus())
@@ -184,13 +189,13 @@ class Ground:
             check_open(executor)
         return self._first
 
-    def _open_guardian(self) -> None:
+    def _open_guardian(self, state: HostState) -> None:
         """First of all: it takes longer to come up than all the rest."""
         spec = self._spec
         by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
-        # zygotes answer to it in any case, but it has to know that they may take their time
-        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
-            self._launchers.open_guardian()
+        # zygotes answer to it in any case, but it has to know that they may take their time, and to try their places
+        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop" or any(spec.places)):
+            self._launchers.open_guardian(state)
             if needs_guardian(spec) and not self._launchers.has_guardian:
                 words = "is given by the guardian, which cannot run here"
                 raise SpecError("placement", spec.places, words, "leave it out")
@@ -231,8 +236,7 @@ class Ground:
                 below = None if asked is True else str(asked)
                 if below not in self._cgroups:
                     made = self._cgroups[below] = ControlGroups(below, run_id)
-                    with contextlib.suppress(OSError):  # where there is none, nobody is to be told
-                        guardian().remove(str(made.path))
+                    removed_at_the_end(str(made.path))
                 one = replace(one, cgroup=self._cgroups[below].make(one.rank, one.attempt))
             workers.append(one)
         return replace(plan, workers=tuple(workers))
@@ -261,7 +265,8 @@ class Ground:
             mains = [one.call.main for one in zygotes if one.call is not None and one.call.main is not None]
             # what is imported before the fork must find the group's own variables
             environ = merged(self.environ, self._spec.env)
-            await self._launchers.zygote.open(environ, self._spec.preload, mains[0] if mains else None)
+            main = mains[0] if mains else None
+            await self._launchers.zygote.open(environ, self._spec.preload, main, self._launchers.state())
             await completed(self._proc.submit(self._entrust_error_dir))  # it was begun only now, perhaps
 
     def _pack(self, planned: LaunchPlan) -> LaunchPlan:

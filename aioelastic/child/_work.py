@@ -45,23 +45,33 @@ def copied(
     stderr: int | None,
     environ: dict[str, str],
     cwd: str | None,
+    state: tuple[Any, ...] | None = None,
+    stop: int = 0,
     place: tuple[tuple[Any, ...], str] | None = None,
     mark: int = 0,
     call: Call | None = None,
 ) -> NoReturn:
-    """Right after fork(2): become a worker of its own, with nothing of the process it was copied from."""
+    """Right after fork(2), with all signals blocked: become a worker of its own, with nothing of the process it was
+    copied from.
+
+    Args:
+        state: what the program has now (`_place.become`); None: this is a copy of the program itself.
+        stop: the signal by which it is to be stopped.
+    """
     try:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            if callable(signal.getsignal(signum)) and signum != signal.SIGINT:
-                signal.signal(signum, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)  # first: a handler of the process that we were is told by it
+        _place.dispositions(None if state is None else state[-1], stop)
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(signum, signal.SIG_IGN)  # as in any Python program
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.set_wakeup_fd(-1)
         _stacks.forget()
         mine = _only(stdout, stderr, channel)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.environ.clear()
         os.environ.update(environ)
+        if state is not None:
+            _place.become(state)
         if place is not None:
             orders, cgroup = place
             if cgroup:

@@ -11,7 +11,8 @@ from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, guardian, removed_at_the_end
+from ._guardian import GuardianLauncher, removed_at_the_end
+from ._host_state import HostState
 from ._launchers import By, Launchers, check_launcher, needs_guardian
 from ._places import check_places
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
@@ -30,6 +31,7 @@ __all__ = [
     "ExecutorLauncher",
     "ForkLauncher",
     "GuardianLauncher",
+    "HostState",
     "LaunchPlan",
     "Launcher",
     "Launchers",
@@ -45,7 +47,6 @@ __all__ = [
     "check_open",
     "check_places",
     "end_helpers",
-    "guardian",
     "importable_main",
     "merged",
     "needs_guardian",

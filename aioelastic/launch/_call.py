@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from ..child import _wire
 from ..entry import Function
 from ..errors import SpecError
+from ._interpreter import python
 
 Main = tuple[str, str]
 
@@ -102,14 +103,23 @@ def search_path() -> list[str]:
     return [os.path.abspath(one) for one in sys.path if isinstance(one, str)]
 
 
+def own_argv() -> list[str]:
+    """Our `sys.argv`, which a program that embeds Python may not have set."""
+    return list(getattr(sys, "argv", None) or [""])
+
+
 def interpreter(call: str) -> list[str]:
-    """The command line of a Python like this one that calls `call` (`"module:function"`) of ours."""
+    """The command line of a Python like this one that calls `call` (`"module:function"`) of ours.
+
+    Raises:
+        SpecError: there is none here.
+    """
     import subprocess
 
     module, _, name = call.partition(":")
     code = f"import sys; sys.path[:] = {search_path()!r}; from {module} import {name}; {name}()"
     flags: Iterable[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [sys.executable, *flags, "-c", code]
+    return [python(), *flags, "-c", code]
 
 
 def explain(function: Function, field: str, dumps: Callable[..., bytes], names_main: bool) -> NoReturn:

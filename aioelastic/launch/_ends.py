@@ -5,11 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import sys
 
 from ..child import _socket, _wire
 from ..spec import Std
-from ._call import search_path
+from ._call import own_argv, search_path
 from ._plan import WorkerPlan
 
 
@@ -37,7 +36,7 @@ class Ends:
                 self.their_channel = above_two(theirs.detach())
                 if worker.call is not None:
                     call = worker.call
-                    setup = (search_path(), sys.argv, call.main, call.show_locals)
+                    setup = (search_path(), own_argv(), call.main, call.show_locals)
                     packet, fds = _wire.encode(_wire.SETUP, setup)
                     try:
                         _socket.send(self.channel, packet, fds)

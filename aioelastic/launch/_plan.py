@@ -47,6 +47,7 @@ class WorkerPlan:
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
+        stop_signal: by which it is to be stopped; 0: not known.
         mark: what its descendants are known by (`child/_mark.py`); 0: none.
         placement: where it runs; None: as its launcher does.
         cgroup: its control group, once that is made; None: none of its own.
@@ -70,6 +71,7 @@ class WorkerPlan:
     call: Call | None = None
     executor: Executor | None = None
     stacks_file: Path | None = None
+    stop_signal: int = 0
     mark: int = 0
     placement: Placement | None = None
     cgroup: Path | None = None
@@ -226,6 +228,7 @@ def plan(
                 start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",
                 executor=lent,
                 stacks_file=home / "stacks.txt" if home else None,
+                stop_signal=int(spec.stop.signum),
                 mark=_mark.of(owner(run_id, rank, attempt)),
                 placement=place,
             )

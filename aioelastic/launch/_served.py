@@ -223,7 +223,7 @@ class Server:
         if kind == _order.STARTED:
             number, pid, floor = body
             done, ends, at, at_ns, poller = self._starting.pop(number)
-            process = ServedProcess(self, number, pid, fds[0], ends, at, at_ns, floor, poller)
+            process = ServedProcess(self, number, self.pid_of(pid, fds[0]), fds[0], ends, at, at_ns, floor, poller)
             self._running[number] = process
             done.set_result(process)
         elif kind == _order.REFUSED:
@@ -245,6 +245,10 @@ class Server:
             unwatched, self._unwatched = self._unwatched, []
             for process in unwatched:
                 process.look()
+
+    def pid_of(self, told: int, pidfd: int) -> int:
+        """The pid here of a process that it has started."""
+        return told
 
     def refusal(self, code: int, words: str) -> OSError:
         """Why it could not start a worker: what the system said about the path `words`."""
