@@ -101,7 +101,8 @@ class Ground:
         except BaseException:
             patience = Patience()
             await self.sinks.close(patience, TAKE_BACK)
-            await insist(self._proc.submit(self._remove_error_dir))
+            with contextlib.suppress(SpecError):  # no thread could be started: then there is nothing to remove
+                await insist(self._proc.submit(self._remove_error_dir))
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
             self._release()

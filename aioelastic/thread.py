@@ -11,6 +11,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from .errors import SpecError
+
 T = TypeVar("T")
 GATHER = 0.002  # seconds
 
@@ -34,10 +36,19 @@ class HelperThread:
         self._news_since = 0.0
 
     def put(self, job: Callable[[], None]) -> None:
-        """Do `job`, which must not raise, after all earlier ones."""
+        """Do `job`, which must not raise, after all earlier ones.
+
+        Raises:
+            SpecError: it is the first job, and this process may have no more threads.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                remedy = "raise `ulimit -u`, or pids.max of the control group"
+                raise SpecError("thread", self._name, f"cannot be had: {exc}", remedy) from None
+            self._thread = thread
         self._jobs.put(job)
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:

@@ -25,19 +25,20 @@ def python() -> str:
     Raises:
         SpecError: there is none.
     """
-    return _find(sys.executable, bool(getattr(sys, "frozen", False)))
-
-
-@functools.lru_cache(8)
-def _find(given: object, frozen: bool) -> str:
-    if isinstance(given, str) and not frozen and _NAME.fullmatch(os.path.basename(given)) and os.access(given, os.X_OK):
+    given = sys.executable
+    frozen = bool(getattr(sys, "frozen", False))
+    if not frozen and isinstance(given, str) and _NAME.fullmatch(os.path.basename(given)) and _may_run(given):
         return given
-    for one in _others():
-        if one != given and os.access(one, os.X_OK) and _is_like_this_one(one):
-            return one
-    problem = "is not a Python interpreter, and none of this version was found where this one was installed"
+    found = next((one for one in _others() if one != given and _may_run(one) and _is_like_this_one(one)), None)
+    if found is not None:
+        return found
+    problem = "is not a Python interpreter that this user may run, and none of this version was found where it belongs"
     remedy = f"set sys.executable to the path of a Python {sys.version_info[0]}.{sys.version_info[1]}"
     raise SpecError("sys.executable", given, problem, remedy)
+
+
+def _may_run(path: str) -> bool:
+    return os.access(path, os.X_OK, effective_ids=True) and not os.path.isdir(path)
 
 
 def _others() -> Iterator[str]:
@@ -53,6 +54,7 @@ def _others() -> Iterator[str]:
         pass  # no /proc
 
 
+@functools.lru_cache(32)
 def _is_like_this_one(path: str) -> bool:
     """Whether it is a Python whose messages this one understands. It is only asked if it is called so."""
     if not _NAME.fullmatch(os.path.basename(path)):
