@@ -47,19 +47,37 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def parse_signal(field: str, value: int | str) -> _signal.Signals:
-    """`15`, `"TERM"`, `"SIGTERM"` or a member → the member. Raises `SpecError` that lists near names."""
-    try:
-        if isinstance(value, str):
-            name = value.upper()
-            if name.isdigit():
-                return _signal.Signals(int(name))
-            return _signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return _signal.Signals(value)
-    except (KeyError, ValueError):
-        pass
-    raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
+def parse_signal(field: str, value: int | str) -> int:
+    """`15`, `"TERM"`, `"SIGTERM"`, `"SIGRTMIN+3"` or a member → the member; a number where there is none (real-time
+    signals, signal(7)). Raises `SpecError`.
+    """
+    number: object = value
+    if isinstance(value, str):
+        name = value.strip().upper()
+        name = name if name.isdigit() or name.startswith("SIG") else f"SIG{name}"
+        number = int(name) if name.isdecimal() else _NUMBERS.get(name)
+    if isinstance(number, int) and not isinstance(number, bool) and number in _signal.valid_signals():
+        return _signal.Signals(number) if number in _MEMBERS else int(number)
+    remedy = 'give a name like "SIGTERM" or "SIGRTMIN+3", a number, or signal.SIGINT'
+    raise SpecError(field, value, "is not a signal of this system", remedy)
+
+
+def signal_name(number: int) -> str:
+    """`11` → `"SIGSEGV"`, `37` → `"SIGRTMIN+3"`; unknown ones by number."""
+    if number in _MEMBERS:
+        return _signal.Signals(number).name
+    if _signal.SIGRTMIN < number < _signal.SIGRTMAX:
+        return f"SIGRTMIN+{number - _signal.SIGRTMIN}"
+    return f"signal {number}"
+
+
+_MEMBERS = {int(one) for one in _signal.Signals}
+_REAL_TIME = range(_signal.SIGRTMIN, _signal.SIGRTMAX + 1)
+_NUMBERS: dict[str, int] = {
+    **{f"SIGRTMIN+{at}": number for at, number in enumerate(_REAL_TIME)},
+    **{f"SIGRTMAX-{at}": number for at, number in enumerate(reversed(_REAL_TIME))},
+    **{name: int(one) for name, one in _signal.Signals.__members__.items()},
+}
 
 
 def check_env(field: str, env: Mapping[str, str | None] | None) -> FrozenDict[str, str | None]:

@@ -26,6 +26,7 @@ from .launch import (
     LaunchPlan,
     Port,
     absolute,
+    check_input,
     check_limits,
     check_open,
     check_places,
@@ -94,7 +95,7 @@ class Ground:
         """
         self.poller.keep()
         try:
-            state = self._launchers.state()  # of this thread
+            state = self._launchers.begin()
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id, state)))
             await self._warm_up(planned)
             await self.sinks.open(planned)
@@ -165,6 +166,8 @@ class Ground:
         self._open_guardian(state)
         check_limits(self._spec, self._launchers.is_up)
         check_free(self._spec.ports)
+        if any(isinstance(one, Command) and one.stdin == "inherit" for one in self._spec.entries):
+            check_input()
         check_gpus(self._gpus())
         self.witness.begin()
         self._port = Port()
@@ -182,7 +185,8 @@ class Ground:
             environ=self.environ,
             error_dir=self._error_dir,
         )
-        check_places(planned)
+        if any(self._spec.places):
+            check_places(planned, self._launchers.tries)
         if not any(one.start == "zygote" for one in planned.workers):
             self._entrust_error_dir()
         self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)

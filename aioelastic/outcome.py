@@ -9,9 +9,10 @@ from pathlib import Path
 from resource import struct_rusage
 from typing import Any, Literal, overload
 
+from .checks import signal_name
 from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
 from .remains import Process, Remains, Unkillable
-from .why import Cause, signal_name
+from .why import Cause
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 COMMAND_SHOWN = 2_000  # how much of a command line a failure shows

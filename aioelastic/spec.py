@@ -26,6 +26,7 @@ from .checks import (
     check_seconds,
     check_whole,
     parse_signal,
+    signal_name,
 )
 from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
@@ -200,7 +201,7 @@ class Stop:
     Each worker has the whole grace for itself. A worker that ends early ends its own grace.
 
     Args:
-        signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`).
+        signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`, `"SIGRTMIN+3"`).
         grace: seconds a worker has to obey before SIGKILL.
         scope: who gets the signal: `"leader_then_group"` (the worker; its process group when the worker is gone
             or its grace is over, so that a trainer's loaders outlive its last save), `"group"` (all at once), or
@@ -228,7 +229,7 @@ class Stop:
         if number in (_signal.SIGKILL, _signal.SIGSTOP):
             raise SpecError(
                 "Stop.signal",
-                number.name,
+                signal_name(number),
                 "cannot be caught by a worker",
                 "use SIGTERM with grace=0 to kill at once",
             )
@@ -242,8 +243,8 @@ class Stop:
             raise SpecError("Stop.if_lost", self.if_lost, "is not known", 'use "kill" or "stop"')
 
     @property
-    def signum(self) -> _signal.Signals:
-        """The signal as a member of `signal.Signals`."""
+    def signum(self) -> int:
+        """The signal as a member of `signal.Signals`; a plain number where it has none (real-time signals)."""
         return parse_signal("Stop.signal", self.signal)
 
 

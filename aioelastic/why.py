@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .checks import signal_name
+
 if TYPE_CHECKING:
     from .outcome import ErrorReport, Exit
 
@@ -178,14 +180,6 @@ def cause_of(facts: Facts) -> Cause:
 def is_kill(exit: Exit) -> bool:
     """Whether it, or by its word a child of it, was killed with SIGKILL, and not by us."""
     return exit.stopped_by is None and (exit.signal == _signal.SIGKILL or exit.code == 128 + _signal.SIGKILL)
-
-
-def signal_name(number: int) -> str:
-    """`11` → `"SIGSEGV"`; real-time signals and unknown ones by number."""
-    try:
-        return _signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 # --- by a signal ---

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +156,8 @@ async def main():
             print(json.dumps([name, "raised", f"{type(exc).__name__}: {exc}"]), flush=True)
             continue
         differ = [f"{kind} {key}: {got[key]!r}, not {want[key]!r}"
-                  for kind, got in (("command", command), ("function", function)) for key in want if got[key] != want[key]]
+                  for kind, got in (("command", command), ("function", function))
+                  for key in want if got[key] != want[key]]
         print(json.dumps([name, "differs" if differ else "same", "; ".join(differ)]), flush=True)
 
 if __name__ == "__main__":
@@ -167,7 +166,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: Any) -> Iterator[dict[str, tuple[str, str]]]:
+def told(tmp_path_factory: Any) -> dict[str, tuple[str, str]]:
     """What came of each change: (verdict, words)."""
     home = tmp_path_factory.mktemp("state")
     (home / "probe.py").write_text(PROBE)
@@ -177,7 +176,7 @@ def told(tmp_path_factory: Any) -> Iterator[dict[str, tuple[str, str]]]:
     for made in Path("/sys/fs/cgroup").glob(f"*/aioelastic-test-{os.getpid()}"):
         made.rmdir()
     assert ran.stderr == ""
-    yield {name: (verdict, words) for name, verdict, words in map(json.loads, ran.stdout.splitlines())}
+    return {name: (verdict, words) for name, verdict, words in map(json.loads, ran.stdout.splitlines())}
 
 
 NAMES = [line.split('"')[1] for line in PROGRAM.splitlines() if line.startswith('    "') and '": ' in line]

@@ -92,7 +92,7 @@ async def test_no_gpus_are_none() -> None:
 
 
 async def test_what_the_kernel_refuses_all_the_same_is_told_with_its_field(monkeypatch: Any) -> None:
-    monkeypatch.setattr(ground, "check_places", lambda plan: None)  # as if a CPU went offline just then
+    monkeypatch.setattr(ground, "check_places", lambda plan, attempt: None)  # as if a CPU went offline just then
     with pytest.raises(GroupFailed) as info:
         await supervise(sh("exit 0"), placement=Placement(cpus=[8191]), logs=QUIET)
     assert "Invalid argument: 'Placement.cpus'" in str(info.value.exceptions[0])

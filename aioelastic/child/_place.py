@@ -131,11 +131,16 @@ def take(orders: tuple[Any, ...]) -> None:
             where = "nodes"
             bind_memory(nodes)
         for number, pair in limits:
-            where = "limits"
+            where = limit_name(number)
             resource.setrlimit(number, pair)
     except (OSError, ValueError) as exc:
         code = exc.errno if isinstance(exc, OSError) and exc.errno else 1  # setrlimit says ValueError for EPERM
         raise OSError(code, os.strerror(code), f"Placement.{where}") from None
+
+
+def limit_name(number: int) -> str:
+    """A resource limit as a field of `Placement`."""
+    return f"limits[{number}]"
 
 
 def bind_memory(nodes: tuple[int, ...]) -> None:

@@ -207,7 +207,11 @@ def unsafe() -> str:
     others = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
     if others:
         return f"threads run in it ({', '.join(others)}), and a forked copy would have their locks but not them"
-    for fd in os.listdir("/proc/self/fd"):
+    try:
+        opened = os.listdir("/proc/self/fd")
+    except FileNotFoundError:
+        return ""  # there is no /proc, and so no telling
+    for fd in opened:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:

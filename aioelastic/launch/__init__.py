@@ -18,6 +18,7 @@ from ._places import check_places
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
+from ._standard import check_input
 from ._zygote import ZygoteLauncher, end_helpers
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "ZygoteLauncher",
     "absolute",
     "begin",
+    "check_input",
     "check_launcher",
     "check_limits",
     "check_open",

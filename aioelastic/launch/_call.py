@@ -100,7 +100,11 @@ def importable_main() -> Main | None:
 
 def search_path() -> list[str]:
     """Our `sys.path`, meaning the same wherever a worker stands."""
-    return [os.path.abspath(one) for one in sys.path if isinstance(one, str)]
+    named = [one for one in sys.path if isinstance(one, str)]
+    try:
+        return [os.path.abspath(one) for one in named]
+    except FileNotFoundError:  # we stand in a directory that is gone: nothing can be found there
+        return [one for one in named if os.path.isabs(one)]
 
 
 def own_argv() -> list[str]:

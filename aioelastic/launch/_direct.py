@@ -67,10 +67,10 @@ class DirectLauncher:
             except OSError:
                 pass  # not glibc 2.34: Popen it is
 
-    def start(self, worker: WorkerPlan) -> asyncio.Future[DirectProcess]:
-        """See `Launcher.start`."""
+    def start(self, worker: WorkerPlan, here: bool = False) -> asyncio.Future[DirectProcess]:
+        """See `Launcher.start`. `here`: not in the helper thread."""
         loop = asyncio.get_running_loop()
-        if self._thread is not None:
+        if self._thread is not None and not here:
             return self._thread.submit(lambda: self._start(worker, loop))
         done: asyncio.Future[DirectProcess] = loop.create_future()
         try:

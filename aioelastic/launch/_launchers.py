@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 from ..entry import Command
 from ..errors import SpecError
+from ..placement import Orders
 from ..spec import GroupSpec
 from ..thread import HelperThread
 from ..watch import Poller
@@ -22,6 +24,8 @@ from ._host_state import HostState
 from ._plan import WorkerPlan
 from ._served import Lost
 from ._zygote import ZygoteLauncher
+
+TRIAL = 10.0  # seconds for the trial of a place
 
 By: TypeAlias = Literal["guardian", "direct"]
 
@@ -83,13 +87,13 @@ class Launchers:
         self._kept: list[Guardian] = []  # those to which falls what the workers leave behind
         self._reader: _host_state.Reader | None = None
         self._state: HostState | None = None  # read already, for several starts
+        self._opened_with: HostState | None = None  # what helper threads have: they begin with the group
         self._doubt = ""  # why there is none for some of them
-        direct = DirectLauncher(environ, thread, poller)
+        self._thread = thread
+        self._direct = DirectLauncher(environ, thread, poller)
         self.zygote = ZygoteLauncher(environ, poller, lost)
         self.executor = ExecutorLauncher(thread)
         self._by_start: dict[str | None, Launcher] = {
-            None: direct,
-            "spawn": direct,
             "fork": ForkLauncher(environ, poller),
             "executor": self.executor,
         }
@@ -119,6 +123,11 @@ class Launchers:
         finally:
             self._state = None
 
+    def begin(self) -> HostState:
+        """Before the helper thread does its first job; on the thread of the loop."""
+        self._opened_with = self.state()
+        return self._opened_with
+
     def open_guardian(self, state: HostState) -> None:
         """Have commands and fresh interpreters started by the guardian, where one can run; else directly."""
         try:
@@ -132,6 +141,17 @@ class Launchers:
     def has_guardian(self) -> bool:
         """Whether one runs for it."""
         return bool(self._guardians)
+
+    def tries(self, place: tuple[Orders, str]) -> tuple[int, str]:
+        """Whether a worker could have that place, tried in a process that ends at once: errno and field, or (0, "").
+
+        Raises:
+            OSError: nobody can tell.
+        """
+        if not self._guardians:
+            raise OSError(errno.ESRCH, "there is no guardian")
+        launcher = self._guardians[-1]
+        return launcher.server.refuses(place, self._opened_with or launcher.server.state, TRIAL)
 
     def is_up(self) -> None:
         """Wait until the guardian answers, if there is one."""
@@ -159,6 +179,9 @@ class Launchers:
         elif worker.start in (None, "spawn") and (launcher := self._guarding()) is not None:
             started = launcher.start(worker, self.state())
             keeper = launcher.server
+        elif worker.start in (None, "spawn"):
+            # its helper thread is older: what a child inherits of a thread may be something else now
+            started = self._direct.start(worker, here=self.state() != self._opened_with)
         else:
             started = self._by_start[worker.start].start(worker)
         if keeper is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import borrowed
-from ..checks import shown
+from ..checks import shown, signal_name
 from ..child import _mark
 from ..entry import Command, Function
 from ..placement import Orders, Placement
@@ -235,7 +235,7 @@ def plan(
         )
     stop = spec.stop
     first = "Python stacks, " if stop.dump else ""
-    words = f"{first}{stop.signum.name} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
+    words = f"{first}{signal_name(stop.signum)} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
     return LaunchPlan(
         name=spec.name,
         run_id=run_id,

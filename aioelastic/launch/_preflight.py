@@ -64,7 +64,7 @@ def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda:
     own = [isinstance(spec.start, str) or isinstance(one, Command) for one in spec.entries]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        room = soft - len(os.listdir("/proc/self/fd")) - _SLACK - len(spec.logs.matches)
+        room = soft - _open_files() - _SLACK - len(spec.logs.matches)
         # each worker has a pidfd, two pipes, its log files, and a channel if it runs a function; each call in another
         # process a pipe to ask it to stop
         call = int(not isinstance(spec.start, str) and kind_of(spec.start).processes)
@@ -99,6 +99,13 @@ def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda:
     if left is not None and n > left:
         problem = "is more processes than this cgroup's pids.max leaves"
         raise SpecError("n", n, problem, f"{max(left, 0)} workers fit; raise pids.max")
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except FileNotFoundError:
+        return 0  # there is no /proc: what is too much, the first start will tell
 
 
 def absolute(spec: GroupSpec) -> GroupSpec:

@@ -130,9 +130,14 @@ class Zygote(Server):
             return
         _forget(self)
         if self._ready is not None and not self._ready.done():
-            words = "killed the zygote that was importing them"
-            remedy = "import them in a Python of your own to see why"
-            self._ready.set_exception(why or SpecError("preload", list(self._preload), words, remedy))
+            if why is None and self._preload:
+                words = "killed the zygote that was importing them"
+                remedy = "import them in a Python of your own to see why"
+                why = SpecError("preload", list(self._preload), words, remedy)
+            elif why is None:
+                words = "ended before it was ready: it could not be started, or importing the main module killed it"
+                why = SpecError("start", "zygote", words, 'look at stderr, or use start="spawn"')
+            self._ready.set_exception(why)
         super().died()
 
     def pid_of(self, told: int, pidfd: int) -> int:
