@@ -604,9 +604,9 @@ sys.addaudithook(hook)
 from aioelastic.cli import main
 from aioelastic.launch import GuardianLauncher
 real = GuardianLauncher.start
-def start(self, worker):
+def start(self, worker, *more):
     sys.audit("spawn", worker.program)
-    return real(self, worker)
+    return real(self, worker, *more)
 GuardianLauncher.start = start
 sys.exit(main(["run", *sys.argv[5:]]))
 """
