@@ -95,7 +95,7 @@ class Ground:
         """
         self.poller.keep()
         try:
-            state = self._launchers.begin()
+            state = self._launchers.begin(tries=self._launcher != "guardian" or any(self._spec.places))
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id, state)))
             await self._warm_up(planned)
             await self.sinks.open(planned)
@@ -161,7 +161,7 @@ class Ground:
         """What they wrote about themselves, and what was seen from outside."""
         return self._proc.submit(lambda: self._find(ended_badly))
 
-    def _prepare(self, run_id: str, state: HostState) -> LaunchPlan:
+    def _prepare(self, run_id: str, state: HostState | None) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
         self._open_guardian(state)
         check_limits(self._spec, self._launchers.is_up)
@@ -194,7 +194,7 @@ class Ground:
             check_open(executor)
         return self._first
 
-    def _open_guardian(self, state: HostState) -> None:
+    def _open_guardian(self, state: HostState | None) -> None:
         """First of all: it takes longer to come up than all the rest."""
         spec = self._spec
         by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)

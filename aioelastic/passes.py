@@ -290,13 +290,14 @@ class Passes:
         begun: deque[Worker] = deque()
         problem: BaseException | None = None
         while begun or (waiting and not self._over()):
-            with self._ground.at_once():
-                while waiting and len(begun) < AHEAD and not self._over():
-                    begun.append(waiting.popleft())
-                    begun[-1].launch(self._launcher)
-                    self._unsettled += 1
-                    if turns.due():
-                        break
+            if len(begun) <= AHEAD // 2:  # several at a time, since they share what has to be looked at before
+                with self._ground.at_once():
+                    while waiting and len(begun) < AHEAD and not self._over():
+                        begun.append(waiting.popleft())
+                        begun[-1].launch(self._launcher)
+                        self._unsettled += 1
+                        if turns.due():
+                            break
             worker = begun.popleft()
             try:
                 try:

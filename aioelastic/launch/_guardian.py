@@ -212,12 +212,12 @@ class GuardianLauncher(Server):
 
         Args:
             lost: how workers end when this process dies: None at once, or a signal and the seconds to obey it.
-            state: what workers begin with, if it was read already.
+            state: what workers begin with; None: as by the guardian that was needed last.
 
         Raises:
             OSError: no guardian can run here.
         """
-        self.server = guardian(state or _host_state.now())
+        self.server = guardian(state)
         try:
             super().__init__(self.server.connect(environ, lost))
         except BaseException:
@@ -225,6 +225,11 @@ class GuardianLauncher(Server):
             raise
         self.session = self.server.session
         self._poller = poller
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it has started nothing."""
+        return self._count == 0
 
     def serves(self, state: HostState) -> bool:
         """Whether a worker that begins with that can be started by it."""
@@ -294,10 +299,19 @@ _guardians: list[Guardian] = []  # the one that was needed last is the last
 _leaving: list[Guardian] = []
 
 
-def guardian(state: HostState) -> Guardian:
+def has_one() -> bool:
+    """Whether a guardian runs for this process: most likely workers can be started by it."""
+    with _lock:
+        return bool(_guardians) and _guardians[-1].pid == os.getpid() and not _guardians[-1].has_left()
+
+
+def guardian(state: HostState | None) -> Guardian:
     """One of this process by which workers can begin with that, started if need be; to be given back by `let_go`.
 
     Others that nobody needs go: they may have rights that this program has given up.
+
+    Args:
+        state: None: the one that was needed last will do.
 
     Raises:
         OSError: none can run here.
@@ -309,7 +323,8 @@ def guardian(state: HostState) -> Guardian:
                 one.disown()
             elif one.has_left():
                 _dismiss(one)
-        one = next((one for one in reversed(_guardians) if state.within(one.state)), None) or Guardian(state)
+        fits = [one for one in _guardians if state is None or state.within(one.state)]
+        one = fits[-1] if fits else Guardian(state or _host_state.now())
         _guardians[:] = [*(other for other in _guardians if other is not one), one]
         one.users += 1
         _dismiss_unused()
@@ -377,6 +392,7 @@ def end_guardian() -> None:
         leaving, _leaving[:] = list(_leaving), []
     for one in leaving:
         one.wait(LAST)
+    _host_state.close_idle()
 
 
 def _argv() -> list[str]:

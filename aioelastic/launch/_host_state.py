@@ -21,7 +21,8 @@ from ..child import _place
 
 _PR_GET_SECUREBITS = 27  # linux/prctl.h
 _CAP_SYS_ADMIN = 1 << 21  # capabilities(7): without it no namespace can be entered but a new user namespace
-_NAMESPACES = ("pid_for_children", "cgroup", "ipc", "mnt", "net", "time_for_children", "uts")
+# that of control groups changes what /proc/self/cgroup says
+_NAMESPACES = ("pid_for_children", "ipc", "mnt", "net", "time_for_children", "uts")
 _ENOUGH = 8192  # bytes of one of these files, but where a user has hundreds of groups
 _RESET_ON_FORK = 0x4000_0000  # SCHED_RESET_ON_FORK, sched(7)
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # which it ignores for itself
@@ -90,8 +91,6 @@ class Reader:
             self.close()
             raise
         self._pids = os.readlink("pid", dir_fd=self._namespaces)  # that of a process never changes
-        libc = ctypes.PyDLL(None)  # does not let go of the interpreter's lock, which takes longer than these calls
-        self._prctl, self._syscall = libc.prctl, libc.syscall
         self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
         self._raw: tuple[Any, ...] = ()
         self._last: HostState | None = None
@@ -119,9 +118,9 @@ class Reader:
             b"" if filter_fd < 0 else os.pread(filter_fd, 16, 0),
             os.getpriority(os.PRIO_PROCESS, 0),
             (policy, 0 if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE) else _priority()),
-            self._syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
+            _libc.syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
             os.sched_getaffinity(0),
-            self._prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
+            _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
             self._links(status, rights),
         )
         if self._last is None or raw != self._raw:
@@ -163,18 +162,29 @@ def reader() -> Reader:
     with _lock:
         one = _readers.get(key)
         if one is None:
+            _close_idle()
             one = _readers[key] = Reader()
         one.users += 1
         return one
 
 
 def release(one: Reader) -> None:
-    """The counterpart of `reader`; from any thread."""
+    """The counterpart of `reader`; from any thread. The one that was used last stays for the next group."""
     with _lock:
         one.users -= 1
-        if not one.users:
-            for key in [key for key, known in _readers.items() if known is one]:
-                del _readers[key]
+        _close_idle(one)
+
+
+def close_idle() -> None:
+    """Keep none of those that nobody uses."""
+    with _lock:
+        _close_idle()
+
+
+def _close_idle(spared: Reader | None = None) -> None:
+    for key, one in list(_readers.items()):
+        if not one.users and one is not spared:
+            del _readers[key]
             one.close()
 
 
@@ -260,6 +270,7 @@ def _forked() -> None:
     _readers.clear()
 
 
+_libc = ctypes.PyDLL(None)  # does not let go of the interpreter's lock, which takes longer than these calls
 _lock = threading.Lock()
 _readers: dict[int, Reader] = {}
 os.register_at_fork(after_in_child=_forked)

@@ -19,7 +19,7 @@ from ._contract import Launcher
 from ._direct import DirectLauncher
 from ._executor import ExecutorLauncher
 from ._fork import ForkLauncher
-from ._guardian import Guardian, GuardianLauncher, hold, left_to_guardian, let_go
+from ._guardian import Guardian, GuardianLauncher, has_one, hold, left_to_guardian, let_go
 from ._host_state import HostState
 from ._plan import WorkerPlan
 from ._served import Lost
@@ -123,12 +123,14 @@ class Launchers:
         finally:
             self._state = None
 
-    def begin(self) -> HostState:
-        """Before the helper thread does its first job; on the thread of the loop."""
-        self._opened_with = self.state()
+    def begin(self, tries: bool) -> HostState | None:
+        """Before the helper thread does its first job; on the thread of the loop. What workers will begin with, as far
+        as that has to be known before they start."""
+        if tries or not has_one():
+            self._opened_with = self.state()
         return self._opened_with
 
-    def open_guardian(self, state: HostState) -> None:
+    def open_guardian(self, state: HostState | None) -> None:
         """Have commands and fresh interpreters started by the guardian, where one can run; else directly."""
         try:
             made = GuardianLauncher(self._environ, self._poller, self._lost, state)
@@ -197,7 +199,11 @@ class Launchers:
             return None
         state = self.state()
         if not self._guardians[-1].serves(state):
+            if self._guardians[-1].is_unused:
+                self._guardians.pop().end()
             self.open_guardian(state)  # it has died, or the program has changed more than it could
+        if not self._guardians:
+            return None
         return self._guardians[-1] if self._guardians[-1].serves(state) else None
 
     def left(self) -> list[int]:
