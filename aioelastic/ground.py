@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -99,7 +101,7 @@ class Ground:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id, state)))
             await self._warm_up(planned)
             await self.sinks.open(planned)
-        except BaseException:
+        except BaseException as exc:
             patience = Patience()
             await self.sinks.close(patience, TAKE_BACK)
             with contextlib.suppress(SpecError):  # no thread could be started: then there is nothing to remove
@@ -107,6 +109,8 @@ class Ground:
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
             self._release()
+            if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise _no_descriptor(exc) from None
             raise
         return planned
 
@@ -297,6 +301,13 @@ class Ground:
             cgroups.close()
         if self._port is not None:
             self._port.close()
+
+
+def _no_descriptor(exc: OSError) -> SpecError:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problem = f"leaves this program no descriptor for a group of workers ({exc.strerror})"
+    most = "none" if hard == resource.RLIM_INFINITY else hard
+    return SpecError("RLIMIT_NOFILE", soft, problem, f"close some, or raise it with `ulimit -n` (hard limit: {most})")
 
 
 async def _ended(thread: HelperThread, patience: Patience, bound: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, py, sh
+from helpers import QUIET, no_descriptors_left, py, sh
 
-from aioelastic import Group, Restart, SpecError, Stop, events, supervise
+from aioelastic import Command, Function, Group, Restart, SpecError, Stop, events, supervise
 from aioelastic.testing import Unavailable
 
 HEAD = """
@@ -390,6 +391,24 @@ for entry in (Command("true"), Function(abs, -1)):
     words = "thread='aioelastic-proc' cannot be had: can't start new thread; "
     remedy = "raise `ulimit -u`, or pids.max of the control group\n"
     assert run(program) == (words + remedy) * 2
+
+
+@pytest.mark.parametrize("left", range(12))
+async def test_hardly_a_descriptor(left: int) -> None:
+    """A group begins, or says that it cannot, with however few; and nothing is left of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    await supervise(sh("exit 0"), logs=QUIET)  # what is imported and kept by the first group is there
+    with no_descriptors_left():
+        held = [resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + left, hard))
+        for entry in (sh("exit 3"), Function(abs, -1)):
+            try:
+                result = await supervise(entry, logs=QUIET, check=False)
+            except SpecError as exc:
+                assert exc.field in ("RLIMIT_NOFILE", "n"), exc  # noqa: PT017
+            else:
+                assert result[0].exit is None or result[0].exit.code == (3 if isinstance(entry, Command) else 0)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
 
 
 # --- what has changed since ---
