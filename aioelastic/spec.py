@@ -77,7 +77,8 @@ class Match:
     """A merged copy of the lines that matter, from all ranks, in `<run>/attempt_<n>/<file>`, each with its prefix.
 
     A line is copied when it has any of `include` (all lines when empty) and none of `exclude`.
-    A `str` is looked for as it stands; a compiled `re` is searched.
+    A `str` is looked for as it stands; a compiled `re` is searched. A line longer than `LINE_LIMIT` is looked at in
+    parts, and each part that matches is copied as a line: what begins in one and ends in the next is not found.
     """
 
     include: tuple[Pattern, ...] = ()
@@ -119,8 +120,9 @@ class Logs:
         match: merged copies of chosen lines: `Match` values, or bare patterns, which share `matched.log`.
         timestamps: each tee'd line starts with the time it was read (ISO 8601, UTC).
         rotate: size and count limit per log file, those of `match` too.
-        json: the tee writes one JSON object per line instead of prefixed text
-            (keys: time, name, rank, stream, line).
+        json: the tee writes one JSON object per line instead of prefixed text. Keys: time, name, rank, stream, line;
+            raw, only where bytes are not UTF-8: all of them in base64 (`line` shows these as `\\xNN`); continued, true,
+            for a part of a line longer than `LINE_LIMIT` that goes on in the next object of this rank and stream.
         callback: called on the event loop with each `Line` of every rank and stream; must be quick.
         when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
             the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (lossless: to an unnamed

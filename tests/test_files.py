@@ -21,7 +21,7 @@ import pytest
 from helpers import event_of, sh
 from helpers_streams import Gate, Troubles, cat, gate, held, random_bytes, tee_to, tiny_disk
 
-from aioelastic import Group, GroupResult, Logs, Match, Rotate, SpecError, Std, Stop, supervise
+from aioelastic import LINE_LIMIT, Group, GroupResult, Line, Logs, Match, Rotate, SpecError, Std, Stop, supervise
 from aioelastic.events import Drained, Event, SinkTrouble
 from aioelastic.streams import FileSink, FileThread, Pump
 from aioelastic.testing import file_limit
@@ -84,27 +84,30 @@ async def test_files_hold_the_workers_bytes(tmp_path: Path, content: bytes) -> N
 
 async def test_one_line_of_50_megabytes_through_every_sink(tmp_path: Path) -> None:
     size = 50_000_000
-    lengths: list[int] = []
+    called: list[Line] = []
     logs = Logs(
         dir=tmp_path,
         match=Match(include="\0", file="m"),
         prefix="",
-        callback=lambda line: lengths.append(len(line.data)),
+        callback=called.append,
     )
     with tee_to() as (out, _):
         reader = out.reader
         async with Group(sh(f"head -c {size} /dev/zero; printf '\\nend'"), logs=logs) as group:
-            got = [line.data async for line in group.lines()]
+            got = [line async for line in group.lines()]
         result = await group.wait()
         shown = await out.all()
     assert not reader.data[:100].strip(b"\0")
     want = bytes(size) + b"\nend"
     assert saved(result, 0) == want
     assert shown == want + b"\n"
-    assert got == [bytes(size), b"end"]
-    assert lengths == [size, 3]
+    assert [line._replace(time=0) for line in called] == [line._replace(time=0) for line in got]
+    assert b"".join(line.data for line in got) == bytes(size) + b"end"
+    assert [line.continued for line in got] == [True] * (len(got) - 2) + [False, False]
+    assert {len(line.data) for line in got[:-2]} == {LINE_LIMIT}
     assert result.log_dir is not None
-    assert (result.log_dir / "attempt_0" / "m").read_bytes() == bytes(size) + b"\n"
+    parts = (result.log_dir / "attempt_0" / "m").read_bytes().splitlines()  # the end has no NUL
+    assert [len(one) for one in parts] == [len(line.data) for line in got[:-1]]
 
 
 async def test_every_sink_at_once_changes_no_byte_of_the_files(tmp_path: Path) -> None:
@@ -768,7 +771,12 @@ async def test_a_stalled_file_holds_its_worker_and_nothing_else(
     size = 12_000_000
     entries = [sh(f"head -c {size} /dev/zero"), sh(f"read x < {gate.path}; seq 10")]
     seen: list[bytes] = []
-    logs = Logs(dir=tmp_path / "runs", prefix="", ranks=[1], callback=lambda line: seen.append(line.data))
+
+    def callback(line: Line) -> None:
+        if line.rank == 1:
+            seen.append(line.data)
+
+    logs = Logs(dir=tmp_path / "runs", prefix="", ranks=[1], callback=callback)
     with tee_to() as (out, _):
         async with Group(entries, logs=logs) as group:
             feed = group.lines(ranks=[1])
