@@ -34,10 +34,15 @@ class HelperThread:
         self._news_since = 0.0
 
     def put(self, job: Callable[[], None]) -> None:
-        """Do `job` after all earlier ones. What it raises is told to the loop's exception handler."""
+        """Do `job` after all earlier ones. What it raises is told to the loop's exception handler.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._jobs.put(job)
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:

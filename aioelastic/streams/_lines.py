@@ -233,7 +233,7 @@ class LineFeed:
             self._batches.popleft()
         if self._pumps and self._size < HIGH // 2 and len(self._batches) < MANY // 2:
             self._release()
-        return Line(rank, stream, data, at, continued)
+        return tuple.__new__(Line, (rank, stream, data, at, continued))  # Line(...), in less time
 
     async def aclose(self) -> None:
         """`close()`, for `contextlib.aclosing`."""
