@@ -156,7 +156,9 @@ class Ground:
             finally:
                 await insist(self._proc.submit(self._remove_error_dir))
         else:  # then do not touch that disk any more
-            self._on_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
+            self._files.abandoned = True
+            words = "a write hangs in the kernel; its thread was left behind"
+            self._on_trouble("log files", words, self._files.behind)
         await _ended(self._proc, patience, bound)
         self._release()
         return found

@@ -158,7 +158,8 @@ class Group:
 
         Args:
             ranks: only these.
-            when_full: once the reader is 1 MiB behind: `"block"` lets the workers wait, `"drop"` forgets the oldest.
+            when_full: once the reader is 1 MiB, or 4096 reads, behind: `"block"` lets the workers wait, `"drop"`
+                forgets the oldest.
         """
         if when_full not in ("block", "drop"):
             raise SpecError("when_full", when_full, "is not known", 'use "block" or "drop"')

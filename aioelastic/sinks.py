@@ -107,7 +107,7 @@ class Sinks:
         merged: list[FileSink] = []
         if attempt not in self._matched:
             paths = (home / match.file for match in self._matches)
-            merged = [FileSink(self._thread, path, None, self._on_trouble) for path in paths]
+            merged = [FileSink(self._thread, path, self._logs.rotate, self._on_trouble) for path in paths]
             self._matched[attempt] = merged
 
         def make() -> None:
@@ -191,12 +191,12 @@ class Sinks:
             self._at[plan.attempt] = len(plan.workers)
             merged = self._matched[plan.attempt] = []
             for match in self._matches:
-                merged.append(self._new(home / match.file, rotate=False))
+                merged.append(self._new(home / match.file))
             for worker in plan.workers:
                 (home / str(worker.rank)).mkdir()
                 for std, path in ((Std.OUT, worker.stdout_log), (Std.ERR, worker.stderr_log)):
                     if path is not None:
-                        self._files[worker.rank, std] = self._new(path, rotate=True)
+                        self._files[worker.rank, std] = self._new(path)
         except OSError as exc:
             shutil.rmtree(plan.run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):  # somebody else uses it meanwhile
@@ -205,8 +205,8 @@ class Sinks:
                         home.rmdir()
             raise _unusable(root, exc) from exc
 
-    def _new(self, path: Path, rotate: bool) -> FileSink:
-        sink = FileSink(self._thread, path, self._logs.rotate if rotate else None, self._on_trouble)
+    def _new(self, path: Path) -> FileSink:
+        sink = FileSink(self._thread, path, self._logs.rotate, self._on_trouble)
         sink.open()
         return sink
 

@@ -54,11 +54,12 @@ NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, whi
 class Rotate:
     """Start a new log file when one is full; keep the last few. `stdout.log` is the newest, then `.1`, `.2`, …
 
-    Files are cut at a line's end wherever one line is not longer than `size`.
+    Files are cut at a line's end wherever one line is not longer than `size`. The names are ours: a file that somebody
+    has moved, deleted or replaced is made anew; a name that a directory holds is left out.
 
     Args:
         size: bytes a file may hold.
-        keep: how many full files are kept beside the current one.
+        keep: how many full files are kept beside the current one; 0: it is emptied when it is full.
     """
 
     size: int = 50 * 2**20
@@ -77,7 +78,8 @@ class Match:
     """A merged copy of the lines that matter, from all ranks, in `<run>/attempt_<n>/<file>`, each with its prefix.
 
     A line is copied when it has any of `include` (all lines when empty) and none of `exclude`.
-    A `str` is looked for as it stands; a compiled `re` is searched.
+    A `str` is looked for as it stands; a compiled `re` is searched. A line longer than `LINE_LIMIT` is looked at in
+    parts, and each part that matches is copied as a line: what begins in one and ends in the next is not found.
     """
 
     include: tuple[Pattern, ...] = ()
@@ -118,9 +120,10 @@ class Logs:
         ranks: only these ranks are tee'd; files are not affected.
         match: merged copies of chosen lines: `Match` values, or bare patterns, which share `matched.log`.
         timestamps: each tee'd line starts with the time it was read (ISO 8601, UTC).
-        rotate: size and count limit per log file.
-        json: the tee writes one JSON object per line instead of prefixed text
-            (keys: time, name, rank, stream, line).
+        rotate: size and count limit per log file, those of `match` too.
+        json: the tee writes one JSON object per line instead of prefixed text. Keys: time, name, rank, stream, line;
+            raw, only where bytes are not UTF-8: all of them in base64 (`line` shows these as `\\xNN`); continued, true,
+            for a part of a line longer than `LINE_LIMIT` that goes on in the next object of this rank and stream.
         callback: called on the event loop with each `Line` of every rank and stream; must be quick.
         when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
             the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (lossless: to an unnamed
@@ -166,6 +169,12 @@ class Logs:
         put(self, "match", _matches(self.match))  # also checks them
         if self.rotate is not None and not isinstance(self.rotate, Rotate):
             raise SpecError("Logs.rotate", self.rotate, "is not a Rotate", "give Rotate(size=..., keep=...)")
+        if self.rotate is not None:
+            files = {one.file for one in self.matches}
+            for name in files:
+                stem, _, number = name.rpartition(".")
+                if stem in files and re.fullmatch("[1-9][0-9]{,200}", number) and int(number) <= self.rotate.keep:
+                    raise SpecError("Match.file", name, f"is what {stem!r} is named when rotated", "name it otherwise")
         for name, given in (("save", self.save), ("rotate", self.rotate), ("match", self.match)):
             if given and self.dir is None:
                 raise SpecError(f"Logs.{name}", given, "needs a directory", 'give dir="runs" too')

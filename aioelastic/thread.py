@@ -18,7 +18,7 @@ GATHER = 0.002  # seconds
 
 
 class HelperThread:
-    """Does jobs in the order in which they were given; asleep when there are none; started by the first.
+    """Does jobs in the order in which they were given; asleep when there are none; started by the first; survives them.
 
     A thread of our own, never the loop's default executor: that one is the caller's, and its threads outlive us.
 
@@ -36,7 +36,7 @@ class HelperThread:
         self._news_since = 0.0
 
     def put(self, job: Callable[[], None]) -> None:
-        """Do `job`, which must not raise, after all earlier ones.
+        """Do `job` after all earlier ones. What it raises is told to the loop's exception handler.
 
         Raises:
             SpecError: it is the first job, and this process may have no more threads.
@@ -92,13 +92,20 @@ class HelperThread:
         with contextlib.suppress(OSError), open("/proc/thread-self/comm", "w") as file:
             file.write(self._name)  # Python itself tells the kernel from 3.14 on
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except BaseException as exc:  # whatever is wrong with this one: the thread has others to do
+                self.tell(self._failed, job, exc)
             if self._news and (self._jobs.empty() or time.monotonic() - self._news_since > GATHER):
                 news, self._news = self._news, []
                 try:
                     self.loop.call_soon_threadsafe(self._deliver, news)
                 except RuntimeError:
                     pass  # the loop was closed: nobody is left to tell
+
+    def _failed(self, job: Callable[[], None], exc: BaseException) -> None:
+        context = {"message": f"a job of the thread {self._name} failed: {job}", "exception": exc}
+        self.loop.call_exception_handler(context)
 
     def _deliver(self, news: list[tuple[Callable[..., object], tuple[Any, ...]]]) -> None:
         for callback, args in news:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import io
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, event_of, sh
+from helpers import QUIET, event_of, py, sh
 from helpers_streams import (
     Gate,
     Reader,
@@ -29,7 +30,7 @@ from helpers_streams import (
     tiny_disk,
 )
 
-from aioelastic import Group, Logs, Std, Stop, supervise
+from aioelastic import LINE_LIMIT, Group, Logs, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, SinkTrouble
 from aioelastic.streams import Console, ConsoleTap, _console
 
@@ -132,9 +133,55 @@ async def test_json_is_one_object_per_line_whatever_the_bytes() -> None:
         assert all(re.fullmatch(ISO.decode(), one["time"]) for one in mine)
         assert {one["name"] for one in mine} == {"j"}
         assert {one["stream"] for one in mine} == {"stdout"}
+        assert [base64.b64decode(one["raw"]) for one in mine if "raw" in one] == [b'\xff\xfe "quoted" \\ \t']
+        assert [set(one) - {"raw"} for one in mine] == [{"time", "name", "rank", "stream", "line"}] * len(want)
     assert sorted((one["rank"], one["stream"], one["line"]) for one in errs) == [
         (0, "stderr", "bad"),
         (1, "stderr", "bad"),
+    ]
+
+
+def strictly(data: bytes) -> list[dict[str, Any]]:
+    """Lines of JSON as a strict parser takes them: text is UTF-8 and has no lone surrogate, numbers are finite."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = data.decode()
+    out = [json.loads(one, parse_constant=refuse) for one in text.splitlines()]  # which ends lines at U+2028 and more
+    json.dumps(out, ensure_ascii=False).encode()
+    assert len(out) == data.count(b"\n")
+    return out
+
+
+LOOKALIKES = [b"\xff", rb"\xff", b"\xed\xa0\x80", rb"\ud800", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\0", rb"\u0000"]
+ODD = ["\u2028", "\u2029", "\x85\x9b1m", "\x7f", "\x1b[2J\x1c", "\ufeff", "\uffff", "\U0001f600", "NaN", '"}\\', "\r"]
+
+
+async def test_json_tells_bytes_from_text_that_looks_like_them() -> None:
+    lines = [*LOOKALIKES, *(one.encode() for one in ODD), bytes(range(10)) + bytes(range(11, 256))]
+    content = b"".join(line + b"\n" for line in lines)
+    with tee_to() as (out, _):
+        await supervise(py(f"import os; os.write(1, {content!r})"), logs=Logs(json=True))
+        data = await out.all()
+    told = strictly(data)
+    assert [base64.b64decode(one["raw"]) if "raw" in one else one["line"].encode() for one in told] == lines
+    assert len({(one["line"], one.get("raw")) for one in told}) == len(lines)
+    assert not set(data.decode()) & set(map(chr, (*range(10), *range(11, 32), *range(0x80, 0xA0), 0x2028, 0x2029)))
+
+
+async def test_json_of_a_line_that_is_too_long_is_in_parts() -> None:
+    size = LINE_LIMIT * 2 + 9
+    with tee_to() as (out, _):
+        reader = out.reader
+        await supervise(sh(f"head -c {size} /dev/zero | tr '\\0' x; echo; echo short"), logs=Logs(json=True))
+        await out.all()
+    told = strictly(bytes(reader.data))
+    assert [(len(one["line"]), one.get("continued")) for one in told] == [
+        (LINE_LIMIT, True),
+        (LINE_LIMIT, True),
+        (9, None),
+        (5, None),
     ]
 
 

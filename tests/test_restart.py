@@ -517,7 +517,8 @@ async def test_files_that_cannot_be_made_are_told_and_the_attempt_goes_on(
     assert str(result[0].stdout) == "45678\n"
     assert result[0].stdout.lost == 6
     troubles = [one for one in seen if isinstance(one, SinkTrouble)]
-    assert sorted(Path(one.sink).name for one in troubles) == ["matched.log", "stderr.log", "stdout.log"]
+    assert {Path(one.sink).name for one in troubles} == {"matched.log", "stderr.log", "stdout.log"}
+    assert [one.lost for one in troubles if one.sink == str(result[0].stdout.path)] == [0, 6]
     assert {one.problem for one in troubles} == {"Not a directory"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import time
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 PARTIAL = 65_536  # an unfinished line longer than this is shown as far as it goes
 QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar) is shown
+AT_ONCE = 1000  # lines that are made JSON before they are written: of an empty line that makes a hundred bytes
+_BREAKS = re.compile("[\x80-\x9f\u2028\u2029]")  # JSON allows them; some readers end lines there, terminals obey some
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _LONE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -119,27 +123,30 @@ class ConsoleTap:
 
 
 class JsonTap(LineTap):
-    """One stream's lines on the console as JSON objects, one per line."""
+    """One stream's lines on the console as JSON objects (RFC 8259, UTF-8), one per line. `Logs.json` tells the keys."""
 
     def __init__(self, console: Console, name: str, rank: int, stream: str) -> None:
         self.name = console.name
 
-        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+        def deliver(lines: list[bytes], at: float, pump: Pump | None, continued: bool) -> None:
             when = iso_time(at)
-            out = [
-                json.dumps(
-                    {
-                        "time": when,
-                        "name": name,
-                        "rank": rank,
-                        "stream": stream,
-                        "line": line.decode(errors="backslashreplace"),
-                    },
-                    ensure_ascii=False,
-                )
-                for line in lines
-            ]
-            console.write([("\n".join(out) + "\n").encode(errors="backslashreplace")], pump)
+            for first in range(0, len(lines), AT_ONCE):
+                out = []
+                for line in lines[first : first + AT_ONCE]:
+                    record: dict[str, object] = {"time": when, "name": name, "rank": rank, "stream": stream}
+                    try:
+                        record["line"] = line.decode()
+                    except UnicodeDecodeError:
+                        record["line"] = line.decode(errors="backslashreplace")
+                        record["raw"] = base64.b64encode(line).decode()
+                    if continued:
+                        record["continued"] = True
+                    out.append(_encode(record))
+                out.append("")
+                text = "\n".join(out)
+                if not text.isascii():
+                    text = _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+                console.write([text.encode()], pump)
 
         super().__init__(deliver)
 
