@@ -29,6 +29,8 @@ from .launch import (
     check_open,
     check_places,
     guardian,
+    keep_standard,
+    let_standard_go,
     merged,
     needs_guardian,
     plan,
@@ -92,6 +94,7 @@ class Ground:
         Raises:
             SpecError: something asked for cannot be had; nothing of it is left.
         """
+        keep_standard()
         self.poller.keep()
         try:
             planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
@@ -287,6 +290,7 @@ class Ground:
             cgroups.close()
         if self._port is not None:
             self._port.close()
+        let_standard_go()
 
 
 async def _ended(thread: HelperThread, patience: Patience, bound: float) -> bool:
