@@ -671,7 +671,7 @@ def test_errors_with_a_closed_stderr_are_not_printed_on_stdout() -> None:
 
 @pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
 def test_head(loop: str) -> None:
-    """The reader leaves: the worker is stopped, in silence but for a line of the summary; the status is that of `yes`."""
+    """The reader leaves: the worker is stopped, the summary has a line about it, the status is that of `yes`."""
     done = shell(f"{{ $RUN {loop} --prefix '' -- yes; echo $? >&2; }} | head -1")
     assert done.stdout == "y\n"
     assert done.stderr.endswith("\n141\n")

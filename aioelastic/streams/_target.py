@@ -302,7 +302,7 @@ class Target:
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop not in self._armed:
             try:
-                loop.add_writer(self.way.fd, self._writable, loop)
+                self.way.watch(loop, self._writable)
                 self._armed.add(loop)
             except OSError:  # a device for which epoll(7) is not
                 self._wake_thread()
@@ -310,7 +310,7 @@ class Target:
     def _disarm(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop in self._armed:
             self._armed.discard(loop)
-            loop.remove_writer(self.way.fd)
+            self.way.unwatch(loop)
 
     def _writable(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what is queued, whosever it is: its own loop may be busy."""

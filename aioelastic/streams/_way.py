@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import stat
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -58,6 +59,14 @@ class Way:
         """Write; returns how many bytes. `BlockingIOError`: it is full."""
         raise NotImplementedError
 
+    def watch(self, loop: AbstractEventLoop, callback: Callable[[AbstractEventLoop], object]) -> None:
+        """Call it on the loop when there is room. `OSError`: nobody can tell."""
+        loop.add_writer(self.fd, callback, loop)
+
+    def unwatch(self, loop: AbstractEventLoop) -> None:
+        """No more."""
+        loop.remove_writer(self.fd)
+
     def close(self) -> None:
         """Let go of it."""
         if self.fd >= 0:
@@ -85,13 +94,26 @@ class Stream(Way):
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._epoll: select.epoll | None = None
         self.fd = sock.fileno()
 
     def send(self, parts: Parts) -> int:
         return self._socket.sendmsg(parts, (), FLAGS)
 
+    def watch(self, loop: AbstractEventLoop, callback: Callable[[AbstractEventLoop], object]) -> None:
+        if self._epoll is None:  # uvloop makes what it watches non-blocking, for all owners: let it have this
+            self._epoll = select.epoll()
+            self._epoll.register(self.fd, select.EPOLLOUT)
+        loop.add_reader(self._epoll.fileno(), callback, loop)
+
+    def unwatch(self, loop: AbstractEventLoop) -> None:
+        if self._epoll is not None:
+            loop.remove_reader(self._epoll.fileno())
+
     def close(self) -> None:
         self.fd = -1
+        if self._epoll is not None:
+            self._epoll.close()
         self._socket.close()
 
 
