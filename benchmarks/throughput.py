@@ -1,7 +1,7 @@
 """81-byte lines of one worker (and of 64 at once) to a file and, prefixed, to the console.
 
 The same producer feeds all; it waits at a gate until everything is set up, so starting it is not measured. The
-console is /dev/null (or a pipe or socket with a quick reader, where that is said), files are in memory: what is measured
+console is /dev/null (or, where it says so, a pipe or socket with a quick reader), files are in memory: what is measured
 is the copying, not a disk or a terminal.
 """
 

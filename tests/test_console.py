@@ -371,13 +371,13 @@ async def test_drop_keeps_lines_whole_and_apart() -> None:
 
 async def test_spill_lets_the_worker_go_on_and_loses_nothing(held: asyncio.Event, monkeypatch: Any) -> None:
     spills = []
-    real = _console._Spill
+    real = _console.Spill
 
     def spy(*args: Any) -> Any:
         spills.append(real(*args))
         return spills[-1]
 
-    monkeypatch.setattr(_console, "_Spill", spy)
+    monkeypatch.setattr(_console, "Spill", spy)
     with tee_to() as (out, _):
         async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}"), logs=Logs(when_full="spill")) as group:
             assert (await event_of(group, Exited)).exit.ok  # nobody reads

@@ -629,6 +629,42 @@ async def test_who_gives_up_takes_nothing_from_others(held: asyncio.Event) -> No
     assert troubles == []
 
 
+async def test_the_end_of_one_says_nothing_of_the_line_of_another(tmp_path: Path, gate: Gate) -> None:
+    """Its own unfinished line was followed by another's long ago."""
+    gates = [gate, Gate(tmp_path / "second"), Gate(tmp_path / "third")]
+    asks = [
+        sh(f"printf 'a? '; read x < {gates[0].path}"),
+        sh(f"read x < {gates[1].path}; printf 'b? '; read x < {gates[1].path}"),
+    ]
+    with tee_to() as (out, _):
+        async with Group([*asks, sh(f"read x < {gates[2].path}; echo c")]) as group:
+            await out.until(b"a? ")
+            gates[1].open()
+            await out.until(b"b? ")
+            gates[0].open()
+            await event_of(group, Drained, rank=0)
+            gates[2].open()
+            await event_of(group, Drained, rank=2)
+            gates[1].open()
+            await group.wait()
+        assert await out.all() == b"[worker0]: a? \n[worker1]: b? \n[worker2]: c\n"
+    for one in gates[1:]:
+        one.close()
+
+
+async def test_json_after_lost_json_is_json(tmp_path: Path, gate: Gate) -> None:
+    with tiny_disk(tmp_path / "disk") as disk, open(disk / "out", "a") as file, tee_to(file, "pipe"):
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 4096)
+        async with Group(sh(f"echo one; read x < {gate.path}; echo two"), logs=Logs(json=True)) as group:
+            await event_of(group, SinkTrouble)
+            (disk / "filler").unlink()
+            gate.open()
+            await group.wait()
+        assert [json.loads(one)["line"] for one in (disk / "out").read_text().splitlines()] == ["two"]
+
+
 # --- lines of which a part is lost ---
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
 import select
-import struct
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..thread import HelperThread
-from ._target import NEWLINE, Target
+from ._spill import TORN, Record, Spill
+from ._target import Target
 from ._way import Closed, way_to, words
 
 if TYPE_CHECKING:
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 
 HIGH = 1_048_576  # bytes the console may be behind before its policy acts
 ROOM = HIGH // 8  # made at once when the oldest are dropped
-BATCH = 1_048_576  # bytes read from the spill file at once
-SPILLING = 4_194_304  # bytes on their way into the spill file before the pipes of those who write more are held
 HURRIED = 0.5  # seconds for its last bytes when we are in a hurry
 GATHER = 0.1  # seconds from the first byte that is lost until that is told, with the number by then
 DROPPED = "is too slow: its oldest output is dropped"
@@ -73,8 +69,9 @@ class Console:
         self._when_full = when_full
         self._on_trouble = on_trouble
         self._target: Target | None = None
+        self._lock = threading.Lock()  # the target's, if there is one
         self._pumps: set[Pump] = set()
-        self._spill: _Spill | None = None
+        self._spill: Spill | None = None
         self._spill_thread = HelperThread(loop, f"aioelastic-{name}")
         self._waiting: Callable[[], None] | None = None
         self._asked = False  # the loop will look
@@ -91,6 +88,7 @@ class Console:
         except OSError as exc:  # out of descriptors
             self._trouble(words(exc))
         else:
+            self._lock = self._target.lock
             self._flush(self._target, stream)
 
     async def leave(self, patience: Patience, bound: float) -> None:
@@ -160,6 +158,8 @@ class Console:
 
     def lose(self, size: int, problem: str | None = None, final: bool = False) -> None:
         """So many bytes do not arrive. `problem`: why; `final`: and no others will."""
+        if self.gone:
+            return  # they are counted
         self.lost += size
         self.given += size
         if problem is not None:
@@ -212,10 +212,11 @@ class Console:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        told, self._untold = self._untold, []
-        if last and not told and self.lost > self._told:
-            told = self._problems[-1:]
-        self._told = self.lost
+        with self._lock:
+            told, self._untold = self._untold, []
+            if last and not told and self.lost > self._told:
+                told = self._problems[-1:]
+            self._told = self.lost
         for problem in told:
             self._on_trouble(self.name, problem, self._told)
 
@@ -234,7 +235,7 @@ class Console:
     def _overflow(self, target: Target, pump: Pump | None) -> None:
         if self._when_full == "spill":
             try:
-                self._spill = _Spill(self, target, self._spill_thread)
+                self._spill = Spill(self, target, self._spill_thread)
             except OSError as exc:
                 self._when_full = "drop"
                 with target.lock:
@@ -251,7 +252,7 @@ class Console:
             self._pumps.add(pump)
         pump.hold(self)
 
-    def _fetched(self, records: list[_Record], over: bool) -> None:
+    def _fetched(self, records: list[Record], over: bool) -> None:
         target, spill = self._target, self._spill
         if target is None or spill is None:
             return
@@ -272,116 +273,6 @@ class Console:
         pumps, self._pumps = self._pumps, set()
         for pump in pumps:
             pump.release(self)
-
-
-_HEAD = struct.Struct("<qIIIB")  # source, bytes of prefix, bytes of data, size, gap
-_Record = tuple[int, bytes, bytes, int, int]
-WHOLE, TORN = 1, 2  # gaps: something before it was lost; the beginning of its first line too
-
-
-class _Spill:
-    """What a slow console has not taken yet, in an unnamed temporary file, in order.
-
-    What the file does not take is lost, counted and told; what comes later is tried again.
-    """
-
-    def __init__(self, console: Console, target: Target, thread: HelperThread) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0, prefix="aioelastic-spill-")  # noqa: SIM115  # see close()
-        self._fd = self._file.fileno()
-        self._console = console
-        self._target = target
-        self._thread = thread
-        self._count = 0  # pieces, ever
-        self._behind = 0  # bytes that the thread has not stored yet
-        self._pumps: set[Pump] = set()
-        self._fetching = False
-        self._closed = False
-        # of the thread
-        self._begin = 0
-        self._end = 0
-        self._gaps: dict[int, bool] = {}
-
-    def write(self, source: int, prefix: bytes, data: bytes, size: int, pump: Pump | None) -> None:
-        """Store a piece."""
-        self._count += 1
-        self._behind += size
-        self._thread.put(partial(self._store, source, prefix, data, size))
-        if pump is not None and self._behind > SPILLING:
-            self._pumps.add(pump)
-            pump.hold(self)
-
-    def fetch(self, take: Callable[[list[_Record], bool], None]) -> None:
-        """Give the next pieces to `take`, and whether they are the last."""
-        if not self._fetching:
-            self._fetching = True
-            count = self._count
-            self._thread.put(lambda: self._thread.tell(self._give, take, self._load(), count))
-
-    def close(self) -> None:
-        """After the jobs that it has."""
-        self._closed = True
-        self._release()
-        self._thread.put(self._file.close)
-
-    def _give(self, take: Callable[[list[_Record], bool], None], records: list[_Record], count: int) -> None:
-        self._fetching = False
-        if not self._closed:
-            take(records, not records and count == self._count)
-
-    def _stored(self, size: int) -> None:
-        self._behind -= size
-        if self._behind < SPILLING // 2:
-            self._release()
-
-    def _release(self) -> None:
-        pumps, self._pumps = self._pumps, set()
-        for pump in pumps:
-            pump.release(self)
-
-    # --- in the thread ---
-
-    def _store(self, source: int, prefix: bytes, data: bytes, size: int) -> None:
-        gap = self._gaps.get(source)
-        head = _HEAD.pack(source, len(prefix), len(data), size, 0 if gap is None else TORN if gap else WHOLE)
-        view, at = memoryview(b"".join((head, prefix, data))), self._end
-        try:
-            while view:
-                sent = os.pwrite(self._fd, view, at)
-                view, at = view[sent:], at + sent
-        except OSError as exc:  # what is there of it will be written over
-            with self._target.lock:
-                self._console.lose(size, f"cannot spill: {words(exc)}")
-            self._gaps[source] = len(data) > 0 and data[-1] != NEWLINE
-        else:
-            self._end = at
-            self._gaps.pop(source, None)
-        self._thread.tell(self._stored, size)
-
-    def _load(self) -> list[_Record]:
-        records: list[_Record] = []
-        size = min(self._end - self._begin, BATCH)
-        if not size:
-            self._begin = self._end = 0
-            return records
-        data, at = self._read(size), 0
-        while len(data) - at >= _HEAD.size:
-            source, prefix, body, cost, gap = _HEAD.unpack_from(data, at)
-            end = at + _HEAD.size + prefix + body
-            if end > len(data):
-                if records:
-                    break
-                data = self._read(end)
-            middle = at + _HEAD.size + prefix
-            records.append((source, data[middle - prefix : middle], data[middle:end], cost, gap))
-            at = end
-        self._begin += at
-        return records
-
-    def _read(self, size: int) -> bytes:
-        out = b""
-        while len(out) < size:
-            out += os.pread(self._fd, size - len(out), self._begin + len(out))
-        return out
 
 
 def _join(thread: threading.Thread, over: asyncio.Future[None]) -> None:

@@ -20,48 +20,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ._piece import NEWLINE, Piece
 from ._way import Key, Way, blocked, words
 
 if TYPE_CHECKING:
     from ._console import Console
 
-PIECES = 64  # written at once
 BROKEN = -1  # the source of a line that nobody can continue
 AGAIN = 20  # milliseconds until the next try, where the kernel does not tell when
-NEWLINE = 10
 # after these nothing can be written any more; after all others the next piece may be luckier
 FINAL = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF, errno.ENXIO, errno.ENODEV)
-
-
-class Piece:
-    """What one source wrote at once: whole lines, or the beginning of one.
-
-    Attributes:
-        source: whose lines these are; 0: of somebody who writes whole lines only.
-        prefix: stands before `data` unless it continues a line.
-        data: with the prefixes of its second and later lines. Empty: ends the line of `source`, if it is unfinished.
-        size: bytes for the accounts of `console`.
-        begun: the rest of one that was written in part.
-        broken: something before it was lost: it continues no line.
-        job: to be done when its turn has come, instead of writing.
-    """
-
-    __slots__ = ("begun", "broken", "console", "data", "job", "prefix", "size", "source")
-
-    def __init__(self, console: Console, source: int, prefix: bytes, data: bytes, size: int) -> None:
-        self.console = console
-        self.source = source
-        self.prefix = prefix
-        self.data: bytes | memoryview = data
-        self.size = size
-        self.begun = False
-        self.broken = False
-        self.job: Callable[[], object] | None = None
-
-    @property
-    def torn(self) -> bool:
-        """Whether it ends in the middle of a line."""
-        return len(self.data) > 0 and self.data[-1] != NEWLINE
 
 
 class Target:
@@ -133,8 +101,8 @@ class Target:
                         return
             if sent == total:
                 console.given += size
-                last = parts[-1] if parts else b"\n"
-                self._open = 0 if last[-1] == NEWLINE else source
+                if total:
+                    self._open = 0 if whole[-1][-1] == NEWLINE else source
                 return
             piece = Piece(console, source, prefix, b"".join(whole if sent else parts), size)
             if sent:
@@ -205,6 +173,8 @@ class Target:
 
     def forget(self) -> None:
         """In a forked copy, which owns nothing of it, and has no such thread."""
+        self.lock = threading.Lock()  # whoever had it is not there
+        self.problem = "belongs to the program of which this is a copy"
         self.way.close()
         if self._bell >= 0:
             os.close(self._bell)
@@ -380,7 +350,7 @@ class Target:
                 break
             piece = self._queue.popleft()
             piece.console.queued -= piece.size
-            if piece.broken and before == piece.source:
+            if piece.broken and before == piece.source != 0:
                 before = BROKEN
             if piece.begun or piece.job is not None:
                 head = b""
