@@ -32,6 +32,8 @@ from .launch import (
     check_limits,
     check_open,
     check_places,
+    keep_standard,
+    let_standard_go,
     merged,
     needs_guardian,
     plan,
@@ -95,6 +97,7 @@ class Ground:
         Raises:
             SpecError: something asked for cannot be had; nothing of it is left.
         """
+        keep_standard()
         self.poller.keep()
         try:
             state = self._launchers.begin(tries=self._launcher != "guardian" or any(self._spec.places))
@@ -303,6 +306,7 @@ class Ground:
             cgroups.close()
         if self._port is not None:
             self._port.close()
+        let_standard_go()
 
 
 def _no_descriptor(exc: OSError) -> SpecError:

@@ -78,9 +78,7 @@ class Sinks:
             wanted |= worker.tee
         for std, stream in ((Std.OUT, sys.stdout), (Std.ERR, sys.stderr)):
             if std in wanted:
-                self._consoles[std] = Console.of(
-                    self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble
-                )
+                self._consoles[std] = Console(self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble)
 
     def again(self, plan: LaunchPlan) -> asyncio.Future[None] | None:
         """Begin to make the files of a later attempt, for whose ranks the one before is over: its files are closed.
@@ -149,7 +147,7 @@ class Sinks:
         """Write out what is queued and let go. What cannot be written within `bound` is counted and told."""
         while self._consoles:
             _, console = self._consoles.popitem()
-            await console.leave(self._on_trouble, patience, bound)
+            await console.leave(patience, bound)
         for sink in self._files.values():
             sink.close()
         for merged in self._matched.values():

@@ -126,8 +126,8 @@ class Logs:
             for a part of a line longer than `LINE_LIMIT` that goes on in the next object of this rank and stream.
         callback: called on the event loop with each `Line` of every rank and stream; must be quick.
         when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
-            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (lossless: to an unnamed
-            temporary file). Files always block: they are lossless.
+            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (to an unnamed temporary
+            file; where there is no place for one, as `"drop"`). Files always block: they are lossless.
         drain: seconds to wait, after a worker's exit, for the end of output that some other process holds open.
 
     Raises:

@@ -671,14 +671,21 @@ def test_errors_with_a_closed_stderr_are_not_printed_on_stdout() -> None:
 
 @pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
 def test_head(loop: str) -> None:
-    """The reader leaves: the worker goes on to its own end, and no traceback is shown."""
-    script = "import os\nfor i in range(20000): os.write(1, b'line %d\\n' % i)\nos.write(2, b'finished\\n')"
-    done = shell(f"$RUN {loop} --prefix '' -- {shlex.quote(sys.executable)} -S -c {shlex.quote(script)} | head -1")
-    assert done.stdout == "line 0\n"
-    assert "finished" in done.stderr
+    """The reader leaves: the worker is stopped, the summary has a line about it, the status is that of `yes`."""
+    done = shell(f"{{ $RUN {loop} --prefix '' -- yes; echo $? >&2; }} | head -1")
+    assert done.stdout == "y\n"
+    assert done.stderr.endswith("\n141\n")
+    assert done.stderr.count("Broken pipe") == 1
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
+def test_head_of_both_streams(loop: str) -> None:
+    """There is nobody left to tell but by the status."""
+    script = "yes & yes >&2"
+    done = shell(f"{{ $RUN {loop} --prefix '' -- sh -c {shlex.quote(script)} 2>&1; echo $? >&2; }} | head -1")
+    assert (done.stdout, done.stderr) == ("y\n", "141\n")
 
 
 @pytest.mark.parametrize("what", ["--dry-run -n 500 -- true", "--help"])
@@ -697,17 +704,41 @@ def test_our_own_text_on_a_full_disk(what: str) -> None:
 
 
 def test_lost_output_is_told() -> None:
-    """Standard output on a full disk: the worker goes on, and the summary says what was lost."""
-    done = shell("$RUN -- echo hello > /dev/full")
-    assert done.returncode == 0
+    """Standard output on a full disk: the worker goes on, and the summary says what was lost, in all."""
+    done = shell("$RUN -- sh -c 'seq 1000; seq 1000' > /dev/full")
+    assert done.returncode == 1
+    lost = 2 * sum(len(f"[worker0]: {i}\n") for i in range(1, 1001))
+    assert f"trouble with stdout: No space left on device ({lost} bytes lost)" in done.stderr
+
+
+def test_output_beyond_a_limit_on_file_sizes_is_told(tmp_path: Path) -> None:
+    """What fits is there; what does not is counted."""
+    out = tmp_path / "out"
+    done = shell(f"trap '' XFSZ; ulimit -f 16; $RUN --prefix '' -- seq 100000 > {out}")
+    assert done.returncode == 1
+    written = out.stat().st_size
+    assert f"trouble with stdout: File too large ({588_895 - written} bytes lost)" in done.stderr
+    assert out.read_bytes() == b"".join(b"%d\n" % i for i in range(1, 100_001))[:written]
+
+
+def test_a_closed_stdout_shows_in_the_status() -> None:
+    done = shell("$RUN -- echo hello >&-")
+    assert done.returncode == 1
+    assert "trouble with stdout: is closed (17 bytes lost)" in done.stderr
+
+
+def test_a_failure_of_a_worker_is_told_before_lost_output() -> None:
+    done = shell("$RUN -- sh -c 'echo hello; exit 3' > /dev/full")
+    assert done.returncode == 3
     assert "No space left" in done.stderr
-    assert "stdout" in done.stderr
 
 
 def test_a_full_disk_under_the_logs_is_told(tmp_path: Path) -> None:
     script = "head -c 100000 /dev/zero"
     done = shell(f"trap '' XFSZ; ulimit -f 16; $RUN --tee none --log-dir {tmp_path / 'runs'} -- sh -c '{script}'")
-    assert "stdout.log" in done.stderr
+    lost = 100_000 - next((tmp_path / "runs").glob("*/attempt_0/0/stdout.log")).stat().st_size
+    assert re.search(rf"stdout.log: File too large \({lost} bytes lost\)", done.stderr)
+    assert done.returncode == 1
 
 
 def test_few_file_descriptors() -> None:

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from helpers_streams import (
     Gate,
     Reader,
     Target,
+    Troubles,
     cat,
     console_on,
     gate,
@@ -205,6 +205,20 @@ async def test_colours_only_on_a_terminal_and_where_wanted(
         assert b"[worker0]: x\n" in data
 
 
+class Plain:
+    """What somebody may put in place of a stream: an object that takes text."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
 # --- unfinished lines and carriage returns ---
 
 
@@ -295,7 +309,7 @@ class Shown:
         self._stream = io.StringIO()
 
     def __enter__(self) -> Console:
-        return Console(asyncio.get_running_loop(), self._stream, "stdout", "block")  # type: ignore[arg-type]
+        return Console(asyncio.get_running_loop(), self._stream, "stdout", "block", Troubles())
 
     def __exit__(self, *args: object) -> None:
         self.raw.write(self._stream.getvalue().encode())
@@ -404,13 +418,13 @@ async def test_drop_keeps_lines_whole_and_apart() -> None:
 
 async def test_spill_lets_the_worker_go_on_and_loses_nothing(held: asyncio.Event, monkeypatch: Any) -> None:
     spills = []
-    real = _console._Spill
+    real = _console.Spill
 
     def spy(*args: Any) -> Any:
         spills.append(real(*args))
         return spills[-1]
 
-    monkeypatch.setattr(_console, "_Spill", spy)
+    monkeypatch.setattr(_console, "Spill", spy)
     with tee_to() as (out, _):
         async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}"), logs=Logs(when_full="spill")) as group:
             assert (await event_of(group, Exited)).exit.ok  # nobody reads
@@ -518,34 +532,35 @@ async def test_a_hurry_does_not_wait_for_a_console_that_nobody_reads(when_full: 
 
 
 async def test_a_blocked_console_in_a_thread_hurts_no_file_and_no_end(held: asyncio.Event, tmp_path: Path) -> None:
-    """stdout is a socket (as under a service manager) that nobody reads: a thread of ours hangs in write(2)."""
-    ours, theirs = socket.socketpair()
-    file = open(os.dup(ours.fileno()), "w")  # noqa: SIM115  # closed below
+    """stdout is an object whose `write` does not return."""
+    free = threading.Event()
+
+    class Hangs(Plain):
+        def write(self, text: str) -> int:
+            free.wait()
+            return len(text)
+
     entries = [sh(f"{SEQ}; {SEQ}; {SEQ}"), sh(f"read x < {tmp_path}/gate; seq 10")]
     gate = Gate(tmp_path / "gate")
     logs = Logs(dir=tmp_path / "runs", ranks=[0])
     try:
-        with tee_to(file, "pipe"):
+        with tee_to(Hangs(), "pipe"):
             async with Group(entries, logs=logs, stop=Stop(grace=0, bound=0.2)) as group:
-                await held.wait()  # the thread hangs by now, with the first megabyte
+                await held.wait()  # the thread hangs by now, with the first piece
                 gate.open()
                 await event_of(group, Drained, rank=1)
-                stopped = asyncio.create_task(group.stop())
-                done, _ = await asyncio.wait({stopped}, timeout=30)  # only how long a hang may last
-                written = b"".join(one.read_bytes() for one in (tmp_path / "runs").glob("*/attempt_0/1/stdout.log"))
-                told = [one.sink async for one in group.events() if isinstance(one, SinkTrouble)] if done else []
-                theirs.close()  # lets the thread go, whatever came of it
-                result = await stopped
+                result = await group.stop()
+        written = b"".join(one.read_bytes() for one in (tmp_path / "runs").glob("*/attempt_0/1/stdout.log"))
+        told = [one async for one in group.events() if isinstance(one, SinkTrouble)]
     finally:
-        theirs.close()
-        ours.close()
-        file.close()
+        free.set()
         gate.close()
         for thread in threading.enumerate():
             if thread.name.startswith("aioelastic"):
                 await asyncio.to_thread(thread.join)
-    assert done, "the end of the group waited for a thread that hangs in write(2)"
-    assert "stdout" in told
+    assert [(one.sink, one.problem) for one in told] == [
+        ("stdout", f"did not take its last {told[0].lost} bytes"),
+    ]
     assert written == b"".join(b"%d\n" % i for i in range(1, 11))
     assert result[1].stdout.lost == 0
 
@@ -815,7 +830,7 @@ async def test_a_console_takes_everything_in_order_while_its_target_is_full() ->
     async with console_on(target.file, "block") as (console, troubles):
         for i in range(20_000):
             console.write([b"%d " % i, b"line\n"], None)
-        assert console._backlog
+        assert console.queued
         reader = target.reader
     await target.all()
     assert reader.data == b"".join(b"%d line\n" % i for i in range(20_000))
@@ -837,17 +852,23 @@ async def test_drop_keeps_the_newest_even_when_it_is_larger_than_the_limit() -> 
 
 
 async def test_closing_a_console_whose_thread_hangs_leaves_no_descriptor() -> None:
-    ours, theirs = socket.socketpair()
-    file = open(os.dup(ours.fileno()), "w")  # noqa: SIM115  # closed below
-    async with console_on(file, "block", bound=0.0) as (console, troubles):
+    entered, free = threading.Event(), threading.Event()
+
+    class Hangs(Plain):
+        def write(self, text: str) -> int:
+            entered.set()
+            free.wait()
+            return len(text)
+
+    async with console_on(Hangs(), "block", bound=0.0) as (console, troubles):
         console.write([b"x" * 4_000_000], None)
+        await asyncio.to_thread(entered.wait)
     assert troubles == [("stdout", "did not take its last 4000000 bytes", 4_000_000)]
     hung = [one for one in threading.enumerate() if one.name == "aioelastic-stdout"]
-    theirs.close()
+    assert hung
+    free.set()
     for thread in hung:
-        await asyncio.get_running_loop().run_in_executor(None, thread.join)
-    ours.close()
-    file.close()
+        await asyncio.to_thread(thread.join)
 
 
 async def test_a_reader_is_a_reader() -> None:

@@ -52,7 +52,8 @@ signals:
 
 exit status:
   0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it,
-  1 if a function raised); 1 --require-clean, and something is left; 124 --timeout was over;
+  1 if a function raised); 1 --require-clean, and something is left; 1 output could not be written
+  (a full disk); 141 its reader went away (| head), which stops the workers; 124 --timeout was over;
   128 + signal number when stopped by a signal; 127 a worker could not start; 2 wrong usage
 """
 

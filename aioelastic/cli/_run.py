@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,9 @@ from ._stacks import short_form
 
 TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+NOT_WRITTEN = 1  # all went well, but for output that was lost
+READER_GONE = 128 + signal.SIGPIPE  # as of a program that is ended by writing to it: `yes | head -1`
+GONE = {os.strerror(one) for one in (errno.EPIPE, errno.ECONNRESET)}
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
@@ -37,9 +41,15 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
     """
     troubles: dict[str, SinkTrouble] = {}
 
+    loop = asyncio.get_running_loop()
+    gone: list[str] = []
+
     def watch(event: Event) -> None:
         if isinstance(event, SinkTrouble):
             troubles[event.sink] = event
+            if event.sink in ("stdout", "stderr") and event.problem in GONE:
+                gone.append(event.sink)
+                loop.call_soon(group.begin_stop)  # nobody reads any more: what is it still to run for?
 
     group = Group(spec, check=False, on_event=watch)
     stopped_by: list[int] = []
@@ -67,15 +77,16 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
     handlers: dict[signal.Signals, Callable[[], object]] = {signal.SIGTSTP: suspend, signal.SIGCONT: resume}
     handlers |= {one: partial(stop, one) for one in STOPPERS}
     handlers |= {one: partial(group.send_signal, one) for one in PASSED_ON}
-    with Signals(asyncio.get_running_loop(), handlers):
+    with Signals(loop, handlers):
         async with group:
             await group.finish(timeout)
         result = await group.wait()
     error = result.first_failure.exception if result.first_failure else None
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
+    lost = _lost(result, troubles.values())
     report(result, troubles.values(), require_clean)
-    return _status(result, stopped_by) or int(require_clean and not result.clean)
+    return _status(result, stopped_by, bool(gone), any(lost.values())) or int(require_clean and not result.clean)
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
@@ -84,8 +95,10 @@ def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: 
         return
     try:
         print("\n".join(_report(result, troubles, require_clean)), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
+    except ValueError:
         pass  # stderr is closed: the exit status still tells
+    except OSError:  # nobody reads it, either; what is buffered must go somewhere, or Python exits with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> list[str]:
@@ -98,9 +111,10 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean:
     else:
         lines += [f"would not die: {one}" for one in result.unkillable]
     lines += result.history()
+    lost = _lost(result, troubles := list(troubles))
     for one in troubles:
-        lost = f" ({one.lost} bytes lost)" if one.lost else ""
-        lines.append(f"trouble with {one.sink}: {one.problem}{lost}")
+        count = f" ({lost[one.sink]} bytes lost)" if lost[one.sink] else ""
+        lines.append(f"trouble with {one.sink}: {one.problem}{count}")
     for failure in reversed(result.failures):
         lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
     if result.reason == "timeout":
@@ -133,11 +147,25 @@ def _row(one: Result) -> tuple[str, ...]:
     )
 
 
-def _status(result: GroupResult, stopped_by: list[int]) -> int:
+def _lost(result: GroupResult, troubles: Iterable[SinkTrouble]) -> dict[str, int]:
+    """Bytes of output that did not arrive, by sink, in the end: an event tells how many by its own time."""
+    lost = {one.sink: one.lost for one in troubles}
+    for one in result:
+        for stream in (one.stdout, one.stderr):
+            if stream.lost:
+                lost[str(stream.path)] = stream.lost
+    return lost
+
+
+def _status(result: GroupResult, stopped_by: list[int], reader_gone: bool, lost: bool) -> int:
     if stopped_by and result.reason == "stopped":
         return 128 + stopped_by[0]
     if result.first_failure is not None:
         return result.first_failure.status
+    if reader_gone:
+        return READER_GONE
     if result.reason == "timeout":
         return TIMED_OUT
-    return 1 if result.unkillable else 0
+    if result.unkillable:
+        return 1
+    return NOT_WRITTEN if lost else 0

@@ -18,7 +18,7 @@ from ._places import check_places
 from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
-from ._standard import check_input
+from ._standard import check_input, keep_standard, let_standard_go
 from ._zygote import ZygoteLauncher, end_helpers
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "check_places",
     "end_helpers",
     "importable_main",
+    "keep_standard",
+    "let_standard_go",
     "merged",
     "needs_guardian",
     "new_run_id",

@@ -10,6 +10,7 @@ from ..child import _socket, _wire
 from ..spec import Std
 from ._call import own_argv, search_path
 from ._plan import WorkerPlan
+from ._standard import hold_standard
 
 
 class Ends:
@@ -26,6 +27,7 @@ class Ends:
         self.their_stdout: int | None = None
         self.their_stderr: int | None = None
         self.their_channel: int | None = None
+        hold_standard()
         try:
             if Std.OUT in worker.pipes:
                 self.stdout, self.their_stdout = _pipe()

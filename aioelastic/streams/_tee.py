@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import re
 import time
@@ -22,6 +23,7 @@ QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar)
 AT_ONCE = 1000  # lines that are made JSON before they are written: of an empty line that makes a hundred bytes
 _BREAKS = re.compile("[\x80-\x9f\u2028\u2029]")  # JSON allows them; some readers end lines there, terminals obey some
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_sources = itertools.count(1)  # of all taps of this process: consoles share what they write to
 _LONE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -37,7 +39,7 @@ class ConsoleTap:
         constant: it does not depend on the time.
     """
 
-    __slots__ = ("_armed", "_carry", "_console", "_constant", "_fed", "_loop", "_prefix", "name")
+    __slots__ = ("_armed", "_carry", "_console", "_constant", "_fed", "_loop", "_prefix", "_shown", "_source", "name")
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class ConsoleTap:
         self._carry = b""  # the part of an unfinished line that is not shown yet
         self._armed: asyncio.TimerHandle | None = None
         self._fed = False
+        self._source = next(_sources)
+        self._shown = False  # the beginning of an unfinished line was
 
     def feed(self, data: bytes, pump: Pump) -> None:
         console = self._console
@@ -74,8 +78,8 @@ class ConsoleTap:
         rest = data[end + 1 :]
         body = data.replace(b"\n", b"\n" + prefix)
         cut = len(body) - len(prefix) - len(rest)
-        console.write([self._head(prefix), self._carry, memoryview(body)[:cut]], pump)
-        console.open_line = None
+        console.write((self._carry, memoryview(body)[:cut]), pump, self._source, prefix, self._shown)
+        self._shown = False
         self._carry = rest
         if rest:
             self._arm()
@@ -86,25 +90,19 @@ class ConsoleTap:
             self._armed = None
         if self._carry:
             self._show(self._now(), None)
-        if self._console.open_line is self:
-            self._console.write([b"\n"], None)
-            self._console.open_line = None
+        if self._shown:
+            self._shown = False
+            self._console.end(self._source)
 
     def _now(self) -> bytes:
         return self._constant if self._constant is not None else self._prefix(time.time())
-
-    def _head(self, prefix: bytes) -> bytes:
-        """What comes before our next byte, given what stands at the end of the console."""
-        if self._console.open_line is self:
-            return b""
-        return prefix if self._console.open_line is None else b"\n" + prefix
 
     def _show(self, prefix: bytes, pump: Pump | None) -> None:
         shown, held = (self._carry[:-1], b"\r") if self._carry.endswith(b"\r") else (self._carry, b"")
         self._carry = held
         if shown:
-            self._console.write([self._head(prefix), shown], pump)
-            self._console.open_line = self
+            self._console.write((shown,), pump, self._source, prefix, self._shown)
+            self._shown = True
 
     def _arm(self) -> None:
         self._fed = True
