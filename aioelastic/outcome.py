@@ -156,12 +156,15 @@ class ErrorReport:
         traceback: the formatted traceback, or "".
         time: seconds since the epoch when it was raised, or None.
         exact: False when `time` is in whole seconds (torch's schema).
+        monotonic: the same moment on the monotonic clock in nanoseconds, by which order and blame are told; None where
+            the report has none, or one of another machine or time namespace.
     """
 
     message: str
     traceback: str = ""
     time: float | None = None
     exact: bool = True
+    monotonic: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,8 @@ class Replies(Answer):
                 (self.value,) = _wire.decode(packet, fds)
             self.has_value = True
         elif kind == _wire.ERROR:
-            self.error = remote_error(packet, fds)
+            phase, told = _wire.decode(packet, fds)
+            self.error, self.raised_ns = remote_error(phase, told), _failure.raised_ns(told)
         elif kind == _wire.RUNS:
             self._on_ready()
         elif kind == _wire.OBJECT:
@@ -307,9 +308,8 @@ def _look_again() -> None:
         memory.peer_gone()
 
 
-def remote_error(packet: bytes, fds: list[int]) -> RemoteError:
-    """From an `ERROR` or `FAILED` message."""
-    phase, told = _wire.decode(packet, fds)
+def remote_error(phase: str, told: dict[str, Any]) -> RemoteError:
+    """From what an `ERROR` or `FAILED` message holds."""
     with main_has_both_names():
         exc, why = _failure.rebuild(told["packed"])
     return RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)

@@ -15,11 +15,14 @@ LIMIT = 1_048_576  # bytes; a traceback is not longer
 SHOWN = 65_536  # characters kept of each text
 
 
-def read_report(path: Path) -> ErrorReport | None:
+def read_report(path: Path, clock: str = "") -> ErrorReport | None:
     """What a worker wrote about itself: our schema, torch's (two forms of it), or None when there is nothing usable.
 
     torch's schema: `{"message": {"message": str, "extraInfo": {"py_callstack": str, "timestamp": str}}}`,
     or `{"message": str, "timestamp": int | str}`.
+
+    Args:
+        clock: which monotonic clock is ours (`child._record.clock`); stamps of another one say nothing here.
     """
     try:
         # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours
@@ -47,7 +50,14 @@ def read_report(path: Path) -> ErrorReport | None:
         return ErrorReport("(its error file has an unknown form)")
     ours = data.get("aioelastic")
     if isinstance(ours, dict) and isinstance(ours.get("message"), str):
-        return ErrorReport(ours["message"][:SHOWN], _text(ours.get("traceback")), _time(ours.get("time")))
+        at = ours.get("monotonic")
+        known = isinstance(at, int) and not isinstance(at, bool) and ours.get("clock") == clock != ""
+        return ErrorReport(
+            ours["message"][:SHOWN],
+            _text(ours.get("traceback")),
+            _time(ours.get("time")),
+            monotonic=at if known else None,
+        )
     message = data.get("message")
     if isinstance(message, str):
         return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")), exact=False)

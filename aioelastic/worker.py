@@ -62,7 +62,8 @@ class Worker(Correspondent):
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
-        self._stopped_at = 0.0  # when the first signal to stop it was sent, on the wall clock
+        self._stopped_ns = 0  # monotonic, just before the first signal to stop it was sent: no answer to it is earlier
+        self._stopped_at = 0.0  # the same on the wall clock, for people
         self._to_stop = False
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
@@ -205,12 +206,13 @@ class Worker(Correspondent):
         assert self._process is not None
         self._to_stop = True
         policy = self.keeper.stop_policy
+        at_ns, at = time.monotonic_ns(), time.time()
         try:
             sent = self._process.send_signal(policy.signum)
         except PermissionError:
             sent = True  # it changed its user; SIGKILL to its group is all that may still work
         if sent:  # else it had already ended by itself, which its exit event will tell
-            self._stopped_by, self._stopped_at = policy.signum, time.time()
+            self._stopped_by, self._stopped_ns, self._stopped_at = policy.signum, at_ns, at
             self._to(Trigger.STOP)
         return True
 
@@ -268,13 +270,32 @@ class Worker(Correspondent):
         connections of others; and one that had raised before we came to stop it has failed by itself.
         """
         exit = self.exit
-        if report is not None and report.time is not None and exit is not None and not exit.ok:
-            # whole seconds are rounded down: it may have been almost one later
-            latest = report.time if report.exact else report.time + 1
-            in_its_life = exit.started_at <= latest <= exit.ended_at + 1
-            if in_its_life and (exit.stopped_by is None or latest < self._stopped_at):
-                return self.ended_ns - max(round((exit.ended_at - latest) * 1e9), 0)
+        if exit is not None and not exit.ok:
+            raised = self._raised_ns(exit, report)
+            if raised is not None and (exit.stopped_by is None or raised < self._stopped_ns):
+                return min(raised, self.ended_ns)
         return self.ended_ns if self.failed else None
+
+    def _raised_ns(self, exit: Exit, report: ErrorReport | None) -> int | None:
+        """When it raised what it told of, at the latest; None: it told of nothing, or of no time in its life."""
+        at = self.answer.raised_ns if self.answer is not None else None
+        if at is None and report is not None:
+            at = report.monotonic
+        if at is not None:
+            return at if exit.started_ns <= at <= exit.ended_ns else None
+        if report is None or report.time is None:
+            return None
+        # A wall clock alone, as torch writes it: a guess, which must not make a failure of what we have stopped. That
+        # clock may have been set meanwhile: what counts is the latest moment at which it can have shown that time.
+        moments = [(exit.started_ns, exit.started_at), (exit.ended_ns, exit.ended_at)]
+        if exit.stopped_by is not None:
+            moments.append((self._stopped_ns, self._stopped_at))
+        base = min(wall - ns / 1e9 for ns, wall in moments)
+        rounded = 0.0 if report.exact else 1.0  # whole seconds are rounded down
+        latest = report.time + rounded - base
+        if not exit.started_ns / 1e9 <= latest <= exit.ended_ns / 1e9 + 1:
+            return None
+        return round(latest * 1e9)
 
     # --- what the cascade in stop.py calls ---
 
@@ -283,6 +304,7 @@ class Worker(Correspondent):
         assert self._process is not None
         if self.state not in (State.RUNNING, State.STOPPING):
             return
+        at_ns, at = time.monotonic_ns(), time.time()
         try:
             alive = self._process.send_signal(signal.SIGKILL)
         except PermissionError:
@@ -292,6 +314,8 @@ class Worker(Correspondent):
             if self.plan.cgroup is not None:
                 cgroups.kill(self.plan.cgroup)
         if alive:
+            if self._stopped_by is None:
+                self._stopped_ns, self._stopped_at = at_ns, at
             self._stopped_by = signal.SIGKILL
             self._to(Trigger.KILL)
             self.keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))

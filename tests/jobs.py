@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import faulthandler
 import os
@@ -164,6 +165,16 @@ def inside() -> dict[str, Any]:
 def sleeps() -> None:
     print("asleep")
     signal.pause()
+
+
+def says_up() -> None:
+    print("up", flush=True)
+    signal.pause()
+
+
+def fails_and_lingers() -> None:
+    atexit.register(signal.pause)
+    raise ValueError("its own")
 
 
 def stops_when_asked() -> str:

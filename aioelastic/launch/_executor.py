@@ -266,6 +266,7 @@ class _FromThere(Answer):
             return stopped_by or int(signal.SIGTERM)
         if answer.kind == _hosted.ERROR:
             phase, told, exc = answer.body
+            self.raised_ns = _failure.raised_ns(told)
             exc, why = (exc, "") if told["packed"] is None else _failure.rebuild(told["packed"])
             self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
         elif answer.kind != _hosted.EXIT:
