@@ -92,6 +92,7 @@ def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, 
         first=first,
         exception=worker.error,
         why=why(worker, found, failed=True),
+        errno=None if worker.refused is None else worker.refused.cause.errno,
     )
 
 

@@ -17,14 +17,17 @@ class SpecError(ValueError):
         value: what it was.
         problem: what is wrong with it, in words.
         remedy: what to write instead.
+        status: the exit status of a command line that was given this: 2; 127 for a program that was not found, 126 for
+            one that cannot be run.
     """
 
-    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+    def __init__(self, field: str, value: object, problem: str, remedy: str, status: int = 2) -> None:
         super().__init__(field, value, problem, remedy)
         self.field = field
         self.value = value
         self.problem = problem
         self.remedy = remedy
+        self.status = status
 
     def __str__(self) -> str:
         shown = repr(self.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
 TAIL_LINES = 20  # how many last lines of stderr a failure shows
 ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
 LINE_SHOWN = 500  # how much of one of them
+# what execve(2) says of a file that is there
+NOT_RUNNABLE = {
+    getattr(errno, f"E{one}")
+    for one in ("ACCES", "PERM", "NOEXEC", "2BIG", "ISDIR", "NOTDIR", "LOOP", "TXTBSY", "LIBBAD", "INVAL", "NOMEM")
+}
 TOLD = ("exit_code", "exception", "no_value", "not_started")  # causes of which the exit and the traceback say all
 
 
@@ -180,6 +186,7 @@ class Failure:
         cause: why it could not start, when it never did; else the exit in words. A worker that had raised an error
             of its own before we came to stop it has failed by itself, however it ended then.
         why: the same as data, with the evidence that there is beyond the exit.
+        errno: of the system's refusal to start it, when it never started.
     """
 
     rank: int
@@ -197,13 +204,15 @@ class Failure:
     first: bool = False
     exception: RemoteError | None = None
     why: Cause | None = None
+    errno: int | None = None
 
     @property
     def status(self) -> int:
-        """The exit status a shell would show: 127 when it never started, 1 when it had failed before we stopped it."""
+        """The exit status a shell would show, and never 0: 127 when it never started, 126 when its program was refused,
+        1 when it had failed before we stopped it, or for another reason than its exit code, which is 0."""
         if self.exit is None:
-            return 127
-        return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status
+            return 126 if self.errno in NOT_RUNNABLE else 127
+        return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status or 1
 
     @property
     def headline(self) -> str:

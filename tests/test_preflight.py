@@ -203,7 +203,7 @@ async def test_a_program_for_this_machine_that_is_broken(tmp_path: Path) -> None
     failure = caught.value.result.failures[0]
     assert "Exec format error" in failure.cause
     assert str(tmp_path / "prog") in failure.describe()
-    assert failure.status == 127
+    assert failure.status == 126
     assert not [one for one in events if isinstance(one, Spawned)]
 
 

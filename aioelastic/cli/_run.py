@@ -19,8 +19,8 @@ from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
 from ._stacks import short_form
+from ._status import Facts, of_run
 
-TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
@@ -75,7 +75,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
     report(result, troubles.values(), require_clean)
-    return _status(result, stopped_by) or int(require_clean and not result.clean)
+    return of_run(Facts(result, stopped_by, require_clean))
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
@@ -131,13 +131,3 @@ def _row(one: Result) -> tuple[str, ...]:
         "-" if usage is None else f"{'' if usage.max_rss_exact else '<= '}{usage.max_rss / 2**20:.1f} MiB",
         "-" if usage is None else f"{usage.user + usage.system:.2f} s",
     )
-
-
-def _status(result: GroupResult, stopped_by: list[int]) -> int:
-    if stopped_by and result.reason == "stopped":
-        return 128 + stopped_by[0]
-    if result.first_failure is not None:
-        return result.first_failure.status
-    if result.reason == "timeout":
-        return TIMED_OUT
-    return 1 if result.unkillable else 0

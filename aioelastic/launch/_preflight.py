@@ -140,20 +140,21 @@ def _program(worker: WorkerPlan, path: str | None) -> str:
         here = os.path.abspath(worker.cwd or ".") if not all(map(os.path.isabs, entries)) else ""
         which = shutil.which(name, path=os.pathsep.join(os.path.join(here, one) for one in entries))
         if which is None:
-            raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name))
+            raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name), status=127)
         found = which
     file = found if os.path.isabs(found) else os.path.join(worker.cwd or ".", found)
     try:
         mode = os.stat(file).st_mode
     except OSError as exc:
-        raise SpecError(field, name, exc.strerror or str(exc), "give the path of a program") from None
+        status = 127 if isinstance(exc, FileNotFoundError) else 126
+        raise SpecError(field, name, exc.strerror or str(exc), "give the path of a program", status) from None
     if stat.S_ISDIR(mode):
-        raise SpecError(field, name, "is a directory", "give the program inside it")
+        raise SpecError(field, name, "is a directory", "give the program inside it", status=126)
     if not stat.S_ISREG(mode):
-        raise SpecError(field, name, "is not a regular file", "give the path of a program")
+        raise SpecError(field, name, "is not a regular file", "give the path of a program", status=126)
     if not os.access(file, os.X_OK):
         remedy = f"run `chmod +x {name}`, or name its interpreter first"
-        raise SpecError(field, name, "is not executable by this user", remedy)
+        raise SpecError(field, name, "is not executable by this user", remedy, status=126)
     _check_format(field, file)
     return found
 
@@ -176,20 +177,21 @@ def _check_format(field: str, file: str) -> None:
         mine = _MACHINES.get(platform.machine())
         if mine is not None and machine != mine and not (mine == 62 and machine == 3) and not _binfmt():
             problem = f"is a program for another machine (ELF machine {machine})"
-            raise SpecError(field, file, problem, "build it for this one")
+            raise SpecError(field, file, problem, "build it for this one", status=126)
     elif head[:2] == b"#!":
         # as the kernel reads it: a carriage return at the end is a part of the name
         words = [one for one in re.split(rb"[ \t]+", head[2:].split(b"\n", 1)[0]) if one]
         interpreter = os.fsdecode(words[0]) if words else ""
         if not os.path.exists(interpreter):
             problem = f"names an interpreter that does not exist, {interpreter!r}"
-            raise SpecError(field, file, problem, "mend its first line")
+            raise SpecError(field, file, problem, "mend its first line", status=126)
         if os.path.isdir(interpreter) or not os.access(interpreter, os.X_OK):
             problem = f"names an interpreter that is not a program, {interpreter!r}"
-            raise SpecError(field, file, problem, "mend its first line")
+            raise SpecError(field, file, problem, "mend its first line", status=126)
     elif not _binfmt():
         problem = "is neither a program of this system nor a script with a #! line" if head else "is empty"
-        raise SpecError(field, file, problem, "put the interpreter first, as in Command('sh', 'script.sh')")
+        remedy = "put the interpreter first, as in Command('sh', 'script.sh')"
+        raise SpecError(field, file, problem, remedy, status=126)
 
 
 def _binfmt() -> bool:
