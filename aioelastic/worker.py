@@ -14,6 +14,7 @@ from typing import Any
 
 from . import cgroups
 from . import stop as _stop
+from .blame import Moment, raised_ns
 from .errors import LaunchFailed, RemoteError
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
@@ -62,8 +63,7 @@ class Worker(Correspondent):
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
-        self._stopped_ns = 0  # monotonic, just before the first signal to stop it was sent: no answer to it is earlier
-        self._stopped_at = 0.0  # the same on the wall clock, for people
+        self._stopped: Moment | None = None  # just before the first signal to stop it was sent
         self._to_stop = False
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
@@ -206,21 +206,21 @@ class Worker(Correspondent):
         assert self._process is not None
         self._to_stop = True
         policy = self.keeper.stop_policy
-        at_ns, at = time.monotonic_ns(), time.time()
+        before = Moment(time.monotonic_ns(), time.time())
         try:
             sent = self._process.send_signal(policy.signum)
         except PermissionError:
             sent = True  # it changed its user; SIGKILL to its group is all that may still work
         if sent:  # else it had already ended by itself, which its exit event will tell
-            self._stopped_by, self._stopped_ns, self._stopped_at = policy.signum, at_ns, at
+            self._stopped_by, self._stopped = policy.signum, before
             self._to(Trigger.STOP)
         return True
 
     def tell_stopping(self) -> None:
         """Tell what `ask_to_stop` has done."""
-        if self.state is State.STOPPING:
+        if self.state is State.STOPPING and self._stopped is not None:
             signum = self.keeper.stop_policy.signum
-            self.keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, signum))
+            self.keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped.at, signum))
 
     def follow_up(self) -> None:
         """The rest of the cascade, after `ask_to_stop`."""
@@ -271,31 +271,11 @@ class Worker(Correspondent):
         """
         exit = self.exit
         if exit is not None and not exit.ok:
-            raised = self._raised_ns(exit, report)
-            if raised is not None and (exit.stopped_by is None or raised < self._stopped_ns):
+            told = None if self.answer is None else self.answer.raised_ns
+            raised = raised_ns(exit, told, report, None if exit.stopped_by is None else self._stopped)
+            if raised is not None:
                 return min(raised, self.ended_ns)
         return self.ended_ns if self.failed else None
-
-    def _raised_ns(self, exit: Exit, report: ErrorReport | None) -> int | None:
-        """When it raised what it told of, at the latest; None: it told of nothing, or of no time in its life."""
-        at = self.answer.raised_ns if self.answer is not None else None
-        if at is None and report is not None:
-            at = report.monotonic
-        if at is not None:
-            return at if exit.started_ns <= at <= exit.ended_ns else None
-        if report is None or report.time is None:
-            return None
-        # A wall clock alone, as torch writes it: a guess, which must not make a failure of what we have stopped. That
-        # clock may have been set meanwhile: what counts is the latest moment at which it can have shown that time.
-        moments = [(exit.started_ns, exit.started_at), (exit.ended_ns, exit.ended_at)]
-        if exit.stopped_by is not None:
-            moments.append((self._stopped_ns, self._stopped_at))
-        base = min(wall - ns / 1e9 for ns, wall in moments)
-        rounded = 0.0 if report.exact else 1.0  # whole seconds are rounded down
-        latest = report.time + rounded - base
-        if not exit.started_ns / 1e9 <= latest <= exit.ended_ns / 1e9 + 1:
-            return None
-        return round(latest * 1e9)
 
     # --- what the cascade in stop.py calls ---
 
@@ -304,7 +284,7 @@ class Worker(Correspondent):
         assert self._process is not None
         if self.state not in (State.RUNNING, State.STOPPING):
             return
-        at_ns, at = time.monotonic_ns(), time.time()
+        before = Moment(time.monotonic_ns(), time.time())
         try:
             alive = self._process.send_signal(signal.SIGKILL)
         except PermissionError:
@@ -314,9 +294,7 @@ class Worker(Correspondent):
             if self.plan.cgroup is not None:
                 cgroups.kill(self.plan.cgroup)
         if alive:
-            if self._stopped_by is None:
-                self._stopped_ns, self._stopped_at = at_ns, at
-            self._stopped_by = signal.SIGKILL
+            self._stopped_by, self._stopped = signal.SIGKILL, self._stopped or before
             self._to(Trigger.KILL)
             self.keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
 
@@ -405,16 +383,8 @@ class Worker(Correspondent):
                 sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
             else:
                 code = os.WEXITSTATUS(raw.status)
-        return Exit(
-            code,
-            sig,
-            core,
-            process.started_ns,
-            raw.ended_ns,
-            process.started_at,
-            raw.ended_at,
-            self._stopped_by,
-        )
+        times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
+        return Exit(code, sig, core, *times, self._stopped_by)
 
     def _follow_exit(self, exit: Exit, at_ns: int) -> None:
         assert self._process is not None

@@ -17,6 +17,7 @@ from test_outcome import exit_with
 from test_record import python
 
 from aioelastic import Function, Group, GroupResult, Restart, Stop
+from aioelastic.blame import Moment
 from aioelastic.child._record import clock, write_error
 from aioelastic.launch import Answer
 from aioelastic.launch._served import ServedProcess
@@ -177,7 +178,7 @@ def worker(exit: Exit, stopped_ns: int = 0, stopped_at: float = 0.0, answer: Ans
     one = object.__new__(Worker)
     one.exit, one.ended_ns, one.parent, one.pid = exit, exit.ended_ns, "", 42
     one.refused, one.answer = None, answer
-    one._stopped_ns, one._stopped_at = stopped_ns, stopped_at
+    one._stopped = Moment(stopped_ns, stopped_at)
     return one
 
 
