@@ -36,8 +36,8 @@ from aioelastic import (
 )
 from aioelastic.entry import Entry
 from aioelastic.outcome import ErrorReport
-from aioelastic.why import Evidence, Facts, Kills, cause_of
 from aioelastic.watch import caught_signals
+from aioelastic.why import Evidence, Facts, Kills, cause_of
 from aioelastic.witness import core_glob, find_core, oom_kills, parse_record
 
 
