@@ -9,6 +9,7 @@ from .launch import LaunchPlan
 from .outcome import ErrorReport, Failure, GroupResult, Reason, Result
 from .proof import of_worker
 from .remains import Process, Remains
+from .shown import printable
 from .spec import Std
 from .turns import Turns
 from .why import Cause, Evidence, Facts, cause_of
@@ -85,7 +86,7 @@ def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, 
         argv=worker.plan.argv,
         cwd=worker.plan.cwd,
         exit=worker.exit,
-        cause=worker.cause or str(worker.exit),
+        cause=printable(worker.cause or str(worker.exit)),
         error=None if found is None else found.report,
         stdout=worker.output(Std.OUT),
         stderr=worker.output(Std.ERR),

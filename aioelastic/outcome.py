@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 
 from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
 from .remains import Process, Remains, Unkillable
+from .shown import printable
 from .why import Cause, signal_name
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
@@ -221,7 +222,7 @@ class Failure:
         after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
         told = self.error.message if self.error and self.exception is None else ""
         why = f": {told.splitlines()[0]}" if told else ""
-        return _printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}")
+        return printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}").replace("\n", "\\n")
 
     def describe(self) -> str:
         """All of it, the reason last: what a person reads at the end of a terminal."""
@@ -247,12 +248,7 @@ class Failure:
             lines += ["  its traceback:", *(f"    {one}" for one in trace.splitlines())]
         elif tail:
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
-        return _printable("\n".join(lines))
-
-
-def _printable(text: str) -> str:
-    """With lone surrogates (of a file name that is not UTF-8) as `\\udcNN`: who prints or logs it must not fail."""
-    return text.encode(errors="backslashreplace").decode()
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +395,7 @@ class GroupResult(Sequence[Result]):
         if history := self.history():
             count = "1 attempt" if first.attempt == 0 else f"{first.attempt + 1} attempts"
             text = "\n  ".join([f"failed after {count}:", *history, f"attempt {first.attempt}: {text}"])
-        return GroupFailed(f"group {self.name!r}: {text}{others}", errors, self)
+        return GroupFailed(printable(f"group {self.name!r}: {text}{others}"), errors, self)
 
     @overload
     def __getitem__(self, rank: int) -> Result: ...

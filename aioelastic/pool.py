@@ -419,10 +419,10 @@ class Pool:
         return None
 
     def tap_trouble(self, tap: Tap, exc: Exception) -> None:
-        self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
+        pass  # there is nobody to tell; the tasks go on
 
     def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        pass  # there is nobody to tell; the tasks go on
+        pass
 
     def exited(self, worker: Worker) -> None:
         slot = self._slots[worker]

@@ -14,6 +14,7 @@ from typing import Any
 from .child import _context, _failure, _letters, _socket, _wire, _work
 from .errors import RemoteError
 from .launch import Answer
+from .shown import told
 from .watch import Poller
 
 _NOT_HERE = "its result could not be unpickled here"
@@ -127,7 +128,7 @@ class Replies(Answer):
         try:
             self._take(packet, fds)
         except Exception as exc:  # unpickling runs the code of others: anything may come
-            words = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
+            words = f"{_NOT_HERE}: {told(exc)}"
             self.nonsense = self.nonsense or words
         finally:
             _socket.close(fds)
@@ -189,7 +190,7 @@ class Replies(Answer):
         if exc is None:
             self.value = done.result()
         else:
-            self.nonsense = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
+            self.nonsense = f"{_NOT_HERE}: {told(exc)}"
         self._on_whole()
         self._on_whole = _nothing
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .shown import printable
 from .tracebacks import raised
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Cause:
 
     def __str__(self) -> str:
         likely = "" if self.certain else "probably "
-        return f"{likely}{self.words}" + (f": {'; '.join(self.evidence)}" if self.evidence else "")
+        text = f"{likely}{self.words}" + (f": {'; '.join(self.evidence)}" if self.evidence else "")
+        return printable(text).replace("\n", "\\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 from . import cgroups
 from . import stop as _stop
 from .blame import Moment, raised_ns
-from .errors import LaunchFailed, RemoteError
+from .errors import LaunchFailed, RemoteError, refusal
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
@@ -248,7 +248,7 @@ class Worker(Correspondent):
     def cause(self) -> str:
         """Why it did not do what it was to do, in words; empty when it did, or still runs."""
         if self.exit is None:
-            return f"could not start: {self.refused.cause}" if self.refused else ""
+            return f"could not start: {refusal(self.refused.cause)}" if self.refused else ""
         own = "" if self.exit.ok else str(self.exit)
         words = self.answer.cause(self.exit) if self.answer else own
         return f"{words}: {self.parent}" if words and self.parent else words

@@ -59,7 +59,7 @@ def rebuild(packed: Any) -> tuple[BaseException | None, str]:
             return None, f"its pickle holds a {type(exc).__name__}"
         _dress(exc, packed)
     except Exception as problem:
-        return None, packed.get("why") or f"{type(problem).__name__}: {problem}"
+        return None, packed.get("why") or f"{type(problem).__name__}: {_text(problem)}"
     return exc, ""
 
 
@@ -68,14 +68,14 @@ def _pack(exc: BaseException, depth: int) -> dict[str, Any]:
     try:
         out["data"] = pickle.dumps(exc, protocol=5)
     except Exception as problem:
-        out["why"] = f"it cannot be pickled: {type(problem).__name__}: {problem}"
+        out["why"] = f"it cannot be pickled: {type(problem).__name__}: {_text(problem)}"
         dumps = _wire.by_value()
         if dumps is not None:
             with contextlib.suppress(Exception):
                 out["data"] = dumps(exc, protocol=5)
     notes = getattr(exc, "__notes__", None)
     if isinstance(notes, list):
-        out["notes"] = [str(one) for one in notes]
+        out["notes"] = [one if isinstance(one, str) else _text(one) for one in notes]
     if depth > 0:
         for key, other in (("cause", exc.__cause__), ("context", exc.__context__)):
             if other is not None:
@@ -106,7 +106,7 @@ def _name(exc: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _text(exc: BaseException) -> str:
+def _text(exc: object) -> str:
     try:
         return str(exc)[:SHOWN]
     except Exception as problem:

@@ -14,11 +14,12 @@ from typing import Any
 from .. import __version__
 from ..checks import PID_MAX, check_env
 from ..entry import Command, Function
-from ..errors import SpecError
+from ..errors import SpecError, refusal
 from ..launch import absolute, check_limits, plan, preflight
 from ..placement import Placement
 from ..proof import check_free
 from ..restart import Restart
+from ..shown import printable, text_of
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from . import _module
 from ._run import run_group
@@ -102,7 +103,8 @@ def _say(text: str) -> int:
 
 def _complain(problem: Exception) -> int:
     if sys.stderr is not None:
-        print(f"aioelastic run: {problem}", file=sys.stderr)
+        words = refusal(problem) if isinstance(problem, OSError) else text_of(problem)
+        print(f"aioelastic run: {printable(words)}", file=sys.stderr)
     return of_error(problem)
 
 

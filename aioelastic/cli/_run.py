@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from ..checks import shown
 from ..errors import SpecError
 from ..events import Event, SinkTrouble
 from ..group import Group
 from ..outcome import GroupResult, Result
+from ..shown import printable, shown
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
@@ -83,7 +83,7 @@ def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: 
     if sys.stderr is None:
         return
     try:
-        print("\n".join(_report(result, troubles, require_clean)), file=sys.stderr, flush=True)
+        print(printable("\n".join(_report(result, troubles, require_clean))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # stderr is closed: the exit status still tells
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from .. import borrowed
-from ..checks import shown
 from ..child import _mark
 from ..entry import Command, Function
 from ..placement import Orders, Placement
 from ..restart import Restart
+from ..shown import printable, shown
 from ..spec import GroupSpec, Std
 from ._call import Call
 
@@ -136,7 +136,7 @@ class LaunchPlan:
                 f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
                 for key, value in sorted(one.overlay.items())
             ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def plan(
