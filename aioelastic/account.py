@@ -134,7 +134,10 @@ def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
     if not failed and not stopped and stuck is None:
         return None
     found = found or Evidence()
-    told = worker.error.headline if worker.error else found.report.message if found.report else ""
+    report = found.report
+    own = report is not None and report.pid in (None, worker.pid)
+    told = worker.error.headline if worker.error else report.message if report and (own or worker.pid is None) else ""
+    child = report.message if report and not told and report.is_of(worker.pid, exit) else ""
     return cause_of(
         Facts(
             exit,
@@ -143,6 +146,7 @@ def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
             stuck="" if stuck is None else str(stuck),
             parent=worker.parent,
             raised=told,
+            child=child,
             instead=worker.cause if worker.answer is not None and worker.cause != str(exit) else "",
             sent=frozenset(worker.trail.sent),
             said=str(worker.output(Std.ERR)),

@@ -165,6 +165,7 @@ class ErrorReport:
         exact: False when `time` is in whole seconds (torch's schema).
         monotonic: the same moment on the monotonic clock in nanoseconds, by which order and blame are told; None where
             the report has none, or one of another machine or time namespace.
+        pid: who wrote it, if that is told. Often a child of the worker, which is a shell script, say.
     """
 
     message: str
@@ -172,6 +173,13 @@ class ErrorReport:
     time: float | None = None
     exact: bool = True
     monotonic: int | None = None
+    pid: int | None = None
+
+    def is_of(self, pid: int | None, exit: Exit | None) -> bool:
+        """Whether it tells why the worker with this pid has ended so. What a child of it has written does only if the
+        worker itself has passed on the exit code of an exception; else it may have coped with that long ago."""
+        passed_on = exit is not None and exit.code == 1 and exit.stopped_by is None
+        return self.pid is None or pid is None or self.pid == pid or passed_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +228,8 @@ class Failure:
         """One line: who, how, why."""
         where = "" if self.pid is None else f" (pid {self.pid} on {self.host})"
         after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
-        told = self.error.message if self.error and self.exception is None else ""
+        own = self.error is not None and self.exception is None and self.error.is_of(self.pid, self.exit)
+        told = self.error.message if self.error and own else ""
         why = f": {told.splitlines()[0]}" if told else ""
         return printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}").replace("\n", "\\n")
 
@@ -241,11 +250,17 @@ class Failure:
             tail, which = self.stdout.last_lines(), "stdout"
         teller = self.exception or self.error
         trace = teller.traceback.strip() if teller else ""
+        whose = "its"
+        if trace and self.exception is None and self.error is not None and self.error.pid not in (None, self.pid):
+            whose = f"a child's (pid {self.error.pid})"
+            if not self.error.is_of(self.pid, self.exit):
+                lines += [f"  {whose} traceback:", *(f"    {one}" for one in trace.splitlines())]
+                trace = ""
         if tail and not (trace and trace.splitlines()[-1] in "\n".join(tail)):
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
             tail = []
         if trace:
-            lines += ["  its traceback:", *(f"    {one}" for one in trace.splitlines())]
+            lines += [f"  {whose} traceback:", *(f"    {one}" for one in trace.splitlines())]
         elif tail:
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
         return printable("\n".join(lines))

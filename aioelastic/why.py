@@ -124,6 +124,7 @@ class Facts:
         stuck: in which state SIGKILL left it.
         parent: what ended it with its parent.
         raised: its exception, as it told it.
+        child: what a child of it has raised, as that told it.
         instead: what a function worker did instead of returning.
         sent: signals that the program sent it through us.
         said: the last of its stderr.
@@ -135,6 +136,7 @@ class Facts:
     stuck: str = ""
     parent: str = ""
     raised: str = ""
+    child: str = ""
     instead: str = ""
     sent: frozenset[int] = frozenset()
     said: str = ""
@@ -346,7 +348,7 @@ def _of_a_child(facts: Facts, code: int) -> Cause | None:
 
 def _traceback(facts: Facts, code: int) -> Cause | None:
     # it may have been caught and printed, or be another program's: only what the worker tells itself is certain
-    told = raised(facts.said) if code else ""
+    told = (facts.child.partition("\n")[0] or raised(facts.said)) if code else ""
     return Cause("exception", "raised", (told,), certain=False) if told else None
 
 

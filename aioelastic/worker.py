@@ -272,6 +272,8 @@ class Worker(Correspondent):
         exit = self.exit
         if exit is not None and not exit.ok:
             told = None if self.answer is None else self.answer.raised_ns
+            if report is not None and not report.is_of(self.pid, exit):
+                report = None
             raised = raised_ns(exit, told, report, None if exit.stopped_by is None else self._stopped)
             if raised is not None:
                 return min(raised, self.ended_ns)

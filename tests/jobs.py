@@ -177,6 +177,19 @@ def fails_and_lingers() -> None:
     raise ValueError("its own")
 
 
+def forks(child: str) -> str:
+    """Two come out of it; the first has another pid, and the second leaves without returning."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        os._exit(0)
+    if child == "raises":
+        raise ValueError("a copy")
+    if child == "leaves":
+        sys.exit()
+    return "a copy"
+
+
 def stops_when_asked() -> str:
     stop = aioelastic.stopping()
     assert not stop

@@ -92,6 +92,7 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
             "time": now,
             "monotonic": now_ns,
             "clock": clock(),
+            "run_id": variable("AIOELASTIC_RUN_ID"),
             "rank": variable("AIOELASTIC_RANK"),
             "attempt": variable("AIOELASTIC_ATTEMPT"),
             "pid": os.getpid(),

@@ -24,6 +24,8 @@ from ._call import Call
 # the lineage of supervisors a process descends from; how strays are told from strangers
 TAG = "AIOELASTIC_LINEAGE"
 
+# where a worker writes its error: `record` of ours, and torch's own
+ERROR_FILES = ("AIOELASTIC_ERROR_FILE", "TORCHELASTIC_ERROR_FILE")
 ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
@@ -190,9 +192,11 @@ def plan(
         saved = logs.saves(rank)
         error_file = home / "error.json" if home else error_dir / f"{rank}-{attempt}.json" if error_dir else None
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if error_file is not None:
-            overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
-            overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
+        for key in ERROR_FILES:
+            if error_file is not None:
+                overlay[key] = str(error_file)
+            elif environ and key in environ:
+                overlay[key] = None  # we are a worker ourselves: that file is for our own error
         overlay.update(spec.env)
         overlay.update(entry.env)
         place = spec.places[rank] if spec.places else None
