@@ -177,6 +177,10 @@ def fails_and_lingers() -> None:
     raise ValueError("its own")
 
 
+def long() -> str:
+    return os.environ["LONG"]
+
+
 def forks(child: str) -> str:
     """Two come out of it; the first has another pid, and the second leaves without returning."""
     pid = os.fork()

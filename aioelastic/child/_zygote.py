@@ -124,7 +124,7 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as exc:
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
         if pid == 0:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -136,7 +136,7 @@ class Zygote:
         except OSError as exc:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
         self._children[pidfd] = (number, pid, lost)
         self._epoll.register(pidfd, select.EPOLLIN)

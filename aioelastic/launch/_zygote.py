@@ -123,8 +123,8 @@ class Zygote(Server):
             self._ready.set_exception(why or SpecError("preload", list(self._preload), words, remedy))
         super().died()
 
-    def refusal(self, code: int, words: str) -> OSError:
-        return OSError(code or errno.EPERM, words)
+    def refusal(self, code: int, words: str | bytes) -> OSError:
+        return OSError(code or errno.EPERM, os.fsdecode(words))
 
 
 class ZygoteLauncher:
