@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
-import reprlib
 import signal as _signal
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .errors import SpecError
+from .shown import shown, told
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -33,18 +34,6 @@ class FrozenDict(dict[_K, _V]):
 
     def __reduce__(self) -> Any:
         return (FrozenDict, (dict(self),))
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """A value in one short line."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = limit
-    short.maxlist = short.maxtuple = short.maxdict = 8
-    try:
-        text = " ".join(short.repr(value).split())
-    except Exception as exc:  # its own __repr__ is broken
-        return f"<{type(value).__name__}, whose repr() raised {type(exc).__name__}>"
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def parse_signal(field: str, value: int | str) -> int:
@@ -90,11 +79,13 @@ def check_env(field: str, env: Mapping[str, str | None] | None) -> FrozenDict[st
         if not isinstance(key, str) or not key or "=" in key or "\0" in key:
             raise SpecError(f"{field} key", key, "cannot name a variable", "use a non-empty str without '=' and NUL")
         if value is not None and not isinstance(value, str):
-            raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+            raise SpecError(
+                f"{field}[{shown(key)}]", value, f"is {type(value).__name__}, not str", f"write {_as_text(value)}"
+            )
         if value is not None and "\0" in value:
-            raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
+            raise SpecError(f"{field}[{shown(key)}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
         check_encodes(f"{field} key", key)
-        check_encodes(f"{field}[{key!r}]", value or "")
+        check_encodes(f"{field}[{shown(key)}]", value or "")
     return FrozenDict(env)
 
 
@@ -120,7 +111,7 @@ def check_argv(argv: Sequence[Any]) -> tuple[str, ...]:
 def check_path(field: str, value: Any) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {_as_text(value)}")
     if "\0" in text:
         raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
     check_encodes(field, text)
@@ -134,6 +125,39 @@ def check_whole(field: str, value: Any, least: int, most: int | None = None) -> 
         raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
     if most is not None and value > most:
         raise SpecError(field, value, f"is more than {most:,}", f"give a whole number up to {most}")
+
+
+def _as_text(value: Any) -> str:
+    """How to write it as a str, where that is known."""
+    return repr(str(value)) if type(value) in (int, float, bool) else "it as a str"
+
+
+def check_choice(field: str, value: Any, choices: Sequence[str]) -> None:
+    """Whether it is one of these words; nothing is compared that is no word."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = (f'"{one}"' for one in choices)
+        raise SpecError(field, value, "is not known", f"use {', '.join(others)} or {last}")
+
+
+def has_method(value: Any, name: str) -> bool:
+    """Whether it has one of that name; a `__getattr__` of others may raise anything."""
+    try:
+        return callable(getattr(value, name, None))
+    except Exception:
+        return False
+
+
+def check_items(field: str, given: Any, what: str, remedy: str, most: int = PID_MAX) -> tuple[Any, ...]:
+    """The items of a collection, of any kind but a text or a mapping, that has an end."""
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise SpecError(field, given, f"is not {what}", remedy)
+    try:
+        items = tuple(itertools.islice(given, most + 1))
+    except Exception as exc:  # it is the caller's, and may do anything
+        raise SpecError(field, given, f"cannot be read: {told(exc)}", remedy) from exc
+    if len(items) > most:
+        raise SpecError(field, given, f"has more than {most:,} items", remedy)
+    return items
 
 
 def check_bool(field: str, value: Any) -> None:

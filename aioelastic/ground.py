@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cgroups import ControlGroups
+from .child import _record
 from .entry import Command
 from .errors import SpecError
 from .launch import (
@@ -260,8 +261,13 @@ class Ground:
 
     def _find(self, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         found = self.witness.find(ended_badly)
+        clock = _record.clock()
         for one in ended_badly:
-            if one.plan.error_file is not None and (report := read_report(one.plan.error_file)) is not None:
+            if one.plan.error_file is None:
+                continue
+            names = ("run_id", "rank", "attempt")
+            owner = {name: one.plan.overlay.get(f"AIOELASTIC_{name.upper()}") for name in names}
+            if (report := read_report(one.plan.error_file, clock, owner)) is not None:
                 found[one] = replace(found.get(one, Evidence()), report=report)
         return found
 

@@ -23,6 +23,7 @@ from .lifecycle import ALIVE, FINAL, State
 from .outcome import Reason
 from .remains import Process
 from .restart import Restart, Verdict, decide
+from .shown import printable
 from .stacks import BOUND
 from .thread import finished
 from .turns import Turns
@@ -147,7 +148,7 @@ class Passes:
             return
         verdict = self._verdict(worker)
         if verdict is Verdict.AGAIN:
-            reason = f"rank {worker.rank}: {worker.cause}"
+            reason = printable(f"rank {worker.rank}: {worker.cause}")
             if self._policy.scope == "one":
                 self._reasons[worker] = reason
             else:  # the others, whatever comes of them now, share the answer

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ LIMIT = 1_048_576  # bytes; a traceback is not longer
 SHOWN = 65_536  # characters kept of each text
 
 
-def read_report(path: Path) -> ErrorReport | None:
+def read_report(path: Path, clock: str = "", owner: Mapping[str, str | None] | None = None) -> ErrorReport | None:
     """What a worker wrote about itself: our schema, torch's (two forms of it), or None when there is nothing usable.
 
     torch's schema: `{"message": {"message": str, "extraInfo": {"py_callstack": str, "timestamp": str}}}`,
     or `{"message": str, "timestamp": int | str}`.
+
+    Args:
+        clock: which monotonic clock is ours (`child._record.clock`); stamps of another one say nothing here.
+        owner: `run_id`, `rank` and `attempt` of the worker. A report that names others is not taken: a worker of
+            another group wrote it, which has inherited the variable.
     """
     try:
         # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours
@@ -47,7 +53,17 @@ def read_report(path: Path) -> ErrorReport | None:
         return ErrorReport("(its error file has an unknown form)")
     ours = data.get("aioelastic")
     if isinstance(ours, dict) and isinstance(ours.get("message"), str):
-        return ErrorReport(ours["message"][:SHOWN], _text(ours.get("traceback")), _time(ours.get("time")))
+        if any(isinstance(ours.get(key), str) and ours[key] != value for key, value in (owner or {}).items()):
+            return None
+        at, pid = ours.get("monotonic"), ours.get("pid")
+        known = isinstance(at, int) and not isinstance(at, bool) and ours.get("clock") == clock != ""
+        return ErrorReport(
+            ours["message"][:SHOWN],
+            _text(ours.get("traceback")),
+            _time(ours.get("time")),
+            monotonic=at if known else None,
+            pid=pid if isinstance(pid, int) and not isinstance(pid, bool) else None,
+        )
     message = data.get("message")
     if isinstance(message, str):
         return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")), exact=False)

@@ -20,7 +20,9 @@ from .borrowed import check_borrowed
 from .checks import (
     FrozenDict,
     check_bool,
+    check_choice,
     check_env,
+    check_items,
     check_path,
     check_prefix,
     check_seconds,
@@ -32,6 +34,7 @@ from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
 from .placement import Placement, Places, resolve_places
 from .restart import Restart
+from .shown import shown
 
 if TYPE_CHECKING:
     from .streams import Line
@@ -47,6 +50,7 @@ class Std(enum.IntFlag):
 
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
+PATTERNS = 10_000  # of them, and of modules: more is a mistake
 NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, which may have 255 bytes
 
 
@@ -92,11 +96,8 @@ class Match:
             given = getattr(self, name)
             if isinstance(given, str | re.Pattern):
                 given = (given,)
-            if not isinstance(given, Iterable):
-                raise SpecError(
-                    f"Match.{name}", given, "is not a pattern", 'give "text" or re.compile(...), or several'
-                )
-            object.__setattr__(self, name, tuple(given))
+            remedy = 'give "text" or re.compile(...), or several'
+            object.__setattr__(self, name, check_items(f"Match.{name}", given, "a pattern", remedy, PATTERNS))
             for one in getattr(self, name):
                 if not isinstance(one, str | re.Pattern) or one == "":
                     raise SpecError(f"Match.{name}", one, "is not a pattern", "give a non-empty str or re.compile(...)")
@@ -160,9 +161,7 @@ class Logs:
         check_bool("Logs.timestamps", self.timestamps)
         check_bool("Logs.json", self.json)
         if self.ranks is not None:
-            if not isinstance(self.ranks, Iterable):
-                raise SpecError("Logs.ranks", self.ranks, "is not a collection of ranks", "give ranks=[0, 1]")
-            ranks = tuple(self.ranks)
+            ranks = check_items("Logs.ranks", self.ranks, "a collection of ranks", "give ranks=[0, 1]")
             for one in ranks:
                 check_whole("Logs.ranks", one, 0)
             put(self, "ranks", frozenset(ranks))
@@ -185,8 +184,7 @@ class Logs:
                 "is not a plain function",
                 "give def f(line): ..., or use `async for line in group.lines()`",
             )
-        if self.when_full not in ("block", "drop", "spill"):
-            raise SpecError("Logs.when_full", self.when_full, "is not known", 'use "block", "drop" or "spill"')
+        check_choice("Logs.when_full", self.when_full, ("block", "drop", "spill"))
         check_seconds("Logs.drain", self.drain)
 
     def tees(self, rank: int) -> Std:
@@ -246,10 +244,8 @@ class Stop:
         check_seconds("Stop.grace", self.grace)
         check_seconds("Stop.bound", self.bound)
         check_bool("Stop.dump", self.dump)
-        if self.scope not in ("leader_then_group", "group", "leader"):
-            raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
-        if self.if_lost not in ("kill", "stop"):
-            raise SpecError("Stop.if_lost", self.if_lost, "is not known", 'use "kill" or "stop"')
+        check_choice("Stop.scope", self.scope, ("leader_then_group", "group", "leader"))
+        check_choice("Stop.if_lost", self.if_lost, ("kill", "stop"))
 
     @property
     def signum(self) -> int:
@@ -322,11 +318,14 @@ class GroupSpec:
                 raise SpecError(
                     "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
                 )
-        if isinstance(preload, str) or not all(isinstance(one, str) and one for one in preload):
+        preload = check_items("preload", preload, "a list of module names", 'give preload=["torch"]', PATTERNS)
+        if not all(isinstance(one, str) and one for one in preload):
             raise SpecError("preload", preload, "is not a list of module names", 'give preload=["torch"]')
-        if preload and start != "zygote":
-            raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
-        if start not in ("zygote", "spawn", "fork"):
+        if preload and not (isinstance(start, str) and start == "zygote"):
+            raise SpecError(
+                "preload", list(preload), f'needs start="zygote", not {shown(start)}', "leave one of them out"
+            )
+        if not isinstance(start, str) or start not in ("zygote", "spawn", "fork"):
             check_borrowed(start, entries, env)
         if stop.if_lost == "stop" and start == "fork" and any(isinstance(one, Function) for one in entries):
             problem = 'is not for start="fork": a copy of this program dies with it'
@@ -381,11 +380,8 @@ def _of(value: Std | Mapping[int, Std], rank: int) -> Std:
 def _matches(given: Any) -> tuple[Match, ...]:
     if isinstance(given, str | re.Pattern | Match):
         given = (given,)
-    if not isinstance(given, Iterable):
-        raise SpecError(
-            "Logs.match", given, "is not a filter", 'give Match(...), "text" or re.compile(...), or several'
-        )
-    given = tuple(given)
+    remedy = 'give Match(...), "text" or re.compile(...), or several'
+    given = check_items("Logs.match", given, "a filter", remedy, PATTERNS)
     bare = tuple(one for one in given if not isinstance(one, Match))
     out = tuple(one for one in given if isinstance(one, Match))
     if bare:

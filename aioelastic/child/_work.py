@@ -159,7 +159,7 @@ def adopt(path: Sequence[str], argv: Sequence[str]) -> None:
 
 
 def _work(channel: socket.socket, call: Call | None) -> int:
-    phase, with_locals = IMPORT, False
+    phase, with_locals, pid = IMPORT, False, os.getpid()
     try:
         if call is None:
             packet, fds = _socket.receive(channel)
@@ -180,6 +180,8 @@ def _work(channel: socket.socket, call: Call | None) -> int:
         value = fn(*args, **kwargs)
         if isinstance(value, types.CoroutineType):
             value = run(value)
+        if os.getpid() != pid:
+            return 0  # a forked copy has returned: the value is what the worker itself returns
         phase = RESULT
         _send(channel, _wire.VALUE, (value,))
     except SystemExit as exc:
@@ -187,13 +189,17 @@ def _work(channel: socket.socket, call: Call | None) -> int:
             _send(channel, _wire.ERROR, (phase, describe(exc, 1, with_locals)))
             return 1
         if exc.code is None or exc.code == 0:
-            _send(channel, _wire.VALUE, (None,))
+            if os.getpid() == pid:
+                _send(channel, _wire.VALUE, (None,))
             return 0
         if isinstance(exc.code, int):
             return exc.code & 0xFF
         print(exc.code, file=sys.stderr)
         return 1
     except BaseException as exc:
+        if os.getpid() != pid:
+            sys.excepthook(type(exc), exc, exc.__traceback__)  # nor is what a copy raises the worker's error
+            return 1
         # the first to fail has the others stopped: one that fails beside it must not lose half of what it tells
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

@@ -142,7 +142,7 @@ class Zygote:
                     os._exit(1)
                 _work.copied(channel, stdout, stderr, environ, cwd, state, stop, place, mark)
         except OSError as exc:
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -151,7 +151,7 @@ class Zygote:
         except OSError as exc:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
         self._children[pidfd] = (number, pid, lost)
         self._epoll.register(pidfd, select.EPOLLIN)

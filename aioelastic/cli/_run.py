@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from ..checks import shown
 from ..errors import SpecError
 from ..events import Event, SinkTrouble
 from ..group import Group
 from ..outcome import GroupResult, Result
+from ..shown import printable, shown
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
 from ._stacks import short_form
+from ._status import Facts, of_run
 
-TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-NOT_WRITTEN = 1  # all went well, but for output that was lost
-READER_GONE = 128 + signal.SIGPIPE  # as of a program that is ended by writing to it: `yes | head -1`
 GONE = {os.strerror(one) for one in (errno.EPIPE, errno.ECONNRESET)}
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
@@ -86,7 +84,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
         raise error.exception  # only a worker could find that out
     lost = _lost(result, troubles.values())
     report(result, troubles.values(), require_clean)
-    return _status(result, stopped_by, bool(gone), any(lost.values())) or int(require_clean and not result.clean)
+    return of_run(Facts(result, stopped_by, require_clean, bool(gone), sum(lost.values())))
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
@@ -94,7 +92,7 @@ def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: 
     if sys.stderr is None:
         return
     try:
-        print("\n".join(_report(result, troubles, require_clean)), file=sys.stderr, flush=True)
+        print(printable("\n".join(_report(result, troubles, require_clean))), file=sys.stderr, flush=True)
     except ValueError:
         pass  # stderr is closed: the exit status still tells
     except OSError:  # nobody reads it, either; what is buffered must go somewhere, or Python exits with 120
@@ -155,17 +153,3 @@ def _lost(result: GroupResult, troubles: Iterable[SinkTrouble]) -> dict[str, int
             if stream.lost:
                 lost[str(stream.path)] = stream.lost
     return lost
-
-
-def _status(result: GroupResult, stopped_by: list[int], reader_gone: bool, lost: bool) -> int:
-    if stopped_by and result.reason == "stopped":
-        return 128 + stopped_by[0]
-    if result.first_failure is not None:
-        return result.first_failure.status
-    if reader_gone:
-        return READER_GONE
-    if result.reason == "timeout":
-        return TIMED_OUT
-    if result.unkillable:
-        return 1
-    return NOT_WRITTEN if lost else 0

@@ -15,13 +15,14 @@ from ._guardian import GuardianLauncher, removed_at_the_end
 from ._host_state import HostState
 from ._launchers import By, Launchers, check_launcher, needs_guardian
 from ._places import check_places
-from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
+from ._plan import ERROR_FILES, TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
 from ._standard import check_input, keep_standard, let_standard_go
 from ._zygote import ZygoteLauncher, end_helpers
 
 __all__ = [
+    "ERROR_FILES",
     "TAG",
     "Answer",
     "By",

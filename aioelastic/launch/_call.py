@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from ..child import _wire
 from ..entry import Function
 from ..errors import SpecError
+from ..shown import told
 from ._interpreter import python
 
 Main = tuple[str, str]
@@ -146,7 +147,7 @@ def _trouble(value: Any, dumps: Callable[..., bytes]) -> str:
     try:
         _, fds = _wire.encode(_wire.CALL, (value,), dumps)
     except Exception as exc:
-        return f"{type(exc).__name__}: {exc}"
+        return told(exc)
     for fd in fds:
         os.close(fd)
     return ""

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..checks import has_method
 from ..entry import Command
 from ..errors import SpecError
 from ..placement import Orders
@@ -40,7 +41,7 @@ def check_launcher(launcher: Launcher | By, spec: GroupSpec) -> None:
     if isinstance(launcher, str):
         if launcher not in get_args(By):
             raise SpecError("launcher", launcher, "is none of ours", 'use "guardian" or "direct", or give a Launcher')
-    elif not callable(getattr(launcher, "start", None)):
+    elif not has_method(launcher, "start"):
         raise SpecError("launcher", launcher, "cannot start anything", "give an object like aioelastic.launch.Launcher")
     elif not isinstance(spec.start, str):
         raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")

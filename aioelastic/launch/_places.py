@@ -10,11 +10,11 @@ import os
 import resource
 from collections.abc import Callable
 
-from ..checks import shown
 from ..child import _place
 from ..child._read import slurp
 from ..errors import SpecError
 from ..placement import LIMITS, Orders, Placement
+from ..shown import shown
 from ._plan import LaunchPlan
 
 # tries what a place orders in a process that ends at once: (errno, field), or (0, "")

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Literal
 
 from .. import borrowed
-from ..checks import shown, signal_name
+from ..checks import signal_name
 from ..child import _mark
 from ..entry import Command, Function
 from ..placement import Orders, Placement
 from ..restart import Restart
+from ..shown import printable, shown
 from ..spec import GroupSpec, Std
 from ._call import Call
 
 # the lineage of supervisors a process descends from; how strays are told from strangers
 TAG = "AIOELASTIC_LINEAGE"
 
+# where a worker writes its error: `record` of ours, and torch's own
+ERROR_FILES = ("AIOELASTIC_ERROR_FILE", "TORCHELASTIC_ERROR_FILE")
 ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
@@ -138,7 +141,7 @@ class LaunchPlan:
                 f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
                 for key, value in sorted(one.overlay.items())
             ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def plan(
@@ -192,9 +195,11 @@ def plan(
         saved = logs.saves(rank)
         error_file = home / "error.json" if home else error_dir / f"{rank}-{attempt}.json" if error_dir else None
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if error_file is not None:
-            overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
-            overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
+        for key in ERROR_FILES:
+            if error_file is not None:
+                overlay[key] = str(error_file)
+            elif environ and key in environ:
+                overlay[key] = None  # we are a worker ourselves: that file is for our own error
         overlay.update(spec.env)
         overlay.update(entry.env)
         place = spec.places[rank] if spec.places else None

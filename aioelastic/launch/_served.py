@@ -250,9 +250,9 @@ class Server:
         """The pid here of a process that it has started."""
         return told
 
-    def refusal(self, code: int, words: str) -> OSError:
+    def refusal(self, code: int, words: str | bytes) -> OSError:
         """Why it could not start a worker: what the system said about the path `words`."""
-        return OSError(code, os.strerror(code), words)
+        return OSError(code, os.strerror(code), os.fsdecode(words))
 
 
 class ServedProcess:

@@ -147,8 +147,8 @@ class Zygote(Server):
         lines = slurp(f"/proc/self/fdinfo/{pidfd}").split(b"\n")  # proc_pid_fdinfo(5)
         return next((int(one[4:]) for one in lines if one.startswith(b"Pid:")), told)
 
-    def refusal(self, code: int, words: str) -> OSError:
-        return OSError(code or errno.EPERM, words)
+    def refusal(self, code: int, words: str | bytes) -> OSError:
+        return OSError(code or errno.EPERM, os.fsdecode(words))
 
 
 class ZygoteLauncher:
