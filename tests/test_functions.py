@@ -88,20 +88,18 @@ def test_nobody_else_is_a_worker() -> None:
 
 
 async def test_a_large_array_comes_and_goes_by_memory(start: Any) -> None:
-    numpy = pytest.importorskip("numpy")
     result = await run(Function(jobs.zeros, 3_000_000), start=start)
     array = result[0].value
     assert array.nbytes == 3_000_000
     assert not array.any()
     array[:] = 1  # it is ours
-    shared = numpy.ones(200_000, dtype=numpy.uint8)
+    shared = np.ones(200_000, dtype=np.uint8)
     result = await run(Function(jobs.total, shared), 3, start=start)
     assert [one.value for one in result] == [199_999, 200_000, 200_001]  # nobody saw what another wrote
     assert shared.sum() == 200_000
 
 
 async def test_a_large_value_is_gone_when_its_owner_lets_go() -> None:
-    pytest.importorskip("numpy")
     gc.collect()
     gc.disable()
     try:

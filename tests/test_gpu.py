@@ -14,17 +14,15 @@ import types
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import numpy as np
 import pytest
+from fake_gpu import seen, theirs
+from helpers import needs
 from test_sharing import travelled
 
 from aioelastic import SpecError, gpu, sharing
 from aioelastic.child import _socket, _wire
-
-pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
-
-import fake_gpu
-from fake_gpu import seen, theirs
 
 MIB = 1 << 20
 
@@ -847,6 +845,7 @@ print(library.fakeBegun())
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
+    needs("cuda.bindings.driver")
     path = fake_gpu.compiled(tmp_path_factory.mktemp("nvml"), "libnvidia-ml")
     if path is None:
         pytest.skip("needs a C compiler (cc)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("cloudpickle")
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "functions.md"
 BLOCK = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -33,8 +30,6 @@ def session() -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("module", PROMPTS)
 def test_a_function_typed_at_a_prompt(module: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
     typed, answers = session()
     run = subprocess.run(
         [sys.executable, "-m", *PROMPTS[module]],
