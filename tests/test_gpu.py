@@ -792,6 +792,7 @@ def test_the_probe_tries(fake: Any) -> None:
 
 
 def test_the_probe_without_a_driver() -> None:
+    needs("cuda.bindings.driver")
     code = "from aioelastic import gpu; print(gpu.probe().reason.name); print(gpu.probe())"
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver")
