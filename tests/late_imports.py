@@ -43,6 +43,16 @@ def refuse_in_guardian():
     _guardian._argv = refusing
 
 
+def guardian_of(pid):
+    """The guardian above a worker."""
+    while True:
+        with open(f"/proc/{pid}/stat") as file:
+            stat = file.read()
+        if "(aio-guardian)" in stat:
+            return pid
+        pid = int(stat.rpartition(")")[2].split()[1])
+
+
 def arm(event):
     """Of a group, or of several: called with each of its events."""
     if type(event).__name__ == "Spawned" and not isinstance(sys.meta_path[0], Refusal):

@@ -15,7 +15,6 @@ import late_imports as late
 from late_imports import Failing
 from aioelastic import *
 from aioelastic.events import Exited, Spawned
-from aioelastic.launch import _guardian
 
 # the names of the package are loaded when they are asked for
 Command, Failing, Function, Group, GroupFailed, GroupTimeout, Logs, Restart, Std, Stop, WorkerExecutor, supervise
@@ -123,7 +122,7 @@ async with Group(waits, 2, **common) as group:
 with Failing(GroupFailed):
     async with Group(waits, 2, **common) as group:
         await begun(group)
-        os.kill(_guardian.guardian().session, 9)
+        os.kill(late.guardian_of(group.pids[0]), 9)
         await group.wait()
 """,
 }
@@ -151,7 +150,7 @@ with Failing(GroupFailed):
 with Failing(GroupFailed):
     async with Group(Function(late.waits), 2, **one) as group:
         await begun(group)
-        os.kill(_guardian.guardian().session, 9)
+        os.kill(late.guardian_of(group.pids[0]), 9)
         await group.wait()
 """,
 }
