@@ -87,6 +87,17 @@ def test_nobody_else_is_a_worker() -> None:
     aioelastic.ready()  # does nothing
 
 
+async def test_where_the_working_directory_is_deleted(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    nowhere.mkdir()
+    monkeypatch.chdir(nowhere)
+    nowhere.rmdir()
+    result = await run(Function(os.getpid), 2, start=start)
+    assert result.ok, result.failures
+
+
 async def test_a_large_array_comes_and_goes_by_memory(start: Any) -> None:
     result = await run(Function(jobs.zeros, 3_000_000), start=start)
     array = result[0].value
