@@ -20,10 +20,9 @@ from aioelastic import Stop, supervise
 from aioelastic.launch import TAG
 from aioelastic.testing import Holdings, LeftBehind, made, no_leaks, setsid_escape
 
-# a name that another copy of this suite, running beside this one, can tell from its own
-NUMBER = f"{os.getpid():07}"
-MINE = f"aioelastic-leak-{NUMBER}"
-OTHERS = [f"aioelastic-leak-{'?' * at}[!{digit}]*" for at, digit in enumerate(NUMBER)]
+# how names in /dev/shm begin here, and patterns of all others: another copy of this suite may run beside this one
+MINE = f"aioelastic-leak-{os.getpid()}-"
+OTHERS = [f"{'?' * at}[!{letter}]*" for at, letter in enumerate(MINE)]
 
 LEAKY = '''
 """Each leaves something behind; at the end of the module it is taken back."""
@@ -77,10 +76,10 @@ def test_descriptor():
 def test_shared_memory():
     # the tracker would be a leak of its own
     real, resource_tracker.register = resource_tracker.register, lambda *_: None
-    shm = shared_memory.SharedMemory(name="MINE-left-behind", create=True, size=10)
+    shm = shared_memory.SharedMemory(name="MINEleft-behind", create=True, size=10)
     resource_tracker.register = real
     shm.close()
-    back.callback(os.unlink, "/dev/shm/MINE-left-behind")
+    back.callback(os.unlink, "/dev/shm/MINEleft-behind")
 
 def test_memfd():
     fd = os.memfd_create("the-memfd")
@@ -103,8 +102,8 @@ async def test_clean_task():
     asyncio.create_task(asyncio.sleep(1000)).cancel()
 
 def test_somebody_elses():
-    open("/dev/shm/MINE-of-somebody-else", "w").close()
-    back.callback(os.unlink, "/dev/shm/MINE-of-somebody-else")
+    open("/dev/shm/MINEof-somebody-else", "w").close()
+    back.callback(os.unlink, "/dev/shm/MINEof-somebody-else")
 
 @pytest.fixture
 async def running():
@@ -246,7 +245,7 @@ def stranger(name: str, how: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["mapped", "open"])
 def test_shared_memory_that_a_stranger_holds_is_no_leak(how: str) -> None:
-    name = f"{MINE}-stranger-{how}"
+    name = f"{MINE}stranger-{how}"
     before = Holdings.now()
     with stranger(name, how):
         now = Holdings.now()
@@ -258,7 +257,7 @@ def test_shared_memory_that_a_stranger_holds_is_no_leak(how: str) -> None:
 
 def test_shared_memory_that_nobody_holds_is_ours_unless_it_is_to_be_ignored() -> None:
     before = Holdings.now()
-    path = Path(f"/dev/shm/{MINE}-nobody")
+    path = Path(f"/dev/shm/{MINE}nobody")
     path.touch()
     try:
         now = Holdings.now()
