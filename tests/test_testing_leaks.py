@@ -168,20 +168,20 @@ def test_a_test_that_does_not_ask_is_left_alone(pytester: pytest.Pytester) -> No
 
 async def test_a_block_sees_a_task_of_its_loop() -> None:
     task = None
-    with pytest.raises(LeftBehind) as caught, no_leaks():
+    with pytest.raises(LeftBehind) as caught, no_leaks(OTHERS):
         task = asyncio.create_task(asyncio.Event().wait(), name="mine")
     assert caught.value.leaks == {"task": ("mine: Event.wait",)}
     task.cancel()
 
 
 async def test_a_group_leaves_nothing() -> None:
-    with no_leaks():
+    with no_leaks(OTHERS):
         await supervise(sh("sleep 1000 & exit 0"), n=3, logs=QUIET)
 
 
 def test_an_exception_of_the_block_goes_first() -> None:
     def fails() -> None:
-        with no_leaks():
+        with no_leaks(OTHERS):
             fds.append(os.open("/dev/null", os.O_RDONLY))
             raise ZeroDivisionError
 
@@ -202,7 +202,7 @@ def test_a_block_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_worker_that_is_gone_from_us_is_a_stray() -> None:
-    with pytest.raises(LeftBehind) as caught, no_leaks():
+    with pytest.raises(LeftBehind) as caught, no_leaks(OTHERS):
         result = await supervise(setsid_escape(), logs=QUIET, stop=Stop(scope="leader"))
     (pid,) = made(result[0].stdout)
     (words,) = caught.value.leaks["stray"]
