@@ -14,8 +14,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import anyio
-
 from .account import account
 from .checks import check_choice, check_seconds
 from .child import _context
@@ -36,6 +34,7 @@ from .shown import printable, told
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
+from .thread import anyio_shield
 from .worker import Worker
 
 # Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
@@ -373,8 +372,7 @@ class Group:
     async def _until_done(self, cancels: int) -> None:
         """Wait for the end through cancellations. The first is one more reason to stop; a second skips the grace."""
         cancelled: asyncio.CancelledError | None = None
-        # a cancelled anyio scope cancels again and again: that is one wish, not many
-        with anyio.CancelScope(shield=True):
+        with anyio_shield():
             while not self._end.done():
                 try:
                     await asyncio.wait({self._end})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -147,6 +148,15 @@ async def insist(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError:
             continue
     return future.result()
+
+
+def anyio_shield() -> contextlib.AbstractContextManager[object]:
+    """A cancelled anyio scope cancels again and again: that is one wish, not many."""
+    if "anyio._backends._asyncio" not in sys.modules:
+        return contextlib.nullcontext()  # nobody is in a scope; and what clean-up needs is not imported during it
+    import anyio
+
+    return anyio.CancelScope(shield=True)
 
 
 def raise_soon(exc: BaseException) -> None:

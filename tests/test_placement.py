@@ -19,7 +19,7 @@ import fake_gpu
 import jobs
 import psutil
 import pytest
-from helpers import QUIET, alive, event_of, kill_and_see_it_dead, py, sh
+from helpers import QUIET, alive, event_of, kill_and_see_it_dead, needs, py, sh
 from test_platforms import a_plain_user
 from test_proof import NOBODYS
 
@@ -459,9 +459,10 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    needs("cuda.bindings.driver")
     path = fake_gpu.compiled(tmp_path_factory.mktemp("nvml"), "libnvidia-ml")
     if path is None:
-        pytest.skip("no C compiler for the fake driver")
+        pytest.skip("needs a C compiler (cc)")
 
     def run(which: str, **environ: str) -> str:
         environ = {**os.environ, "FAKE_NVML_LIBRARY": str(path), **environ}

@@ -382,7 +382,8 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
     """`rm -r` of the directory in which a shell stands: a relative log directory has no place then."""
     gone = tmp_path / "gone"
     gone.mkdir()
-    code = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n" + ALONE
+    # Python 3.13.0 itself cannot import asyncio there
+    code = f"import asyncio, os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n" + ALONE
     given = json.dumps({"argv": ["/bin/true"], "n": 1, "dir": "runs"})
     done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

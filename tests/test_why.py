@@ -63,7 +63,7 @@ KINDS: list[tuple[str, Entry, str]] = [
     ("exec_failed", sh("/etc/passwd"), "Permission denied"),
     ("missing_library", py("import ctypes; ctypes.CDLL('libabsent.so.3')"), "libabsent.so.3"),
     ("fatal_error", py("import ctypes, faulthandler; faulthandler.enable(); ctypes.string_at(0)"), "in string_at"),
-    ("fatal_error", py("1", env={"PYTHONHOME": "/nowhere"}), "Fatal Python error: init_fs_encoding"),
+    ("fatal_error", py("1", env={"PYTHONHOME": "/nowhere"}), "encoding"),
     ("fatal_error", Function(os.abort), "Fatal Python error: Aborted"),
     ("crash", py("import ctypes; ctypes.string_at(0)"), "SIGSEGV"),
     ("crash", py("import os, sys; print('assertion failed', file=sys.stderr); os.abort()"), "assertion failed"),

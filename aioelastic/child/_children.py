@@ -7,6 +7,7 @@ import select
 import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
+from .. import shm
 from ._read import slurp
 
 _SIGKILL = 9
@@ -26,8 +27,6 @@ def end_all(graces: dict[int, float] | None, program: int | None) -> None:
     gone.register(program, select.POLLIN)
     gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on
     try:
-        from .. import shm  # what may be missing by now must not keep anybody from ending
-
         shm.sweep()
     except Exception:
         pass

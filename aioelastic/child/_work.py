@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -121,8 +122,6 @@ def leave(code: int) -> NoReturn:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        import ctypes
-
         ctypes.CDLL(None).fflush(None)  # what C code has printed
     except BaseException:
         pass  # whoever read them is gone

@@ -124,7 +124,8 @@ def interpreter(call: str) -> list[str]:
     module, _, name = call.partition(":")
     code = f"import sys; sys.path[:] = {search_path()!r}; from {module} import {name}; {name}()"
     flags: Iterable[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [python(), *flags, "-c", code]
+    # -P: Python 3.13.0 can import nothing more where the directory on its path is deleted
+    return [python(), *flags, "-P", "-c", code]
 
 
 def explain(function: Function, field: str, dumps: Callable[..., bytes], names_main: bool) -> NoReturn:
