@@ -714,11 +714,24 @@ def test_a_full_disk_under_the_logs_is_told(tmp_path: Path) -> None:
     assert "stdout.log" in done.stderr
 
 
-def test_few_file_descriptors() -> None:
-    """Too few even for ourselves: said in one line."""
-    done = shell("ulimit -n 12; $RUN -- true")
-    assert done.returncode != 0
+@pytest.mark.parametrize("what", ["--uvloop -- true", "--no-uvloop -- true", "-m os:getpid"])
+def test_few_file_descriptors(what: str) -> None:
+    """Too few even for ourselves: said in one line, whatever the number (at 3 Python itself cannot be loaded)."""
+    for count in range(4, 41):
+        done = shell(f"ulimit -n {count}; exec $RUN --tee none {what}")
+        assert done.returncode in (1, 2), (count, done.stderr)
+        assert len(done.stderr.splitlines()) == 1, (count, done.stderr)
+        assert "ulimit -n" in done.stderr
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize("what", ["-- echo hi", "-m os:getpid", "--log-dir RUNS -- echo hi"])
+def test_no_file_may_have_more_than_a_byte(what: str, tmp_path: Path) -> None:
+    """What is lost is told, and nothing hangs or raises."""
+    done = shell(f"trap '' XFSZ; ulimit -f 0; exec $RUN {what.replace('RUNS', str(tmp_path / 'runs'))}")
     assert "Traceback" not in done.stderr
+    assert "exit code 0" in done.stderr
+    assert ("File too large" in done.stderr) == ("--log-dir" in what)
 
 
 def test_nothing_of_ours_reaches_the_worker() -> None:
