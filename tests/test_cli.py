@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -745,11 +745,30 @@ def test_a_full_disk_under_the_logs_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_few_file_descriptors() -> None:
-    """Too few even for ourselves: said in one line."""
-    done = shell("ulimit -n 12; $RUN -- true")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("what", "counts"),
+    [("-- true", range(4, 41)), ("--no-uvloop -- true", (4, 7, 11, 16)), ("-m os:getpid", (4, 8, 12, 24))],
+)
+def test_few_file_descriptors(what: str, counts: Sequence[int]) -> None:
+    """Too few even for ourselves: said in one line, whatever the number (at 3 Python itself cannot be loaded)."""
+    for count in counts:
+        done = shell(f"ulimit -n {count}; exec $RUN --tee none {what}")
+        assert done.returncode in (1, 2), (count, done.stderr)
+        assert len(done.stderr.splitlines()) == 1, (count, done.stderr)
+        assert "ulimit -n" in done.stderr
+        assert done.stdout == ""
+
+
+def test_no_file_may_have_a_byte(tmp_path: Path) -> None:
+    """It does not matter where none is written, and is told in one line where one would be."""
+    for what in ("-- echo hi", "-m os:getpid"):
+        done = shell(f"trap '' XFSZ; ulimit -f 0; exec $RUN {what}")
+        assert done.returncode == 0, done.stderr
+        assert "exit code 0" in done.stderr
+    done = shell(f"trap '' XFSZ; ulimit -f 0; exec $RUN --log-dir {tmp_path / 'runs'} -- echo hi")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "ulimit -f" in done.stderr
 
 
 def test_nothing_of_ours_reaches_the_worker() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
+import resource
 import socket
 import sys
 import textwrap
@@ -25,6 +27,7 @@ from . import _module
 from ._run import run_group
 from ._status import of_error, table
 
+ROOM = 16  # descriptors that a run needs before it can say how many workers fit
 EXAMPLES = """\
 examples:
   aioelastic run -n 4 -- python3 train.py --lr 0.1
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = _spec(args)
         if args.dry_run:
             return _say(_dry_run(spec) + "\n")
+        _check_descriptors()
         with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
             work = run_group(
                 spec, args.timeout, fixed_signal=args.stop_signal is not None, require_clean=args.require_clean
@@ -85,6 +89,21 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _check_descriptors() -> None:
+    """Whether there is room for an event loop and its helpers, which would fail in the middle, or abort; how many
+    workers fit is told by them. Raises `OSError`."""
+    try:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft - len(os.listdir("/proc/self/fd")) >= ROOM:
+            return
+    except FileNotFoundError:
+        return  # no /proc: nobody can count
+    except OSError:
+        pass  # not even for that
+    words = f"this process may have {soft} descriptors (ulimit -n), which is too few to begin with; raise the limit"
+    raise OSError(errno.EMFILE, words)
 
 
 def _say(text: str) -> int:
