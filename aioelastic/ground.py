@@ -7,9 +7,7 @@ import contextlib
 import errno
 import os
 import resource
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +41,7 @@ from .launch import (
 )
 from .proof import check_free, check_gpus, gpus_left, names_left, ports_left
 from .remains import Remains
-from .report import read_report
+from .report import ErrorFiles, read_report
 from .sinks import Sinks
 from .spec import GroupSpec
 from .stacks import Stacks
@@ -88,6 +86,7 @@ class Ground:
         self._launchers = Launchers(self.environ, self._proc, self.poller, self.census.spare, lost)
         self._calls = Calls()
         self._port: Port | None = None
+        self._error_files: ErrorFiles | None = None
         self._error_dir: Path | None = None
         self._cgroups: dict[str | None, ControlGroups] = {}
         self._first: LaunchPlan | None = None
@@ -109,7 +108,7 @@ class Ground:
             patience = Patience()
             await self.sinks.close(patience, TAKE_BACK)
             with contextlib.suppress(SpecError):  # no thread could be started: then there is nothing to remove
-                await insist(self._proc.submit(self._remove_error_dir))
+                await insist(self._proc.submit(self._close_error_files))
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
             self._release()
@@ -158,7 +157,7 @@ class Ground:
             try:
                 found = await insist(self.evidence(ended_badly))
             finally:
-                await insist(self._proc.submit(self._remove_error_dir))
+                await insist(self._proc.submit(self._close_error_files))
         else:  # then do not touch that disk any more
             self._files.abandoned = True
             words = "a write hangs in the kernel; its thread was left behind"
@@ -182,10 +181,8 @@ class Ground:
         self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
-            try:
-                self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
-            except OSError:
-                pass  # no place for error.json: failures will lack it, nothing else
+            self._error_files = ErrorFiles(run_id)
+            self._error_dir = self._error_files.open()
         self._spec = absolute(self._spec)  # it means the same later, wherever we stand then
         planned = plan(
             self._spec,
@@ -197,8 +194,6 @@ class Ground:
         )
         if any(self._spec.places):
             check_places(planned, self._launchers.tries)
-        if not any(one.start == "zygote" for one in planned.workers):
-            self._entrust_error_dir()
         self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
@@ -207,9 +202,9 @@ class Ground:
     def _open_guardian(self, state: HostState | None) -> None:
         """First of all: it takes longer to come up than all the rest."""
         spec = self._spec
-        by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
-        # zygotes answer to it in any case, but it has to know that they may take their time, and to try their places
-        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop" or any(spec.places)):
+        # whoever starts the workers, it is there to remove what a killed program leaves
+        ours = isinstance(spec.start, str) or any(isinstance(one, Command) for one in spec.entries)
+        if self._launcher == "guardian" and ours:
             self._launchers.open_guardian(state)
             if needs_guardian(spec) and not self._launchers.has_guardian:
                 words = "is given by the guardian, which cannot run here"
@@ -271,13 +266,9 @@ class Ground:
                 found[one] = replace(found.get(one, Evidence()), report=report)
         return found
 
-    def _remove_error_dir(self) -> None:
-        if self._error_dir is not None:
-            shutil.rmtree(self._error_dir, ignore_errors=True)
-
-    def _entrust_error_dir(self) -> None:
-        if self._error_dir is not None:
-            removed_at_the_end(str(self._error_dir))
+    def _close_error_files(self) -> None:
+        if self._error_files is not None:
+            self._error_files.close()
 
     async def _warm_up(self, planned: LaunchPlan) -> None:
         zygotes = [one for one in planned.workers if one.start == "zygote"]
@@ -287,7 +278,6 @@ class Ground:
             environ = merged(self.environ, self._spec.env)
             main = mains[0] if mains else None
             await self._launchers.zygote.open(environ, self._spec.preload, main, self._launchers.state())
-            await completed(self._proc.submit(self._entrust_error_dir))  # it was begun only now, perhaps
 
     def _pack(self, planned: LaunchPlan) -> LaunchPlan:
         """With each function pickled; a forked copy has its own already."""

@@ -1,19 +1,55 @@
-"""Reading a worker's `error.json`, which may be half-written, foreign, or huge. It never raises."""
+"""Workers' error files: where they are without a log directory, and reading one, which may be half-written, foreign, or
+huge, and never raises."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import shm
 from .outcome import ErrorReport
 
 LIMIT = 1_048_576  # bytes; a traceback is not longer
 SHOWN = 65_536  # characters kept of each text
+
+
+class ErrorFiles:
+    """A place for those of one group, in the directory that this process has among the temporary ones (`shm.py`): it is
+    removed after the last group, at the interpreter's end, by the guardian when this program is killed, or by the next
+    program.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._below = tempfile.gettempdir()
+        self._where: str | None = None
+
+    def open(self) -> Path | None:
+        """The directory; None: none can be made, and failures will lack what workers would write there."""
+        try:
+            self._where = shm.own_directory(self._below, hold=True)
+        except OSError:
+            return None
+        return Path(self._where)
+
+    def close(self) -> None:
+        """Nobody needs them any more."""
+        where, self._where = self._where, None
+        if where is None:
+            return
+        with contextlib.suppress(OSError):
+            for name in os.listdir(where):
+                if name.startswith(self._run_id):
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(where, name))
+        shm.let_go(self._below)
 
 
 def read_report(path: Path, clock: str = "", owner: Mapping[str, str | None] | None = None) -> ErrorReport | None:

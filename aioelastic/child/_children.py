@@ -14,8 +14,9 @@ _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_all(graces: dict[int, float] | None, program: int | None) -> None:
-    """`end_children`, then remove the names of shared memory that they and the program (its pidfd) have left.
+def end_all(graces: dict[int, float] | None, program: int | None, temporary: str) -> None:
+    """`end_children`, then remove what has a name and they and the program (its pidfd) have left: shared memory, and
+    error files below `temporary`.
 
     Args:
         program: None: it has not ended, and goes on without us.
@@ -28,6 +29,7 @@ def end_all(graces: dict[int, float] | None, program: int | None) -> None:
     gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on
     try:
         shm.sweep()
+        shm.sweep(temporary)
     except Exception:
         pass
 

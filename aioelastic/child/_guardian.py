@@ -45,7 +45,7 @@ def main() -> NoReturn:
     packet, fds = _socket.receive(control)
     if not packet:
         os._exit(0)  # it has died meanwhile
-    (lifeline,) = fds
+    (lifeline,), (temporary,) = fds, _order.decode(packet, fds)[0]
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
@@ -79,7 +79,7 @@ def main() -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_all(graces, lifeline if os.getppid() == keeper else None)
+            end_all(graces, lifeline if os.getppid() == keeper else None, temporary)
         if guard is not None:
             _place.remove(guard.directories, kill=not asked)
         os._exit(0)

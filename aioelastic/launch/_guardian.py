@@ -12,6 +12,7 @@ import functools
 import os
 import select
 import socket
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class Guardian:
         try:
             program = os.pidfd_open(self.pid)
             try:
-                self._send(_order.PROGRAM, (), [program])
+                self._send(_order.PROGRAM, (tempfile.gettempdir(),), [program])
             finally:
                 os.close(program)
             self.session = start_helper(_argv(), os.environ, theirs)

@@ -193,7 +193,9 @@ def plan(
             continue
         home = run_dir / f"attempt_{attempt}" / str(rank) if run_dir else None
         saved = logs.saves(rank)
-        error_file = home / "error.json" if home else error_dir / f"{rank}-{attempt}.json" if error_dir else None
+        error_file = (
+            home / "error.json" if home else error_dir / f"{run_id}-{rank}-{attempt}.json" if error_dir else None
+        )
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for key in ERROR_FILES:
             if error_file is not None:
