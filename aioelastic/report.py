@@ -28,12 +28,13 @@ class ErrorFiles:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._below = tempfile.gettempdir()
+        self._below = ""
         self._where: str | None = None
 
     def open(self) -> Path | None:
         """The directory; None: none can be made, and failures will lack what workers would write there."""
         try:
+            self._below = tempfile.gettempdir()
             self._where = shm.own_directory(self._below, hold=True)
         except OSError:
             return None

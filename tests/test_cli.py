@@ -754,6 +754,8 @@ def test_few_file_descriptors(what: str, counts: Sequence[int]) -> None:
     for count in counts:
         done = shell(f"ulimit -n {count}; exec $RUN --tee none {what}")
         assert done.returncode in (1, 2), (count, done.stderr)
+        if count < 7 and "Error processing line" in done.stderr:
+            continue  # Python itself, for a .pth file of another package
         assert len(done.stderr.splitlines()) == 1, (count, done.stderr)
         assert "ulimit -n" in done.stderr
         assert done.stdout == ""

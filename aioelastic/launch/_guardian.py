@@ -60,7 +60,7 @@ class Guardian:
         try:
             program = os.pidfd_open(self.pid)
             try:
-                self._send(_order.PROGRAM, (tempfile.gettempdir(),), [program])
+                self._send(_order.PROGRAM, (_temporary(),), [program])
             finally:
                 os.close(program)
             self.session = start_helper(_argv(), os.environ, theirs)
@@ -278,6 +278,13 @@ class GuardianLauncher(Server):
         super().end()
 
     _released = False
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "/tmp"  # nothing can be written anywhere
 
 
 def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
