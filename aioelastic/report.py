@@ -20,6 +20,15 @@ LIMIT = 1_048_576  # bytes; a traceback is not longer
 SHOWN = 65_536  # characters kept of each text
 
 
+def temporary() -> str:
+    """Where temporary files are; `tempfile.gettempdir()` tries it by a file, which stays if we are killed meanwhile."""
+    if tempfile.tempdir is not None:
+        return os.fspath(tempfile.tempdir) if isinstance(tempfile.tempdir, str) else os.fsdecode(tempfile.tempdir)
+    given = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    places = [os.path.abspath(one) for one in (*given, "/tmp", "/var/tmp", "/usr/tmp") if one]
+    return next((one for one in places if os.path.isdir(one) and os.access(one, os.W_OK | os.X_OK)), "/tmp")
+
+
 class ErrorFiles:
     """A place for those of one group, in the directory that this process has among the temporary ones (`shm.py`): it is
     removed after the last group, at the interpreter's end, by the guardian when this program is killed, or by the next
@@ -34,7 +43,7 @@ class ErrorFiles:
     def open(self) -> Path | None:
         """The directory; None: none can be made, and failures will lack what workers would write there."""
         try:
-            self._below = tempfile.gettempdir()
+            self._below = temporary()
             self._where = shm.own_directory(self._below, hold=True)
         except OSError:
             return None

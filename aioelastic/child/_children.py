@@ -84,6 +84,15 @@ def children(parent: int) -> list[int]:
         os.close(fd)
 
 
+def children_of_all_threads() -> list[int]:
+    """Those of this process, by whichever of its threads they were started."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return []
+    return [int(one) for name in threads for one in slurp(f"/proc/self/task/{name}/children", 65536).split()]
+
+
 def own_list() -> int:
     """The kernel's list of the children of this process, open for `listed`; -1 where there is none."""
     try:

@@ -12,14 +12,16 @@ import functools
 import os
 import select
 import socket
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..child import _order, _socket
+from ..child._children import children_of_all_threads
+from ..child._read import slurp
 from ..placement import Orders
+from ..report import temporary
 from ..spec import Std
 from ..watch import Poller
 from . import _host_state
@@ -51,6 +53,7 @@ class Guardian:
     def __init__(self, state: HostState) -> None:
         if state.no_guardian:
             raise OSError(errno.EINVAL, state.no_guardian)
+        _find_former()
         self.pid = os.getpid()
         self.state = state
         self.users = 0
@@ -60,7 +63,7 @@ class Guardian:
         try:
             program = os.pidfd_open(self.pid)
             try:
-                self._send(_order.PROGRAM, (_temporary(),), [program])
+                self._send(_order.PROGRAM, (temporary(),), [program])
             finally:
                 os.close(program)
             self.session = start_helper(_argv(), os.environ, theirs)
@@ -280,13 +283,6 @@ class GuardianLauncher(Server):
     _released = False
 
 
-def _temporary() -> str:
-    try:
-        return tempfile.gettempdir()
-    except OSError:
-        return "/tmp"  # nothing can be written anywhere
-
-
 def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
     return {_encoded(key): None if value is None else _encoded(value) for key, value in environ.items()}
 
@@ -305,6 +301,7 @@ def here() -> str:
 _lock = threading.Lock()
 _guardians: list[Guardian] = []  # the one that was needed last is the last
 _leaving: list[Guardian] = []
+_former: set[int] = set()  # pids
 
 
 def has_one() -> bool:
@@ -357,6 +354,24 @@ def _dismiss_unused() -> None:
         if one.users == 0:
             _dismiss(one)
     _leaving[:] = [one for one in _leaving if not one.wait(0)]
+    if _former:
+        _former.difference_update([pid for pid in _former if _is_reaped(pid)])
+
+
+def _find_former() -> None:
+    """Guardians of the program that this one has replaced by execve(2): they end, and are still its children, of which
+    it knows nothing."""
+    mine = {one.session for one in (*_guardians, *_leaving)}
+    for pid in children_of_all_threads():
+        if pid not in mine and slurp(f"/proc/{pid}/comm", 64) == b"aio-keeper\n" and not _is_reaped(pid):
+            _former.add(pid)
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def _dismiss(one: Guardian) -> None:

@@ -1,0 +1,109 @@
+"""Nothing of ours stays among the temporary files, however a program ends, killed at whatever moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import until
+
+HEAD = """
+import asyncio, os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from aioelastic import Command, Function, Group, Logs, Std, supervise
+QUIET = Logs(tee=Std.NONE)
+LONG = {
+    "command": (lambda: Command("sleep", "1000"), {}),
+    "direct": (lambda: Command("sleep", "1000"), {"launcher": "direct"}),
+    "direct, short": (lambda: Command("true"), {"launcher": "direct"}),
+    "zygote": (lambda: Function(time.sleep, 1000), {}),
+    "spawn": (lambda: Function(time.sleep, 1000), {"start": "spawn"}),
+    "fork": (lambda: Function(time.sleep, 1000), {"start": "fork"}),
+}
+make, how = LONG[sys.argv[1]]
+"""
+
+ENDS = {
+    "returns": "async def main():\n    async with Group(make(), logs=QUIET, check=False, **how): pass",
+    "raises": "async def main():\n    async with Group(make(), logs=QUIET, check=False, **how): raise KeyError",
+    "exits in a callback": """
+async def main():
+    async with Group(make(), logs=QUIET, check=False, on_event=lambda event: sys.exit(3), **how) as group:
+        await group.wait()
+""",
+    "never leaves": "async def main():\n    await Group(make(), logs=QUIET, check=False, **how).__aenter__()",
+    "closes its loop": """
+async def main():
+    await Group(make(), logs=QUIET, check=False, **how).__aenter__()
+    asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
+    await asyncio.sleep(100)
+""",
+    "exits at once": """
+async def main():
+    await Group(make(), logs=QUIET, check=False, **how).__aenter__()
+    os._exit(0)
+""",
+}
+
+
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(tmp_path)}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+@pytest.mark.parametrize("way", ["command", "direct", "zygote", "spawn", "fork"])
+async def test_however_a_program_ends(tmp_path: Path, way: str, end: str) -> None:
+    if (way, end) == ("direct", "exits at once"):
+        pytest.skip("needs no GPU and no root: there is nobody to do it, and the next program does (see below)")
+    program = f"{HEAD}{ENDS[end]}\nasyncio.run(main())\n"
+    subprocess.run([sys.executable, "-c", program, way], capture_output=True, env=environ(tmp_path), timeout=60)
+    await until(lambda: os.listdir(tmp_path) == [])  # after `os._exit` the guardian does it
+
+
+KILLED = """
+count, last = 0, int(sys.argv[2])
+def hook(name, args):
+    global count
+    if armed and name.partition(".")[0] in ("os", "open", "socket", "fcntl", "subprocess", "shutil", "tempfile"):
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+armed = False
+sys.addaudithook(hook)
+async def main():
+    global armed
+    armed = True
+    async with Group(make(), n=2, logs=QUIET, check=False, **how):
+        pass
+asyncio.run(main())
+print(count)
+"""
+
+
+@pytest.mark.parametrize("way", ["command", "zygote", "fork"])
+async def test_killed_at_any_moment(tmp_path: Path, way: str) -> None:
+    """From the beginning of its group to the end."""
+
+    def run(last: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", HEAD + KILLED, way, str(last)]
+        return subprocess.run(words, capture_output=True, text=True, env=environ(tmp_path), timeout=60)
+
+    count = int(run(0).stdout)
+    for last in range(1, count, max(count // 16, 1)):
+        ran = run(last)
+        assert (ran.returncode, ran.stderr) == (-signal.SIGKILL, "")
+        await until(lambda: os.listdir(tmp_path) == [])
+
+
+def test_what_nobody_could_remove_goes_with_the_next_program(tmp_path: Path) -> None:
+    program = f"{HEAD}{ENDS['exits at once']}\nasyncio.run(main())\n"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program, "direct, short"], env=environ(tmp_path), timeout=60, check=True)
+        assert len(os.listdir(tmp_path)) == 1
+    program = f"{HEAD}{ENDS['returns']}\nasyncio.run(main())\n"
+    subprocess.run([sys.executable, "-c", program, "direct, short"], env=environ(tmp_path), timeout=60, check=True)
+    assert os.listdir(tmp_path) == []
