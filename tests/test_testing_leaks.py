@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -211,6 +212,13 @@ async def test_a_worker_that_is_gone_from_us_is_a_stray() -> None:
     await gone(pid)
 
 
+async def test_a_temporary_file_of_ours_is_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(LeftBehind, match=f"temporary file: {tmp_path}/aioelastic-shares-1"), no_leaks(OTHERS):
+        (tmp_path / "aioelastic-shares-1").mkdir()
+        (tmp_path / "of somebody else's").mkdir()
+
+
 # --- shared memory of others ---
 
 HOLDS = """
@@ -249,7 +257,7 @@ def test_shared_memory_that_a_stranger_holds_is_no_leak(how: str) -> None:
     before = Holdings.now()
     with stranger(name, how):
         now = Holdings.now()
-    assert any(one.startswith(name) for one in now.shm)
+    assert any(one.startswith(f"/dev/shm/{name}") for one in now.shm)
     with stranger(name, how):
         leaks = Holdings.now().leaks(before)
     assert name not in str(leaks.get("shared memory"))

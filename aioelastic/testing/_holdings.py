@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..launch import end_helpers
 from ._family import descendants, marked, process, strays
-from ._shm import names, ours
+from ._shm import SHM, names, ours
 
 
 class LeftBehind(AssertionError):
@@ -23,7 +23,7 @@ class LeftBehind(AssertionError):
 
     Attributes:
         leaks: kind (`"process"`, `"zombie"`, `"stray"`, `"thread"`, `"file descriptor"`, `"shared memory"`,
-            `"memfd map"`, `"task"`) → what is left, in words.
+            `"temporary file"`, `"memfd map"`, `"task"`) → what is left, in words.
     """
 
     def __init__(self, leaks: Mapping[str, Iterable[str]]) -> None:
@@ -89,13 +89,15 @@ class Holdings:
         Args:
             ignore: patterns (fnmatch) of names in /dev/shm that are somebody else's.
         """
+        left = ours(_new_keys(self.shm, before.shm), tuple(ignore))
         named = {
             "process": _new(self.processes, before.processes),
             "zombie": _new(self.zombies, before.zombies),
             "stray": _new(self.strays, before.strays),
             "thread": _new(self.threads, before.threads),
             "file descriptor": _new(self.fds, before.fds),
-            "shared memory": ours(_new_keys(self.shm, before.shm), tuple(ignore)),
+            "shared memory": [one for one in left if one.startswith(SHM)],
+            "temporary file": [one for one in left if not one.startswith(SHM)],
             "memfd map": _new(self.memfds, before.memfds),
             "task": _new(self.tasks, before.tasks),
         }
@@ -104,7 +106,8 @@ class Holdings:
 
 @contextlib.contextmanager
 def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
-    """A block that must leave nothing behind: no process, zombie, file descriptor, thread, shared memory or task.
+    """A block that must leave nothing behind: no process, zombie, file descriptor, thread, shared memory, temporary
+    file of ours, or task.
 
     Warm zygotes are ended first (they would stay for the next group). In a coroutine, tasks of its loop count too.
 

@@ -1,4 +1,4 @@
-"""Names in /dev/shm: which of them are ours, on a machine that others use too."""
+"""Names in /dev/shm, and ours among the temporary files: which are left by us, on a machine that others use too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..report import temporary
 from ._family import descendants
 
 SHM = "/dev/shm"
@@ -15,20 +16,21 @@ AGAIN = 0.1  # seconds until a name that nobody holds is looked at once more
 
 
 def names() -> dict[str, str]:
-    """Identity and name of what our user has there."""
+    """Identity and path of what our user has there."""
     found: dict[str, str] = {}
-    with contextlib.suppress(OSError), os.scandir(SHM) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                about = entry.stat(follow_symlinks=False)
-                if about.st_uid == os.geteuid():
-                    found[f"{entry.name}\0{about.st_ino}"] = entry.name
+    for place, prefix in ((SHM, ""), (temporary(), "aioelastic-")):
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    about = entry.stat(follow_symlinks=False)
+                    if about.st_uid == os.geteuid() and entry.name.startswith(prefix):
+                        found[f"{entry.path}\0{about.st_dev}:{about.st_ino}"] = entry.path
     return found
 
 
 def ours(new: list[str], ignore: tuple[str, ...]) -> list[str]:
     """Those of them that no stranger has open, now and a little later."""
-    new = [one for one in new if not any(fnmatch(one.partition("\0")[0], pattern) for pattern in ignore)]
+    new = [one for one in new if not any(fnmatch(os.path.basename(_path(one)), pattern) for pattern in ignore)]
     for pause in (AGAIN, 0.0):
         if not new:
             break
@@ -36,12 +38,15 @@ def ours(new: list[str], ignore: tuple[str, ...]) -> list[str]:
         there = names()
         new = [one for one in new if one in there and one.partition("\0")[2] not in held]
         time.sleep(pause if new else 0.0)
-    return [f"{SHM}/{one.partition(chr(0))[0]}" for one in new]
+    return [_path(one) for one in new]
+
+
+def _path(identity: str) -> str:
+    return identity.partition("\0")[0]
 
 
 def _held_by_strangers() -> set[str]:
-    """The inodes in /dev/shm that others have mapped or open, as far as we may look."""
-    device = os.stat(SHM).st_dev
+    """Device and inode of what others have mapped or open, as far as we may look."""
     family = descendants()
     held: set[str] = set()
     for name in os.listdir("/proc"):
@@ -51,11 +56,9 @@ def _held_by_strangers() -> set[str]:
             for line in Path(f"/proc/{name}/maps").read_text(errors="replace").splitlines():
                 fields = line.split(None, 5)
                 major, _, minor = fields[3].partition(":")
-                if os.makedev(int(major, 16), int(minor, 16)) == device:
-                    held.add(fields[4])
+                held.add(f"{os.makedev(int(major, 16), int(minor, 16))}:{fields[4]}")
             for fd in os.listdir(f"/proc/{name}/fd"):
                 with contextlib.suppress(OSError):
                     about = os.stat(f"/proc/{name}/fd/{fd}")
-                    if about.st_dev == device:
-                        held.add(str(about.st_ino))
+                    held.add(f"{about.st_dev}:{about.st_ino}")
     return held
