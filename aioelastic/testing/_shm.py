@@ -18,7 +18,7 @@ AGAIN = 0.1  # seconds until a name that nobody holds is looked at once more
 def names() -> dict[str, str]:
     """Identity and path of what our user has there."""
     found: dict[str, str] = {}
-    for place, prefix in ((SHM, ""), (temporary(), "aioelastic-")):
+    for place, prefix in ((SHM, ""), (temporary(), "aioelastic-shares-")):
         with contextlib.suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
