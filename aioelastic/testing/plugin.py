@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test leaves no process, zombie, thread, file descriptor, shared memory, temporary file or asyncio task behind.
+    """The test leaves no process, zombie, thread, descriptor, shared memory, temporary file or asyncio task behind.
 
     Fixtures that are set up after this one are torn down before it looks. Warm zygotes are ended first. For all
     tests: `pytestmark = pytest.mark.usefixtures("no_leaks")`, or an autouse fixture of your own that asks for it.
