@@ -266,7 +266,7 @@ async def test_one_cannot_start_takes_back_the_others(tmp_path: Path) -> None:
     assert failure.argv == (str(program), "1000")
     assert "Exec format error" in failure.cause
     assert str(program) in str(caught.value.exceptions[0])
-    assert failure.status == 127
+    assert failure.status == 126
     assert result[0].stopped
     assert result[1].stopped
     assert result[3].stopped or result[3].outcome == "never started"
