@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import forked
 from .cgroups import ControlGroups
 from .entry import Command
 from .errors import SpecError
@@ -67,6 +68,8 @@ class Ground:
         on_trouble: Callable[[str, str, int], None],
         launcher: Launcher | By = "guardian",
     ):
+        self.loop = loop
+        forked.register(self)
         self._launcher = launcher
         self.environ: Mapping[str, str] = dict(os.environ)
         self._spec = spec
@@ -113,6 +116,11 @@ class Ground:
         Programs are those that the first attempt has found. Should one be gone, the system will say so.
         """
         return await completed(self._proc.submit(lambda: self._prepare_again(attempt, ranks)))
+
+    def disown(self) -> list[int]:
+        """See `forked`: what it stands on has each its own; its loop is told by this."""
+        self._error_dir = None
+        return []
 
     def launcher(self) -> Launcher:
         """What starts the workers."""

@@ -30,6 +30,7 @@ ORDER = [
     "events",
     "lifecycle",
     "report",
+    "forked",
     "thread",
     "turns",
     "shm",

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Mapping
 
+from .. import forked
 from ..child import _work
 from ..watch import Poller, pidfd_or_none
 from ._direct import DirectProcess
@@ -85,4 +86,5 @@ class ForkLauncher:
             raise
         finally:
             ends.close_theirs()
-        return DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller)
+        forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
+        return process

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import forked
 from ..child import _order, _socket
 from ..spec import Std
 from ..watch import Poller
@@ -55,6 +56,7 @@ class Guardian:
             raise
         finally:
             os.close(theirs)
+        forked.register(self)
 
     def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
         """A connection for the workers of a group, which begin with `environ` and with what this process has now, and
@@ -145,9 +147,9 @@ class Guardian:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.session, os.WNOHANG)
 
-    def disown(self) -> None:
-        """We are a forked copy, and the number of its descriptor may be something else's here."""
-        self._control.detach()
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        return [self._control.detach(), self._pidfd] if self._control.fileno() >= 0 else []
 
     def _send(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         # blocks while it is full, which is while the guardian starts; datagrams of several threads do not mix
@@ -245,10 +247,7 @@ def guardian() -> Guardian:
         one = _guardian
         if one is not None and (one.key != _key() or one.has_left()):
             _guardian = None
-            if one.key[0] == os.getpid():
-                one.end()
-            else:
-                one.disown()
+            one.end()
         if _guardian is None:
             _guardian = Guardian()
         return _guardian
@@ -284,8 +283,15 @@ def end_guardian() -> None:
     global _guardian
     with _lock:
         one, _guardian = _guardian, None
-        if one is not None and one.key[0] == os.getpid():
+        if one is not None:
             one.end()
+
+
+@forked.in_copies
+def _renew() -> None:
+    """That of the original is not ours; and whoever had the lock there is not here."""
+    global _lock, _guardian
+    _lock, _guardian = threading.Lock(), None
 
 
 def _key() -> tuple[Any, ...]:

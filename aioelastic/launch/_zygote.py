@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from .. import forked
 from ..child import _order, _socket
 from ..errors import SpecError
 from ..watch import Poller
@@ -94,6 +95,8 @@ class Zygote(Server):
     def end(self) -> None:
         """It goes, and with it what it has forked."""
         super().end()
+        if self._lost:
+            return
         if self._parent is not None:
             self._parent.end_helper(self._number)
             return
@@ -182,13 +185,10 @@ _zygotes: list[Zygote] = []
 def _acquire(
     environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, loop: asyncio.AbstractEventLoop
 ) -> Zygote:
-    key = (os.getpid(), sys.executable, preload, main, tuple(search_path()), frozenset(environ.items()))
+    key = (sys.executable, preload, main, tuple(search_path()), frozenset(environ.items()))
     with _lock:
         for one in list(_zygotes):
-            if one.key[0] != os.getpid():
-                _zygotes.remove(one)  # we are a copy of the process that has it, without its descriptors
-                one.disown()
-            elif one.loop is None and one.has_left():
+            if one.loop is None and one.has_left():
                 _zygotes.remove(one)
                 one.end()
         for one in _zygotes:
@@ -214,7 +214,13 @@ def end_helpers() -> None:
     """End what stays warm, zygotes and the guardian: at the interpreter's end, or to leave nothing running before."""
     with _lock:
         for one in _zygotes:
-            if one.key[0] == os.getpid():
-                one.end()
+            one.end()
         _zygotes.clear()
     end_guardian()
+
+
+@forked.in_copies
+def _renew() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _zygotes.clear()

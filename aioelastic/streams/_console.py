@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from .. import forked
 from ._files import FileSink, FileThread
 
 if TYPE_CHECKING:
@@ -66,6 +67,18 @@ class Console:
         self._problem: str | None = None  # set: nothing can be written any more
         self._waiting: list[Callable[[], None]] = []
         self._attach(stream)
+        forked.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked`: what it has not written yet, the original will."""
+        self._problem, self._armed = "is the original's", False
+        self._backlog.clear()
+        self._pumps.clear()
+        spill, self._spill = self._spill, None
+        if spill is not None:
+            spill.disown()
+        fd, self._fd = self._fd, -1
+        return [fd] if fd >= 0 else []
 
     @classmethod
     def of(
@@ -404,6 +417,10 @@ class _Spill:
     def close(self) -> None:
         self._closed = True
         self._thread.put(self._file.close)
+
+    def disown(self) -> None:
+        self._closed = True
+        self._file.close()
 
     def _give(self, take: Callable[[bytes], None], data: bytes, queued: int) -> None:
         if not data and self._thread.queued != queued:

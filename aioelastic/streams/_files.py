@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import forked
 from ..thread import HelperThread
 
 if TYPE_CHECKING:
@@ -107,12 +108,18 @@ class FileSink:
         self._line_at = 0  # where the unfinished line at the file's end begins
         self._told: set[int | None] = set()
         self._missing = False  # could not be opened, which was told
+        forked.register(self)
 
     def open(self, append: bool = False) -> None:
         """Make the file (it must not exist, unless to `append`). Runs in the writer's thread. Raises `OSError`."""
         if self.path is not None:
             how = os.O_APPEND if append else os.O_EXCL
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | how | os.O_CLOEXEC, 0o666)
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fd, self._fd = self._fd, -1
+        return [fd] if fd >= 0 and not self._given else []
 
     def try_open(self, append: bool = False) -> None:
         """The same, but what prevents it is told, and all bytes are counted as lost."""
