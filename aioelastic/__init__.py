@@ -50,6 +50,7 @@ _HOMES = {
     "SpecError": "errors",
     "WorkerFailed": "errors",
     "Line": "streams",
+    "LINE_LIMIT": "streams",
     "LaunchPlan": "launch",
     "plan": "launch",
     "record": "child",
@@ -92,6 +93,7 @@ __all__ = [
     "SpecError",
     "WorkerFailed",
     "Line",
+    "LINE_LIMIT",
     "LaunchPlan",
     "plan",
     "record",
@@ -147,6 +149,7 @@ if TYPE_CHECKING:
     from .spec import Rotate as Rotate
     from .spec import Std as Std
     from .spec import Stop as Stop
+    from .streams import LINE_LIMIT as LINE_LIMIT
     from .streams import Line as Line
     from .why import Cause as Cause
     from .worker import Worker as Worker

@@ -9,6 +9,7 @@ from .launch import LaunchPlan
 from .outcome import ErrorReport, Failure, GroupResult, Reason, Result
 from .proof import of_worker
 from .remains import Process, Remains
+from .shown import printable
 from .spec import Std
 from .turns import Turns
 from .why import Cause, Evidence, Facts, cause_of
@@ -85,13 +86,14 @@ def failure_of(worker: Worker, plan: LaunchPlan, found: Evidence | None = None, 
         argv=worker.plan.argv,
         cwd=worker.plan.cwd,
         exit=worker.exit,
-        cause=worker.cause or str(worker.exit),
+        cause=printable(worker.cause or str(worker.exit)),
         error=None if found is None else found.report,
         stdout=worker.output(Std.OUT),
         stderr=worker.output(Std.ERR),
         first=first,
         exception=worker.error,
         why=why(worker, found, failed=True),
+        errno=None if worker.refused is None else worker.refused.cause.errno,
     )
 
 
@@ -132,7 +134,10 @@ def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
     if not failed and not stopped and stuck is None:
         return None
     found = found or Evidence()
-    told = worker.error.headline if worker.error else found.report.message if found.report else ""
+    report = found.report
+    own = report is not None and report.pid in (None, worker.pid)
+    told = worker.error.headline if worker.error else report.message if report and (own or worker.pid is None) else ""
+    child = report.message if report and not told and report.is_of(worker.pid, exit) else ""
     return cause_of(
         Facts(
             exit,
@@ -141,6 +146,7 @@ def why(worker: Worker, found: Evidence | None, failed: bool) -> Cause | None:
             stuck="" if stuck is None else str(stuck),
             parent=worker.parent,
             raised=told,
+            child=child,
             instead=worker.cause if worker.answer is not None and worker.cause != str(exit) else "",
             sent=frozenset(worker.trail.sent),
             said=str(worker.output(Std.ERR)),

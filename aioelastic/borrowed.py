@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import has_method
 from .entry import Command, Function
 from .errors import SpecError
 
@@ -89,7 +90,7 @@ def check_borrowed(start: Any, entries: Sequence[Command | Function], env: Mappi
     """
     if isinstance(start, type):
         raise SpecError("start", start, "is a class", f"make one: start={start.__name__}()")
-    if isinstance(start, str) or not callable(getattr(start, "submit", None)):
+    if isinstance(start, str) or not has_method(start, "submit"):
         problem = "is neither a way to start nor an executor"
         raise SpecError("start", start, problem, 'use "zygote", "spawn", "fork", or an executor with submit()')
     if kind_of(start).processes:

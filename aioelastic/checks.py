@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
-import reprlib
 import signal as _signal
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .errors import SpecError
+from .shown import shown, told
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -35,31 +36,37 @@ class FrozenDict(dict[_K, _V]):
         return (FrozenDict, (dict(self),))
 
 
-def shown(value: object, limit: int = 60) -> str:
-    """A value in one short line."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = limit
-    short.maxlist = short.maxtuple = short.maxdict = 8
-    try:
-        text = " ".join(short.repr(value).split())
-    except Exception as exc:  # its own __repr__ is broken
-        return f"<{type(value).__name__}, whose repr() raised {type(exc).__name__}>"
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def parse_signal(field: str, value: int | str) -> int:
+    """`15`, `"TERM"`, `"SIGTERM"`, `"SIGRTMIN+3"` or a member → the member; a number where there is none (real-time
+    signals, signal(7)). Raises `SpecError`.
+    """
+    number: object = value
+    if isinstance(value, str):
+        name = value.strip().upper()
+        name = name if name.isdigit() or name.startswith("SIG") else f"SIG{name}"
+        number = int(name) if name.isdecimal() else _NUMBERS.get(name)
+    if isinstance(number, int) and not isinstance(number, bool) and number in _signal.valid_signals():
+        return _signal.Signals(number) if number in _MEMBERS else int(number)
+    remedy = 'give a name like "SIGTERM" or "SIGRTMIN+3", a number, or signal.SIGINT'
+    raise SpecError(field, value, "is not a signal of this system", remedy)
 
 
-def parse_signal(field: str, value: int | str) -> _signal.Signals:
-    """`15`, `"TERM"`, `"SIGTERM"` or a member → the member. Raises `SpecError` that lists near names."""
-    try:
-        if isinstance(value, str):
-            name = value.upper()
-            if name.isdigit():
-                return _signal.Signals(int(name))
-            return _signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return _signal.Signals(value)
-    except (KeyError, ValueError):
-        pass
-    raise SpecError(field, value, "is not a signal of this system", 'give a name like "SIGTERM" or signal.SIGINT')
+def signal_name(number: int) -> str:
+    """`11` → `"SIGSEGV"`, `37` → `"SIGRTMIN+3"`; unknown ones by number."""
+    if number in _MEMBERS:
+        return _signal.Signals(number).name
+    if _signal.SIGRTMIN < number < _signal.SIGRTMAX:
+        return f"SIGRTMIN+{number - _signal.SIGRTMIN}"
+    return f"signal {number}"
+
+
+_MEMBERS = {int(one) for one in _signal.Signals}
+_REAL_TIME = range(_signal.SIGRTMIN, _signal.SIGRTMAX + 1)
+_NUMBERS: dict[str, int] = {
+    **{f"SIGRTMIN+{at}": number for at, number in enumerate(_REAL_TIME)},
+    **{f"SIGRTMAX-{at}": number for at, number in enumerate(reversed(_REAL_TIME))},
+    **{name: int(one) for name, one in _signal.Signals.__members__.items()},
+}
 
 
 def check_env(field: str, env: Mapping[str, str | None] | None) -> FrozenDict[str, str | None]:
@@ -72,11 +79,13 @@ def check_env(field: str, env: Mapping[str, str | None] | None) -> FrozenDict[st
         if not isinstance(key, str) or not key or "=" in key or "\0" in key:
             raise SpecError(f"{field} key", key, "cannot name a variable", "use a non-empty str without '=' and NUL")
         if value is not None and not isinstance(value, str):
-            raise SpecError(f"{field}[{key!r}]", value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+            raise SpecError(
+                f"{field}[{shown(key)}]", value, f"is {type(value).__name__}, not str", f"write {_as_text(value)}"
+            )
         if value is not None and "\0" in value:
-            raise SpecError(f"{field}[{key!r}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
+            raise SpecError(f"{field}[{shown(key)}]", value, "holds a NUL byte", "remove it: execve(2) would cut there")
         check_encodes(f"{field} key", key)
-        check_encodes(f"{field}[{key!r}]", value or "")
+        check_encodes(f"{field}[{shown(key)}]", value or "")
     return FrozenDict(env)
 
 
@@ -102,7 +111,7 @@ def check_argv(argv: Sequence[Any]) -> tuple[str, ...]:
 def check_path(field: str, value: Any) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {str(value)!r}")
+        raise SpecError(field, value, f"is {type(value).__name__}, not str", f"write {_as_text(value)}")
     if "\0" in text:
         raise SpecError(field, value, "holds a NUL byte", "remove it: the kernel would cut there")
     check_encodes(field, text)
@@ -116,6 +125,39 @@ def check_whole(field: str, value: Any, least: int, most: int | None = None) -> 
         raise SpecError(field, value, f"is less than {least}", f"give a whole number from {least}")
     if most is not None and value > most:
         raise SpecError(field, value, f"is more than {most:,}", f"give a whole number up to {most}")
+
+
+def _as_text(value: Any) -> str:
+    """How to write it as a str, where that is known."""
+    return repr(str(value)) if type(value) in (int, float, bool) else "it as a str"
+
+
+def check_choice(field: str, value: Any, choices: Sequence[str]) -> None:
+    """Whether it is one of these words; nothing is compared that is no word."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = (f'"{one}"' for one in choices)
+        raise SpecError(field, value, "is not known", f"use {', '.join(others)} or {last}")
+
+
+def has_method(value: Any, name: str) -> bool:
+    """Whether it has one of that name; a `__getattr__` of others may raise anything."""
+    try:
+        return callable(getattr(value, name, None))
+    except Exception:
+        return False
+
+
+def check_items(field: str, given: Any, what: str, remedy: str, most: int = PID_MAX) -> tuple[Any, ...]:
+    """The items of a collection, of any kind but a text or a mapping, that has an end."""
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise SpecError(field, given, f"is not {what}", remedy)
+    try:
+        items = tuple(itertools.islice(given, most + 1))
+    except Exception as exc:  # it is the caller's, and may do anything
+        raise SpecError(field, given, f"cannot be read: {told(exc)}", remedy) from exc
+    if len(items) > most:
+        raise SpecError(field, given, f"has more than {most:,} items", remedy)
+    return items
 
 
 def check_bool(field: str, value: Any) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from .checks import PID_MAX, FrozenDict, check_argv, check_env, check_path, check_whole
+from .checks import PID_MAX, FrozenDict, check_argv, check_choice, check_env, check_items, check_path, check_whole
 from .errors import SpecError
+from .shown import told
 
 
 @dataclass(frozen=True, init=False)
@@ -47,8 +48,7 @@ class Command:
         put(self, "cwd", None if cwd is None else check_path("cwd", cwd))
         if self.cwd == "":
             raise SpecError("cwd", cwd, "is empty", "name a directory, or leave it out")
-        if stdin not in ("null", "inherit"):
-            raise SpecError("stdin", stdin, "is not known", 'use "null" or "inherit"')
+        check_choice("stdin", stdin, ("null", "inherit"))
         put(self, "stdin", stdin)
 
 
@@ -145,7 +145,7 @@ def resolve(entry: Entry, n: int | None) -> tuple[Command | Function, ...]:
             "entry", entry, "is not a Command", 'give Command("python", "train.py"); no shell splits a string'
         )
     if isinstance(entry, Sequence):
-        commands = tuple(entry)
+        commands = check_items("entry", entry, "a list of Commands", "give one Command per rank")
         if not commands:
             raise SpecError("entry", entry, "is empty", "give one Command per rank")
         if n is not None and n != len(commands):
@@ -169,7 +169,7 @@ def _built(builder: Callable[[int], Command | Function], rank: int) -> Command |
         raise SpecError(
             f"entry(rank={rank})",
             builder,
-            f"raised {type(exc).__name__}: {exc}",
+            f"raised {told(exc)}",
             "mend the builder: it is called once per rank before anything starts",
         ) from exc
     return _is_command(f"entry(rank={rank})", made)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from .shown import printable, shown, text_of, told
 
 if TYPE_CHECKING:
     from .outcome import Failure, GroupResult
@@ -17,20 +20,24 @@ class SpecError(ValueError):
         value: what it was.
         problem: what is wrong with it, in words.
         remedy: what to write instead.
+        status: the exit status of a command line that was given this: 2; 127 for a program that was not found, 126 for
+            one that cannot be run.
     """
 
-    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+    def __init__(self, field: str, value: object, problem: str, remedy: str, status: int = 2) -> None:
         super().__init__(field, value, problem, remedy)
         self.field = field
         self.value = value
         self.problem = problem
         self.remedy = remedy
+        self.status = status
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        if len(shown) > 200:
-            shown = shown[:200] + "…"
-        return f"{self.field}={shown} {self.problem}; {self.remedy}"
+        return printable(f"{self.field}={shown(self.value, 200)} {self.problem}; {self.remedy}")
+
+    def __repr__(self) -> str:
+        # asyncio asks for it, of every task that ends with an error
+        return f"SpecError({self.field!r}, {shown(self.value, 200)}, {self.problem!r}, {self.remedy!r})"
 
 
 class LaunchFailed(Exception):
@@ -49,7 +56,17 @@ class LaunchFailed(Exception):
         self.cause = cause
 
     def __str__(self) -> str:
-        return f"rank {self.rank} could not start {list(self.argv)!r}: {self.cause}"
+        return printable(f"rank {self.rank} could not start {shown(list(self.argv), 200)}: {refusal(self.cause)}")
+
+
+def refusal(cause: OSError) -> str:
+    """What the system said, without a number that nobody knows: `"Exec format error: 'prog'"`."""
+    if cause.strerror is None:
+        return text_of(cause)
+    if cause.filename is None:
+        return cause.strerror
+    name = os.fsdecode(cause.filename) if isinstance(cause.filename, bytes) else cause.filename
+    return f"{cause.strerror}: {shown(name, 200)}"
 
 
 class RemoteError(Exception):
@@ -86,10 +103,13 @@ class RemoteError(Exception):
     def headline(self) -> str:
         """Type and message, in one line."""
         first = self.message.partition("\n")[0]
-        return f"{self.type_name}: {first}" if first else self.type_name
+        return printable(f"{self.type_name}: {first}" if first else self.type_name)
 
     def __str__(self) -> str:
         return self.headline
+
+    def __repr__(self) -> str:
+        return f"RemoteError({self.phase!r}, {self.headline!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the exception if it cannot be pickled and made again."""
@@ -99,7 +119,7 @@ class RemoteError(Exception):
         try:
             pickle.loads(pickle.dumps(exception))
         except Exception as exc:
-            exception, why = None, f"{type(exc).__name__}: {exc}"
+            exception, why = None, told(exc)
         return (RemoteError, (self.phase, self.type_name, self.message, self.traceback, exception, why))
 
 
@@ -118,6 +138,9 @@ class WorkerFailed(Exception):
 
     def __str__(self) -> str:
         return self.failure.describe()
+
+    def __repr__(self) -> str:
+        return f"WorkerFailed({self.failure.headline!r})"
 
 
 class GroupFailed(ExceptionGroup[WorkerFailed]):

@@ -90,7 +90,8 @@ class GaveUp(Event):
 class SinkTrouble(Event):
     """A sink failed or lost bytes. Other sinks and the workers go on.
 
-    `sink` names it (a path, `"stdout"`, `"callback"`), `lost` counts bytes that did not arrive so far.
+    `sink` names it (a path, `"stdout"`, `"callback"`), `lost` counts bytes that did not arrive so far. The tee tells
+    each problem once, within 0.1 s of the first byte that it costs, and the last one again at the end if more was lost.
     """
 
     sink: str

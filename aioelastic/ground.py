@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import shutil
+import resource
 import socket
-import tempfile
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,21 +15,25 @@ from typing import TYPE_CHECKING
 
 from . import forked
 from .cgroups import ControlGroups
+from .child import _record
 from .entry import Command
 from .errors import SpecError
 from .launch import (
     TAG,
     By,
     Calls,
+    HostState,
     Launcher,
     Launchers,
     LaunchPlan,
     Port,
     absolute,
+    check_input,
     check_limits,
     check_open,
     check_places,
-    guardian,
+    keep_standard,
+    let_standard_go,
     merged,
     needs_guardian,
     plan,
@@ -38,7 +42,7 @@ from .launch import (
 )
 from .proof import check_free, check_gpus, gpus_left, names_left, ports_left
 from .remains import Remains
-from .report import read_report
+from .report import ErrorFiles, read_report
 from .sinks import Sinks
 from .spec import GroupSpec
 from .stacks import Stacks
@@ -69,6 +73,7 @@ class Ground:
         launcher: Launcher | By = "guardian",
     ):
         self.loop = loop
+        self._lost = False  # this is a forked copy
         forked.register(self)
         self._launcher = launcher
         self.environ: Mapping[str, str] = dict(os.environ)
@@ -85,6 +90,7 @@ class Ground:
         self._launchers = Launchers(self.environ, self._proc, self.poller, self.census.spare, lost)
         self._calls = Calls()
         self._port: Port | None = None
+        self._error_files: ErrorFiles | None = None
         self._error_dir: Path | None = None
         self._cgroups: dict[str | None, ControlGroups] = {}
         self._first: LaunchPlan | None = None
@@ -95,18 +101,23 @@ class Ground:
         Raises:
             SpecError: something asked for cannot be had; nothing of it is left.
         """
+        keep_standard()
         self.poller.keep()
         try:
-            planned = await completed(self._proc.submit(lambda: self._prepare(run_id)))
+            state = self._launchers.begin(tries=self._launcher != "guardian" or any(self._spec.places))
+            planned = await completed(self._proc.submit(lambda: self._prepare(run_id, state)))
             await self._warm_up(planned)
             await self.sinks.open(planned)
-        except BaseException:
+        except BaseException as exc:
             patience = Patience()
             await self.sinks.close(patience, TAKE_BACK)
-            await insist(self._proc.submit(self._remove_error_dir))
+            with contextlib.suppress(SpecError):  # no thread could be started: then there is nothing to remove
+                await insist(self._proc.submit(self._close_error_files))
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
             self._release()
+            if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise _no_descriptor(exc) from None
             raise
         return planned
 
@@ -119,12 +130,16 @@ class Ground:
 
     def disown(self) -> list[int]:
         """See `forked`: what it stands on has each its own; its loop is told by this."""
-        self._error_dir = None
+        self._lost = True
         return []
 
     def launcher(self) -> Launcher:
         """What starts the workers."""
         return self._launchers if isinstance(self._launcher, str) else self._launcher
+
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Workers that are started in this block are started without anybody else's turn in between."""
+        return self._launchers.at_once()
 
     def adopted(self) -> list[int]:
         """See `Census.left`."""
@@ -151,9 +166,11 @@ class Ground:
             try:
                 found = await insist(self.evidence(ended_badly))
             finally:
-                await insist(self._proc.submit(self._remove_error_dir))
+                await insist(self._proc.submit(self._close_error_files))
         else:  # then do not touch that disk any more
-            self._on_trouble("log files", "a write hangs in the kernel; its thread was left behind", 0)
+            self._files.abandoned = True
+            words = "a write hangs in the kernel; its thread was left behind"
+            self._on_trouble("log files", words, self._files.behind)
         await _ended(self._proc, patience, bound)
         self._release()
         return found
@@ -162,19 +179,19 @@ class Ground:
         """What they wrote about themselves, and what was seen from outside."""
         return self._proc.submit(lambda: self._find(ended_badly))
 
-    def _prepare(self, run_id: str) -> LaunchPlan:
+    def _prepare(self, run_id: str, state: HostState | None) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
-        self._open_guardian()
+        self._open_guardian(state)
         check_limits(self._spec, self._launchers.is_up)
         check_free(self._spec.ports)
+        if any(isinstance(one, Command) and one.stdin == "inherit" for one in self._spec.entries):
+            check_input()
         check_gpus(self._gpus())
         self.witness.begin()
         self._port = Port()
         if self._spec.logs.dir is None:
-            try:
-                self._error_dir = Path(tempfile.mkdtemp(prefix="aioelastic-"))
-            except OSError:
-                pass  # no place for error.json: failures will lack it, nothing else
+            self._error_files = ErrorFiles(run_id)
+            self._error_dir = self._error_files.open()
         self._spec = absolute(self._spec)  # it means the same later, wherever we stand then
         planned = plan(
             self._spec,
@@ -184,21 +201,20 @@ class Ground:
             environ=self.environ,
             error_dir=self._error_dir,
         )
-        check_places(planned)
-        if not any(one.start == "zygote" for one in planned.workers):
-            self._entrust_error_dir()
+        if any(self._spec.places):
+            check_places(planned, self._launchers.tries)
         self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
         return self._first
 
-    def _open_guardian(self) -> None:
+    def _open_guardian(self, state: HostState | None) -> None:
         """First of all: it takes longer to come up than all the rest."""
         spec = self._spec
-        by_it = spec.start == "spawn" or any(isinstance(one, Command) for one in spec.entries)
-        # zygotes answer to it in any case, but it has to know that they may take their time
-        if self._launcher == "guardian" and (by_it or spec.stop.if_lost == "stop"):
-            self._launchers.open_guardian()
+        # whoever starts the workers, it is there to remove what a killed program leaves
+        ours = isinstance(spec.start, str) or any(isinstance(one, Command) for one in spec.entries)
+        if self._launcher == "guardian" and ours:
+            self._launchers.open_guardian(state)
             if needs_guardian(spec) and not self._launchers.has_guardian:
                 words = "is given by the guardian, which cannot run here"
                 raise SpecError("placement", spec.places, words, "leave it out")
@@ -239,8 +255,7 @@ class Ground:
                 below = None if asked is True else str(asked)
                 if below not in self._cgroups:
                     made = self._cgroups[below] = ControlGroups(below, run_id)
-                    with contextlib.suppress(OSError):  # where there is none, nobody is to be told
-                        guardian().remove(str(made.path))
+                    removed_at_the_end(str(made.path))
                 one = replace(one, cgroup=self._cgroups[below].make(one.rank, one.attempt))
             workers.append(one)
         return replace(plan, workers=tuple(workers))
@@ -250,18 +265,19 @@ class Ground:
 
     def _find(self, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         found = self.witness.find(ended_badly)
+        clock = _record.clock()
         for one in ended_badly:
-            if one.plan.error_file is not None and (report := read_report(one.plan.error_file)) is not None:
+            if one.plan.error_file is None:
+                continue
+            names = ("run_id", "rank", "attempt")
+            owner = {name: one.plan.overlay.get(f"AIOELASTIC_{name.upper()}") for name in names}
+            if (report := read_report(one.plan.error_file, clock, owner)) is not None:
                 found[one] = replace(found.get(one, Evidence()), report=report)
         return found
 
-    def _remove_error_dir(self) -> None:
-        if self._error_dir is not None:
-            shutil.rmtree(self._error_dir, ignore_errors=True)
-
-    def _entrust_error_dir(self) -> None:
-        if self._error_dir is not None:
-            removed_at_the_end(str(self._error_dir))
+    def _close_error_files(self) -> None:
+        if self._error_files is not None:
+            self._error_files.close()
 
     async def _warm_up(self, planned: LaunchPlan) -> None:
         zygotes = [one for one in planned.workers if one.start == "zygote"]
@@ -269,8 +285,8 @@ class Ground:
             mains = [one.call.main for one in zygotes if one.call is not None and one.call.main is not None]
             # what is imported before the fork must find the group's own variables
             environ = merged(self.environ, self._spec.env)
-            await self._launchers.zygote.open(environ, self._spec.preload, mains[0] if mains else None)
-            await completed(self._proc.submit(self._entrust_error_dir))  # it was begun only now, perhaps
+            main = mains[0] if mains else None
+            await self._launchers.zygote.open(environ, self._spec.preload, main, self._launchers.state())
 
     def _pack(self, planned: LaunchPlan) -> LaunchPlan:
         """With each function pickled; a forked copy has its own already."""
@@ -286,6 +302,8 @@ class Ground:
         return replace(planned, workers=workers)
 
     def _release(self) -> None:
+        if self._lost:
+            return
         self._launchers.close()
         self._calls.close()
         self.witness.close()
@@ -295,6 +313,14 @@ class Ground:
             cgroups.close()
         if self._port is not None:
             self._port.close()
+        let_standard_go()
+
+
+def _no_descriptor(exc: OSError) -> SpecError:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problem = f"leaves this program no descriptor for a group of workers ({exc.strerror})"
+    most = "none" if hard == resource.RLIM_INFINITY else hard
+    return SpecError("RLIMIT_NOFILE", soft, problem, f"close some, or raise it with `ulimit -n` (hard limit: {most})")
 
 
 async def _ended(thread: HelperThread, patience: Patience, bound: float) -> bool:

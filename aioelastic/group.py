@@ -15,11 +15,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import anyio
-
 from . import forked
 from .account import account
-from .checks import check_seconds
+from .checks import check_choice, check_seconds
 from .child import _context
 from .entry import Entry
 from .errors import SpecError
@@ -34,9 +32,11 @@ from .placement import Places
 from .proof import clear
 from .remains import Process
 from .restart import Restart
+from .shown import printable, told
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
 from .streams import FileSink, LineFeed, Tap
+from .thread import anyio_shield
 from .worker import Worker
 
 # Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
@@ -165,11 +165,11 @@ class Group:
 
         Args:
             ranks: only these.
-            when_full: once the reader is 1 MiB behind: `"block"` lets the workers wait, `"drop"` forgets the oldest.
+            when_full: once the reader is 1 MiB, or 4096 reads, behind: `"block"` lets the workers wait, `"drop"`
+                forgets the oldest.
         """
         self._check_ours()
-        if when_full not in ("block", "drop"):
-            raise SpecError("when_full", when_full, "is not known", 'use "block" or "drop"')
+        check_choice("when_full", when_full, ("block", "drop"))
         feed = LineFeed(when_full, None if ranks is None else frozenset(ranks), self._feed_closed)
         if self._finished:
             feed.end()
@@ -303,10 +303,10 @@ class Group:
         return self._ground.sinks.file(worker.rank, std)
 
     def tap_trouble(self, tap: Tap, exc: Exception) -> None:
-        self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
+        self.sink_trouble(getattr(tap, "name", type(tap).__name__), told(exc), 0)
 
     def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        self.emit(SinkTrouble(None, None, None, time.time(), sink, problem, lost))
+        self.emit(SinkTrouble(None, None, None, time.time(), sink, printable(problem), lost))
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a part of the group's own work; a bug in it ends the group with that error, and never in a hang."""
@@ -413,8 +413,7 @@ class Group:
     async def _until_done(self, cancels: int) -> None:
         """Wait for the end through cancellations. The first is one more reason to stop; a second skips the grace."""
         cancelled: asyncio.CancelledError | None = None
-        # a cancelled anyio scope cancels again and again: that is one wish, not many
-        with anyio.CancelScope(shield=True):
+        with anyio_shield():
             while not self._end.done():
                 try:
                     await asyncio.wait({self._end})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,22 @@ from pathlib import Path
 from resource import struct_rusage
 from typing import Any, Literal, overload
 
+from .checks import signal_name
 from .errors import GroupFailed, GroupTimeout, RemoteError, WorkerFailed
 from .remains import Process, Remains, Unkillable
-from .why import Cause, signal_name
+from .shown import printable
+from .why import Cause
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 COMMAND_SHOWN = 2_000  # how much of a command line a failure shows
 TAIL_LINES = 20  # how many last lines of stderr a failure shows
 ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
 LINE_SHOWN = 500  # how much of one of them
+# what execve(2) says of a file that is there
+NOT_RUNNABLE = {
+    getattr(errno, f"E{one}")
+    for one in ("ACCES", "PERM", "NOEXEC", "2BIG", "ISDIR", "NOTDIR", "LOOP", "TXTBSY", "LIBBAD", "INVAL", "NOMEM")
+}
 TOLD = ("exit_code", "exception", "no_value", "not_started")  # causes of which the exit and the traceback say all
 
 
@@ -156,12 +164,23 @@ class ErrorReport:
         traceback: the formatted traceback, or "".
         time: seconds since the epoch when it was raised, or None.
         exact: False when `time` is in whole seconds (torch's schema).
+        monotonic: the same moment on the monotonic clock in nanoseconds, by which order and blame are told; None where
+            the report has none, or one of another machine or time namespace.
+        pid: who wrote it, if that is told. Often a child of the worker, which is a shell script, say.
     """
 
     message: str
     traceback: str = ""
     time: float | None = None
     exact: bool = True
+    monotonic: int | None = None
+    pid: int | None = None
+
+    def is_of(self, pid: int | None, exit: Exit | None) -> bool:
+        """Whether it tells why the worker with this pid has ended so. What a child of it has written does only if the
+        worker itself has passed on the exit code of an exception; else it may have coped with that long ago."""
+        passed_on = exit is not None and exit.code == 1 and exit.stopped_by is None
+        return self.pid is None or pid is None or self.pid == pid or passed_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +196,7 @@ class Failure:
         cause: why it could not start, when it never did; else the exit in words. A worker that had raised an error
             of its own before we came to stop it has failed by itself, however it ended then.
         why: the same as data, with the evidence that there is beyond the exit.
+        errno: of the system's refusal to start it, when it never started.
     """
 
     rank: int
@@ -194,22 +214,25 @@ class Failure:
     first: bool = False
     exception: RemoteError | None = None
     why: Cause | None = None
+    errno: int | None = None
 
     @property
     def status(self) -> int:
-        """The exit status a shell would show: 127 when it never started, 1 when it had failed before we stopped it."""
+        """The exit status a shell would show, and never 0: 127 when it never started, 126 when its program was refused,
+        1 when it had failed before we stopped it, or for another reason than its exit code, which is 0."""
         if self.exit is None:
-            return 127
-        return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status
+            return 126 if self.errno in NOT_RUNNABLE else 127
+        return 1 if self.exit.stopped_by is not None and self.exit.code is None else self.exit.status or 1
 
     @property
     def headline(self) -> str:
         """One line: who, how, why."""
         where = "" if self.pid is None else f" (pid {self.pid} on {self.host})"
         after = "" if self.exit is None else f" after {self.exit.duration:.2f} s"
-        told = self.error.message if self.error and self.exception is None else ""
+        own = self.error is not None and self.exception is None and self.error.is_of(self.pid, self.exit)
+        told = self.error.message if self.error and own else ""
         why = f": {told.splitlines()[0]}" if told else ""
-        return _printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}")
+        return printable(f"rank {self.rank}{where} failed: {self.cause}{after}{why[:LINE_SHOWN]}").replace("\n", "\\n")
 
     def describe(self) -> str:
         """All of it, the reason last: what a person reads at the end of a terminal."""
@@ -228,19 +251,20 @@ class Failure:
             tail, which = self.stdout.last_lines(), "stdout"
         teller = self.exception or self.error
         trace = teller.traceback.strip() if teller else ""
+        whose = "its"
+        if trace and self.exception is None and self.error is not None and self.error.pid not in (None, self.pid):
+            whose = f"a child's (pid {self.error.pid})"
+            if not self.error.is_of(self.pid, self.exit):
+                lines += [f"  {whose} traceback:", *(f"    {one}" for one in trace.splitlines())]
+                trace = ""
         if tail and not (trace and trace.splitlines()[-1] in "\n".join(tail)):
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
             tail = []
         if trace:
-            lines += ["  its traceback:", *(f"    {one}" for one in trace.splitlines())]
+            lines += [f"  {whose} traceback:", *(f"    {one}" for one in trace.splitlines())]
         elif tail:
             lines += [f"  last lines of {which}:", *(f"    {one}" for one in tail)]
-        return _printable("\n".join(lines))
-
-
-def _printable(text: str) -> str:
-    """With lone surrogates (of a file name that is not UTF-8) as `\\udcNN`: who prints or logs it must not fail."""
-    return text.encode(errors="backslashreplace").decode()
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +411,7 @@ class GroupResult(Sequence[Result]):
         if history := self.history():
             count = "1 attempt" if first.attempt == 0 else f"{first.attempt + 1} attempts"
             text = "\n  ".join([f"failed after {count}:", *history, f"attempt {first.attempt}: {text}"])
-        return GroupFailed(f"group {self.name!r}: {text}{others}", errors, self)
+        return GroupFailed(printable(f"group {self.name!r}: {text}{others}"), errors, self)
 
     @overload
     def __getitem__(self, rank: int) -> Result: ...

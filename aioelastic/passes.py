@@ -23,6 +23,7 @@ from .lifecycle import ALIVE, FINAL, State
 from .outcome import Reason
 from .remains import Process
 from .restart import Restart, Verdict, decide
+from .shown import printable
 from .stacks import BOUND
 from .thread import finished
 from .turns import Turns
@@ -147,7 +148,7 @@ class Passes:
             return
         verdict = self._verdict(worker)
         if verdict is Verdict.AGAIN:
-            reason = f"rank {worker.rank}: {worker.cause}"
+            reason = printable(f"rank {worker.rank}: {worker.cause}")
             if self._policy.scope == "one":
                 self._reasons[worker] = reason
             else:  # the others, whatever comes of them now, share the answer
@@ -290,12 +291,14 @@ class Passes:
         begun: deque[Worker] = deque()
         problem: BaseException | None = None
         while begun or (waiting and not self._over()):
-            while waiting and len(begun) < AHEAD and not self._over():
-                begun.append(waiting.popleft())
-                begun[-1].launch(self._launcher)
-                self._unsettled += 1
-                if turns.due():
-                    break
+            if len(begun) <= AHEAD // 2:  # several at a time, since they share what has to be looked at before
+                with self._ground.at_once():
+                    while waiting and len(begun) < AHEAD and not self._over():
+                        begun.append(waiting.popleft())
+                        begun[-1].launch(self._launcher)
+                        self._unsettled += 1
+                        if turns.due():
+                            break
             worker = begun.popleft()
             try:
                 try:

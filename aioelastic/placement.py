@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from .checks import FrozenDict, check_path, check_whole
+from .checks import FrozenDict, check_items, check_path, check_whole
 from .errors import SpecError
+from .shown import told
 
 CPUS, NODES = 8192, 1024  # the most that a Linux kernel can be built for (NR_CPUS, MAX_NUMNODES)
 MOST = (1 << 63) - 1
@@ -118,9 +119,10 @@ def resolve_places(given: Any, n: int) -> tuple[Placement | None, ...]:
     if callable(given):
         return tuple(_built(given, rank) for rank in range(n))
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
-        if len(given) != n:
+        places = check_items("placement", given, "a list of Placements", "give one for each rank")
+        if len(places) != n:
             raise SpecError("placement", given, f"is not of the length of the group, {n}", "give one for each rank")
-        return tuple(_placement(f"placement[{rank}]", one) for rank, one in enumerate(given))
+        return tuple(_placement(f"placement[{rank}]", one) for rank, one in enumerate(places))
     raise SpecError("placement", given, "is not a Placement", "give one, a list of them, or rank -> one")
 
 
@@ -130,7 +132,7 @@ def _built(builder: Callable[[int], Placement | None], rank: int) -> Placement |
     except SpecError as exc:
         raise SpecError(f"placement(rank={rank}): {exc.field}", exc.value, exc.problem, exc.remedy) from exc
     except Exception as exc:
-        problem = f"raised {type(exc).__name__}: {exc}"
+        problem = f"raised {told(exc)}"
         raise SpecError(f"placement(rank={rank})", builder, problem, "mend it: it is called once per rank") from exc
     return _placement(f"placement(rank={rank})", made)
 
@@ -144,9 +146,7 @@ def _placement(field: str, value: object) -> Placement | None:
 def _numbers(field: str, given: Any, most: int) -> tuple[int, ...] | None:
     if given is None:
         return None
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-        raise SpecError(field, given, "is not a collection of numbers", "give [0, 1] or range(4)")
-    numbers = tuple(given)
+    numbers = check_items(field, given, "a collection of numbers", "give [0, 1] or range(4)", CPUS)
     for one in numbers:
         check_whole(field, one, 0, most)
     if not numbers:
@@ -157,9 +157,7 @@ def _numbers(field: str, given: Any, most: int) -> tuple[int, ...] | None:
 def _gpus(given: Any) -> tuple[int | str, ...] | None:
     if given is None:
         return None
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-        raise SpecError("Placement.gpus", given, "is not a collection of GPUs", 'give [0, 1] or ["GPU-…"]')
-    gpus = tuple(given)
+    gpus = check_items("Placement.gpus", given, "a collection of GPUs", 'give [0, 1] or ["GPU-…"]', CPUS)
     for one in gpus:
         if isinstance(one, str):
             if not one.startswith(("GPU-", "MIG-")) or "," in one or not one.isprintable():
@@ -185,7 +183,7 @@ def _limits(given: Any) -> FrozenDict[str, tuple[int, int]]:
             raise SpecError("Placement.limits", name, "is no limit of this system", f"known are {', '.join(LIMITS)}")
         pair = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
         for one in pair:
-            if one != resource.RLIM_INFINITY:
+            if not isinstance(one, int) or one != resource.RLIM_INFINITY:
                 check_whole(f"Placement.limits[{name!r}]", one, 0, MOST)
         soft, hard = (MOST if one == resource.RLIM_INFINITY else one for one in pair)
         if soft > hard:

@@ -15,7 +15,7 @@ from .account import failure_of
 from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
 from .events import Event, Ready
 from .ground import Ground
-from .launch import LaunchPlan, importable_main, new_run_id, reap_abandoned
+from .launch import ERROR_FILES, LaunchPlan, importable_main, new_run_id, reap_abandoned
 from .lifecycle import State
 from .proof import clear
 from .remains import Process
@@ -281,8 +281,8 @@ class Pool:
     async def _hire(self) -> None:
         number, self._count = self._count, self._count + 1
         template = self._plan.workers[0]
-        rank = {"RANK": str(number), "LOCAL_RANK": str(number)}
-        overlay = {**template.overlay, **rank, **{f"AIOELASTIC_{key}": value for key, value in rank.items()}}
+        rank = {f"{ours}{key}": str(number) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
+        overlay = {**template.overlay, **rank, **dict.fromkeys(ERROR_FILES)}  # a task tells its error itself
         worker = Worker(replace(template, rank=number, overlay=overlay, error_file=None), self)
         slot = self._slots[worker] = _Slot(worker)
         worker.on_task = lambda packet, fds: self._done(slot, packet, fds)
@@ -439,10 +439,10 @@ class Pool:
         return None
 
     def tap_trouble(self, tap: Tap, exc: Exception) -> None:
-        self.sink_trouble(getattr(tap, "name", type(tap).__name__), f"{type(exc).__name__}: {exc}", 0)
+        pass  # there is nobody to tell; the tasks go on
 
     def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        pass  # there is nobody to tell; the tasks go on
+        pass
 
     def exited(self, worker: Worker) -> None:
         slot = self._slots[worker]

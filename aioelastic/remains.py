@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .shown import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process found in /proc: `pid`, its `command` line, and its one-letter `state` (proc(5))."""
+    """A process found in /proc: `pid`, its `command` line (control codes in it are escaped), and its one-letter `state`
+    (proc(5))."""
 
     pid: int
     command: str
     state: str = "?"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "command", printable(self.command).replace("\n", "\\n"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Unkillable:
     def __str__(self) -> str:
         if self.pid is None:
             return f"rank {self.rank}: it goes on in the caller's executor, where nobody but itself can end it"
-        return f"rank {self.rank}, pid {self.pid}, state {self.state} {self.wchan}".rstrip()
+        return printable(f"rank {self.rank}, pid {self.pid}, state {self.state} {self.wchan}".rstrip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,9 @@ class Remains:
     words: str
     rank: int | None = None
     pid: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", printable(self.words))  # names and command lines are of others' choice
 
     def __str__(self) -> str:
         return self.words if self.rank is None else f"rank {self.rank}: {self.words}"

@@ -14,6 +14,7 @@ from typing import Any
 from .child import _context, _failure, _letters, _socket, _wire, _work
 from .errors import RemoteError
 from .launch import Answer
+from .shown import told
 from .watch import Poller
 
 _NOT_HERE = "its result could not be unpickled here"
@@ -134,7 +135,7 @@ class Replies(Answer):
         try:
             self._take(packet, fds)
         except Exception as exc:  # unpickling runs the code of others: anything may come
-            words = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
+            words = f"{_NOT_HERE}: {told(exc)}"
             self.nonsense = self.nonsense or words
         finally:
             _socket.close(fds)
@@ -152,7 +153,8 @@ class Replies(Answer):
                 (self.value,) = _wire.decode(packet, fds)
             self.has_value = True
         elif kind == _wire.ERROR:
-            self.error = remote_error(packet, fds)
+            phase, told = _wire.decode(packet, fds)
+            self.error, self.raised_ns = remote_error(phase, told), _failure.raised_ns(told)
         elif kind == _wire.RUNS:
             self._on_ready()
         elif kind == _wire.OBJECT:
@@ -195,7 +197,7 @@ class Replies(Answer):
         if exc is None:
             self.value = done.result()
         else:
-            self.nonsense = f"{_NOT_HERE}: {type(exc).__name__}: {exc}"
+            self.nonsense = f"{_NOT_HERE}: {told(exc)}"
         self._on_whole()
         self._on_whole = _nothing
 
@@ -318,9 +320,8 @@ def _look_again() -> None:
         memory.peer_gone()
 
 
-def remote_error(packet: bytes, fds: list[int]) -> RemoteError:
-    """From an `ERROR` or `FAILED` message."""
-    phase, told = _wire.decode(packet, fds)
+def remote_error(phase: str, told: dict[str, Any]) -> RemoteError:
+    """From what an `ERROR` or `FAILED` message holds."""
     with main_has_both_names():
         exc, why = _failure.rebuild(told["packed"])
     return RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)

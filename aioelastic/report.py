@@ -1,25 +1,68 @@
-"""Reading a worker's `error.json`, which may be half-written, foreign, or huge. It never raises."""
+"""Workers' error files: where they are without a log directory, and reading one, which may be half-written, foreign, or
+huge, and never raises."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import shm
 from .outcome import ErrorReport
 
 LIMIT = 1_048_576  # bytes; a traceback is not longer
 SHOWN = 65_536  # characters kept of each text
 
 
-def read_report(path: Path) -> ErrorReport | None:
+class ErrorFiles:
+    """A place for those of one group, in the directory that this process has among the temporary ones (`shm.py`): it is
+    removed after the last group, at the interpreter's end, by the guardian when this program is killed, or by the next
+    program.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._below = ""
+        self._where: str | None = None
+
+    def open(self) -> Path | None:
+        """The directory; None: none can be made, and failures will lack what workers would write there."""
+        try:
+            self._below = tempfile.gettempdir()
+            self._where = shm.own_directory(self._below, hold=True)
+        except OSError:
+            return None
+        return Path(self._where)
+
+    def close(self) -> None:
+        """Nobody needs them any more."""
+        where, self._where = self._where, None
+        if where is None:
+            return
+        with contextlib.suppress(OSError):
+            for name in os.listdir(where):
+                if name.startswith(self._run_id):
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(where, name))
+        shm.let_go(self._below)
+
+
+def read_report(path: Path, clock: str = "", owner: Mapping[str, str | None] | None = None) -> ErrorReport | None:
     """What a worker wrote about itself: our schema, torch's (two forms of it), or None when there is nothing usable.
 
     torch's schema: `{"message": {"message": str, "extraInfo": {"py_callstack": str, "timestamp": str}}}`,
     or `{"message": str, "timestamp": int | str}`.
+
+    Args:
+        clock: which monotonic clock is ours (`child._record.clock`); stamps of another one say nothing here.
+        owner: `run_id`, `rank` and `attempt` of the worker. A report that names others is not taken: a worker of
+            another group wrote it, which has inherited the variable.
     """
     try:
         # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours
@@ -47,7 +90,17 @@ def read_report(path: Path) -> ErrorReport | None:
         return ErrorReport("(its error file has an unknown form)")
     ours = data.get("aioelastic")
     if isinstance(ours, dict) and isinstance(ours.get("message"), str):
-        return ErrorReport(ours["message"][:SHOWN], _text(ours.get("traceback")), _time(ours.get("time")))
+        if any(isinstance(ours.get(key), str) and ours[key] != value for key, value in (owner or {}).items()):
+            return None
+        at, pid = ours.get("monotonic"), ours.get("pid")
+        known = isinstance(at, int) and not isinstance(at, bool) and ours.get("clock") == clock != ""
+        return ErrorReport(
+            ours["message"][:SHOWN],
+            _text(ours.get("traceback")),
+            _time(ours.get("time")),
+            monotonic=at if known else None,
+            pid=pid if isinstance(pid, int) and not isinstance(pid, bool) else None,
+        )
     message = data.get("message")
     if isinstance(message, str):
         return ErrorReport(message[:SHOWN], "", _time(data.get("timestamp")), exact=False)

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .checks import check_choice
 from .errors import SpecError
 
 # Each failure is kept for the report, and each attempt has its own directory: what failed a thousand times will not
@@ -37,8 +38,7 @@ class Restart:
 
     def __post_init__(self) -> None:
         _check_max(self.max, 0)
-        if self.scope not in ("one", "all"):
-            raise SpecError("Restart.scope", self.scope, "is not known", 'use "one" or "all"')
+        check_choice("Restart.scope", self.scope, ("one", "all"))
 
     @classmethod
     def never(cls) -> Restart:

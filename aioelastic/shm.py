@@ -1,4 +1,5 @@
-"""Shared memory that has a name: one directory for each process that makes such, removed when it ends.
+"""Files that others are to find, shared memory that has a name and error files: one directory for each process that
+makes such, removed when it ends.
 
 The directory is locked (flock(2)) while its process lives: that holds between containers which share a file system but
 not their process ids. Imports little: the guardian sweeps, too, while who has started it waits for its end.
@@ -9,12 +10,16 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+from _thread import allocate_lock
 
 SHM = "/dev/shm"
 _DIRECTORY = "aioelastic-shares-"
 _DIRECTORY_ONLY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # others may put links into /dev/shm
 
+_lock = allocate_lock()
+# guarded by it
 _own: dict[str, tuple[str, int]] = {}  # below which → the directory and its lock
+_held: dict[str, int] = {}  # below which → how many keep it, though it be empty
 
 
 def sweep(below: str = SHM) -> list[str]:
@@ -39,38 +44,66 @@ def sweep(below: str = SHM) -> list[str]:
     return stay
 
 
-def own_directory(below: str) -> str:
+def own_directory(below: str, hold: bool = False) -> str:
     """That of this process, made if need be.
+
+    Args:
+        hold: keep it, though it be empty, until `let_go`.
 
     Raises:
         OSError: it cannot be made.
     """
     below = os.path.abspath(below)
-    if below not in _own:
-        sweep(below)
-        name = f"{_DIRECTORY}{os.getpid()}-{os.urandom(4).hex()}"
-        fresh, own = os.path.join(below, f".{name}"), os.path.join(below, name)
-        try:
-            os.mkdir(fresh, mode=0o700)
-        except OSError as exc:
-            raise OSError(exc.errno, os.strerror(exc.errno or 0), below) from None
-        lock = locked(fresh)
-        os.rename(fresh, own)  # by that name it is found, and is locked
-        _own[below] = own, lock
-        atexit.unregister(_leave)
-        atexit.register(_leave)  # a worker that was forked has forgotten what was registered before
-    return _own[below][0]
+    with _lock:
+        if below not in _own:
+            _own[below] = _make(below)
+            atexit.unregister(_leave)
+            atexit.register(_leave)  # a worker that was forked has forgotten what was registered before
+        if hold:
+            _held[below] = _held.get(below, 0) + 1
+        return _own[below][0]
+
+
+def let_go(below: str) -> None:
+    """Undo one `hold`."""
+    below = os.path.abspath(below)
+    with _lock:
+        _held[below] -= 1
+        if not _held[below]:
+            del _held[below]
+    leave_empty()
 
 
 def leave_empty() -> None:
     """Remove those of this process that hold nothing."""
-    for below, (own, lock) in list(_own.items()):
+    with _lock:
+        for below, (own, lock) in list(_own.items()):
+            if below in _held:
+                continue
+            try:
+                os.rmdir(own)
+            except OSError:
+                continue  # an array is still there
+            os.close(lock)
+            del _own[below]
+
+
+def _make(below: str) -> tuple[str, int]:
+    """A directory there, and its lock."""
+    while True:
+        sweep(below)
+        own = os.path.join(below, f"{_DIRECTORY}{os.getpid()}-{os.urandom(4).hex()}")
         try:
-            os.rmdir(own)
-        except OSError:
-            continue  # an array is still there
+            os.mkdir(own, mode=0o700)
+        except OSError as exc:
+            raise OSError(exc.errno, os.strerror(exc.errno or 0), below) from None
+        try:
+            lock = locked(own)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process sweeps, and took it for a left-over before it was locked
+        if os.path.exists(own):
+            return own, lock
         os.close(lock)
-        del _own[below]
 
 
 def _leave() -> None:
@@ -98,9 +131,12 @@ def _remove(directory: str) -> None:
 
 def forget() -> None:
     """This is a forked copy: they are its parent's, whose lock does not end with this descriptor."""
+    global _lock
+    _lock = allocate_lock()  # another thread of the parent may have had it
     for _, lock in _own.values():
         os.close(lock)
     _own.clear()
+    _held.clear()
 
 
 def locked(directory: str | os.PathLike[str]) -> int:
@@ -112,3 +148,6 @@ def locked(directory: str | os.PathLike[str]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+os.register_at_fork(after_in_child=forget)

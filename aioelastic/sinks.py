@@ -78,9 +78,7 @@ class Sinks:
             wanted |= worker.tee
         for std, stream in ((Std.OUT, sys.stdout), (Std.ERR, sys.stderr)):
             if std in wanted:
-                self._consoles[std] = Console.of(
-                    self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble
-                )
+                self._consoles[std] = Console(self._loop, stream, STREAM[std], self._logs.when_full, self._on_trouble)
 
     def again(self, plan: LaunchPlan) -> asyncio.Future[None] | None:
         """Begin to make the files of a later attempt, for whose ranks the one before is over: its files are closed.
@@ -107,7 +105,7 @@ class Sinks:
         merged: list[FileSink] = []
         if attempt not in self._matched:
             paths = (home / match.file for match in self._matches)
-            merged = [FileSink(self._thread, path, None, self._on_trouble) for path in paths]
+            merged = [FileSink(self._thread, path, self._logs.rotate, self._on_trouble) for path in paths]
             self._matched[attempt] = merged
 
         def make() -> None:
@@ -149,7 +147,7 @@ class Sinks:
         """Write out what is queued and let go. What cannot be written within `bound` is counted and told."""
         while self._consoles:
             _, console = self._consoles.popitem()
-            await console.leave(self._on_trouble, patience, bound)
+            await console.leave(patience, bound)
         for sink in self._files.values():
             sink.close()
         for merged in self._matched.values():
@@ -191,12 +189,12 @@ class Sinks:
             self._at[plan.attempt] = len(plan.workers)
             merged = self._matched[plan.attempt] = []
             for match in self._matches:
-                merged.append(self._new(home / match.file, rotate=False))
+                merged.append(self._new(home / match.file))
             for worker in plan.workers:
                 (home / str(worker.rank)).mkdir()
                 for std, path in ((Std.OUT, worker.stdout_log), (Std.ERR, worker.stderr_log)):
                     if path is not None:
-                        self._files[worker.rank, std] = self._new(path, rotate=True)
+                        self._files[worker.rank, std] = self._new(path)
         except OSError as exc:
             shutil.rmtree(plan.run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):  # somebody else uses it meanwhile
@@ -205,8 +203,8 @@ class Sinks:
                         home.rmdir()
             raise _unusable(root, exc) from exc
 
-    def _new(self, path: Path, rotate: bool) -> FileSink:
-        sink = FileSink(self._thread, path, self._logs.rotate if rotate else None, self._on_trouble)
+    def _new(self, path: Path) -> FileSink:
+        sink = FileSink(self._thread, path, self._logs.rotate, self._on_trouble)
         sink.open()
         return sink
 

@@ -20,17 +20,21 @@ from .borrowed import check_borrowed
 from .checks import (
     FrozenDict,
     check_bool,
+    check_choice,
     check_env,
+    check_items,
     check_path,
     check_prefix,
     check_seconds,
     check_whole,
     parse_signal,
+    signal_name,
 )
 from .entry import Command, Entry, Function, resolve
 from .errors import SpecError
 from .placement import Placement, Places, resolve_places
 from .restart import Restart
+from .shown import shown
 
 if TYPE_CHECKING:
     from .streams import Line
@@ -46,6 +50,7 @@ class Std(enum.IntFlag):
 
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
+PATTERNS = 10_000  # of them, and of modules: more is a mistake
 NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, which may have 255 bytes
 
 
@@ -53,11 +58,12 @@ NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, whi
 class Rotate:
     """Start a new log file when one is full; keep the last few. `stdout.log` is the newest, then `.1`, `.2`, …
 
-    Files are cut at a line's end wherever one line is not longer than `size`.
+    Files are cut at a line's end wherever one line is not longer than `size`. The names are ours: a file that somebody
+    has moved, deleted or replaced is made anew; a name that a directory holds is left out.
 
     Args:
         size: bytes a file may hold.
-        keep: how many full files are kept beside the current one.
+        keep: how many full files are kept beside the current one; 0: it is emptied when it is full.
     """
 
     size: int = 50 * 2**20
@@ -76,7 +82,8 @@ class Match:
     """A merged copy of the lines that matter, from all ranks, in `<run>/attempt_<n>/<file>`, each with its prefix.
 
     A line is copied when it has any of `include` (all lines when empty) and none of `exclude`.
-    A `str` is looked for as it stands; a compiled `re` is searched.
+    A `str` is looked for as it stands; a compiled `re` is searched. A line longer than `LINE_LIMIT` is looked at in
+    parts, and each part that matches is copied as a line: what begins in one and ends in the next is not found.
     """
 
     include: tuple[Pattern, ...] = ()
@@ -89,11 +96,8 @@ class Match:
             given = getattr(self, name)
             if isinstance(given, str | re.Pattern):
                 given = (given,)
-            if not isinstance(given, Iterable):
-                raise SpecError(
-                    f"Match.{name}", given, "is not a pattern", 'give "text" or re.compile(...), or several'
-                )
-            object.__setattr__(self, name, tuple(given))
+            remedy = 'give "text" or re.compile(...), or several'
+            object.__setattr__(self, name, check_items(f"Match.{name}", given, "a pattern", remedy, PATTERNS))
             for one in getattr(self, name):
                 if not isinstance(one, str | re.Pattern) or one == "":
                     raise SpecError(f"Match.{name}", one, "is not a pattern", "give a non-empty str or re.compile(...)")
@@ -117,13 +121,14 @@ class Logs:
         ranks: only these ranks are tee'd; files are not affected.
         match: merged copies of chosen lines: `Match` values, or bare patterns, which share `matched.log`.
         timestamps: each tee'd line starts with the time it was read (ISO 8601, UTC).
-        rotate: size and count limit per log file.
-        json: the tee writes one JSON object per line instead of prefixed text
-            (keys: time, name, rank, stream, line).
+        rotate: size and count limit per log file, those of `match` too.
+        json: the tee writes one JSON object per line instead of prefixed text. Keys: time, name, rank, stream, line;
+            raw, only where bytes are not UTF-8: all of them in base64 (`line` shows these as `\\xNN`); continued, true,
+            for a part of a line longer than `LINE_LIMIT` that goes on in the next object of this rank and stream.
         callback: called on the event loop with each `Line` of every rank and stream; must be quick.
         when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
-            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (lossless: to an unnamed
-            temporary file). Files always block: they are lossless.
+            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (to an unnamed temporary
+            file; where there is no place for one, as `"drop"`). Files always block: they are lossless.
         drain: seconds to wait, after a worker's exit, for the end of output that some other process holds open.
 
     Raises:
@@ -156,15 +161,19 @@ class Logs:
         check_bool("Logs.timestamps", self.timestamps)
         check_bool("Logs.json", self.json)
         if self.ranks is not None:
-            if not isinstance(self.ranks, Iterable):
-                raise SpecError("Logs.ranks", self.ranks, "is not a collection of ranks", "give ranks=[0, 1]")
-            ranks = tuple(self.ranks)
+            ranks = check_items("Logs.ranks", self.ranks, "a collection of ranks", "give ranks=[0, 1]")
             for one in ranks:
                 check_whole("Logs.ranks", one, 0)
             put(self, "ranks", frozenset(ranks))
         put(self, "match", _matches(self.match))  # also checks them
         if self.rotate is not None and not isinstance(self.rotate, Rotate):
             raise SpecError("Logs.rotate", self.rotate, "is not a Rotate", "give Rotate(size=..., keep=...)")
+        if self.rotate is not None:
+            files = {one.file for one in self.matches}
+            for name in files:
+                stem, _, number = name.rpartition(".")
+                if stem in files and re.fullmatch("[1-9][0-9]{,200}", number) and int(number) <= self.rotate.keep:
+                    raise SpecError("Match.file", name, f"is what {stem!r} is named when rotated", "name it otherwise")
         for name, given in (("save", self.save), ("rotate", self.rotate), ("match", self.match)):
             if given and self.dir is None:
                 raise SpecError(f"Logs.{name}", given, "needs a directory", 'give dir="runs" too')
@@ -175,8 +184,7 @@ class Logs:
                 "is not a plain function",
                 "give def f(line): ..., or use `async for line in group.lines()`",
             )
-        if self.when_full not in ("block", "drop", "spill"):
-            raise SpecError("Logs.when_full", self.when_full, "is not known", 'use "block", "drop" or "spill"')
+        check_choice("Logs.when_full", self.when_full, ("block", "drop", "spill"))
         check_seconds("Logs.drain", self.drain)
 
     def tees(self, rank: int) -> Std:
@@ -200,7 +208,7 @@ class Stop:
     Each worker has the whole grace for itself. A worker that ends early ends its own grace.
 
     Args:
-        signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`).
+        signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`, `"SIGRTMIN+3"`).
         grace: seconds a worker has to obey before SIGKILL.
         scope: who gets the signal: `"leader_then_group"` (the worker; its process group when the worker is gone
             or its grace is over, so that a trainer's loaders outlive its last save), `"group"` (all at once), or
@@ -228,7 +236,7 @@ class Stop:
         if number in (_signal.SIGKILL, _signal.SIGSTOP):
             raise SpecError(
                 "Stop.signal",
-                number.name,
+                signal_name(number),
                 "cannot be caught by a worker",
                 "use SIGTERM with grace=0 to kill at once",
             )
@@ -236,14 +244,12 @@ class Stop:
         check_seconds("Stop.grace", self.grace)
         check_seconds("Stop.bound", self.bound)
         check_bool("Stop.dump", self.dump)
-        if self.scope not in ("leader_then_group", "group", "leader"):
-            raise SpecError("Stop.scope", self.scope, "is not known", 'use "leader_then_group", "group" or "leader"')
-        if self.if_lost not in ("kill", "stop"):
-            raise SpecError("Stop.if_lost", self.if_lost, "is not known", 'use "kill" or "stop"')
+        check_choice("Stop.scope", self.scope, ("leader_then_group", "group", "leader"))
+        check_choice("Stop.if_lost", self.if_lost, ("kill", "stop"))
 
     @property
-    def signum(self) -> _signal.Signals:
-        """The signal as a member of `signal.Signals`."""
+    def signum(self) -> int:
+        """The signal as a member of `signal.Signals`; a plain number where it has none (real-time signals)."""
         return parse_signal("Stop.signal", self.signal)
 
 
@@ -312,11 +318,14 @@ class GroupSpec:
                 raise SpecError(
                     "Match.file", match.file, "is the name of a rank's directory", 'name it "loss.log", say'
                 )
-        if isinstance(preload, str) or not all(isinstance(one, str) and one for one in preload):
+        preload = check_items("preload", preload, "a list of module names", 'give preload=["torch"]', PATTERNS)
+        if not all(isinstance(one, str) and one for one in preload):
             raise SpecError("preload", preload, "is not a list of module names", 'give preload=["torch"]')
-        if preload and start != "zygote":
-            raise SpecError("preload", list(preload), f'needs start="zygote", not {start!r}', "leave one of them out")
-        if start not in ("zygote", "spawn", "fork"):
+        if preload and not (isinstance(start, str) and start == "zygote"):
+            raise SpecError(
+                "preload", list(preload), f'needs start="zygote", not {shown(start)}', "leave one of them out"
+            )
+        if not isinstance(start, str) or start not in ("zygote", "spawn", "fork"):
             check_borrowed(start, entries, env)
         if stop.if_lost == "stop" and start == "fork" and any(isinstance(one, Function) for one in entries):
             problem = 'is not for start="fork": a copy of this program dies with it'
@@ -371,11 +380,8 @@ def _of(value: Std | Mapping[int, Std], rank: int) -> Std:
 def _matches(given: Any) -> tuple[Match, ...]:
     if isinstance(given, str | re.Pattern | Match):
         given = (given,)
-    if not isinstance(given, Iterable):
-        raise SpecError(
-            "Logs.match", given, "is not a filter", 'give Match(...), "text" or re.compile(...), or several'
-        )
-    given = tuple(given)
+    remedy = 'give Match(...), "text" or re.compile(...), or several'
+    given = check_items("Logs.match", given, "a filter", remedy, PATTERNS)
     bare = tuple(one for one in given if not isinstance(one, Match))
     out = tuple(one for one in given if isinstance(one, Match))
     if bare:

@@ -160,7 +160,7 @@ async def _settle_aside(future: Future[Any], packet: bytes, fds: list[int]) -> N
 def _settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
     try:
         if packet[:1] == _wire.FAILED:
-            told = remote_error(packet, fds)
+            told = remote_error(*_wire.decode(packet, fds))
             error = told.exception
             if error is None or not isinstance(error, Exception | asyncio.CancelledError):
                 error = told  # the others would end the one who waits

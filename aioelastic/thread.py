@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from . import forked
+from .errors import SpecError
 
 T = TypeVar("T")
 GATHER = 0.002  # seconds
 
 
 class HelperThread:
-    """Does jobs in the order in which they were given; asleep when there are none; started by the first.
+    """Does jobs in the order in which they were given; asleep when there are none; started by the first; survives them.
 
     A thread of our own, never the loop's default executor: that one is the caller's, and its threads outlive us.
 
@@ -38,12 +40,21 @@ class HelperThread:
         forked.register(self)
 
     def put(self, job: Callable[[], None]) -> None:
-        """Do `job`, which must not raise, after all earlier ones."""
+        """Do `job` after all earlier ones. What it raises is told to the loop's exception handler.
+
+        Raises:
+            SpecError: it is the first job, and this process may have no more threads.
+        """
         if self._lost:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                remedy = "raise `ulimit -u`, or pids.max of the control group"
+                raise SpecError("thread", self._name, f"cannot be had: {exc}", remedy) from None
+            self._thread = thread
         self._jobs.put(job)
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -95,13 +106,20 @@ class HelperThread:
         with contextlib.suppress(OSError), open("/proc/thread-self/comm", "w") as file:
             file.write(self._name)  # Python itself tells the kernel from 3.14 on
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except BaseException as exc:  # whatever is wrong with this one: the thread has others to do
+                self.tell(self._failed, job, exc)
             if self._news and (self._jobs.empty() or time.monotonic() - self._news_since > GATHER):
                 news, self._news = self._news, []
                 try:
                     self.loop.call_soon_threadsafe(self._deliver, news)
                 except RuntimeError:
                     pass  # the loop was closed: nobody is left to tell
+
+    def _failed(self, job: Callable[[], None], exc: BaseException) -> None:
+        context = {"message": f"a job of the thread {self._name} failed: {job}", "exception": exc}
+        self.loop.call_exception_handler(context)
 
     def _deliver(self, news: list[tuple[Callable[..., object], tuple[Any, ...]]]) -> None:
         for callback, args in news:
@@ -152,6 +170,15 @@ def _check(loop: asyncio.AbstractEventLoop) -> None:
     """In a forked copy nothing can be waited for that the original had begun."""
     if forked.is_lost(loop):
         raise asyncio.CancelledError("this is a forked copy")
+
+
+def anyio_shield() -> contextlib.AbstractContextManager[object]:
+    """A cancelled anyio scope cancels again and again: that is one wish, not many."""
+    if "anyio._backends._asyncio" not in sys.modules:
+        return contextlib.nullcontext()  # nobody is in a scope; and what clean-up needs is not imported during it
+    import anyio
+
+    return anyio.CancelScope(shield=True)
 
 
 def raise_soon(exc: BaseException) -> None:

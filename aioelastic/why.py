@@ -13,6 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .checks import signal_name
+from .shown import printable
+from .tracebacks import raised
+
 if TYPE_CHECKING:
     from .outcome import ErrorReport, Exit
 
@@ -68,7 +72,8 @@ class Cause:
 
     def __str__(self) -> str:
         likely = "" if self.certain else "probably "
-        return f"{likely}{self.words}" + (f": {'; '.join(self.evidence)}" if self.evidence else "")
+        text = f"{likely}{self.words}" + (f": {'; '.join(self.evidence)}" if self.evidence else "")
+        return printable(text).replace("\n", "\\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ class Facts:
         stuck: in which state SIGKILL left it.
         parent: what ended it with its parent.
         raised: its exception, as it told it.
+        child: what a child of it has raised, as that told it.
         instead: what a function worker did instead of returning.
         sent: signals that the program sent it through us.
         said: the last of its stderr.
@@ -131,6 +137,7 @@ class Facts:
     stuck: str = ""
     parent: str = ""
     raised: str = ""
+    child: str = ""
     instead: str = ""
     sent: frozenset[int] = frozenset()
     said: str = ""
@@ -180,14 +187,6 @@ def is_kill(exit: Exit) -> bool:
     return exit.stopped_by is None and (exit.signal == _signal.SIGKILL or exit.code == 128 + _signal.SIGKILL)
 
 
-def signal_name(number: int) -> str:
-    """`11` → `"SIGSEGV"`; real-time signals and unknown ones by number."""
-    try:
-        return _signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 # --- by a signal ---
 
 _STAGES: dict[Stage, str] = {
@@ -207,6 +206,14 @@ _CRASHES: dict[int, str] = {
     _signal.SIGABRT: "gave up by itself (abort)",
     _signal.SIGTRAP: "came to a trap",
     _signal.SIGSYS: "made a system call that is forbidden to it (seccomp)",
+}
+# ... as faulthandler names them
+_FAULTS: dict[str, int] = {
+    "Segmentation fault": _signal.SIGSEGV,
+    "Bus error": _signal.SIGBUS,
+    "Illegal instruction": _signal.SIGILL,
+    "Floating point exception": _signal.SIGFPE,
+    "Floating-point exception": _signal.SIGFPE,
 }
 _LIMITS: dict[int, str] = {
     _signal.SIGXCPU: "used more CPU time than its RLIMIT_CPU",
@@ -235,9 +242,11 @@ def _signalled(facts: Facts, exit: Exit, number: int) -> Cause:
         return Cause("our_signal", words, stage="send_signal")
     if number == _signal.SIGKILL:
         return _killed(facts, "SIGKILL was not sent by us") or _foreign(facts, number)
-    if fatal := _fatal(facts, 0):
-        return fatal
     if number in _CRASHES:
+        if fatal := _fatal(facts, 0):
+            # said by faulthandler of the very signal; all else that is fatal to Python ends by abort(3)
+            said = next((sig for words, sig in _FAULTS.items() if words in fatal.evidence[0]), _signal.SIGABRT)
+            return replace(fatal, certain=said == number)
         told = next((one for one in reversed(facts.found.kernel) if not _XID.search(one)), "")
         evidence = (f"kernel log: {told}",) if told else _last_words(facts) if number == _signal.SIGABRT else ()
         return Cause("crash", f"crashed with {name}, it {_CRASHES[number]}", evidence, certain=bool(told))
@@ -272,25 +281,26 @@ def _foreign(facts: Facts, number: int) -> Cause:
 
 # --- by a code ---
 
-_OOM = re.compile(r"Killed process \d+ ")
-_XID = re.compile(r"NVRM: Xid ")  # https://docs.nvidia.com/deploy/xid-errors
+_OOM = re.compile(r"^(?:(?:Out of memory|Memory cgroup out of memory)[^:]*: )?Killed process \d+ ")
+_XID = re.compile(r"^NVRM: Xid ")  # https://docs.nvidia.com/deploy/xid-errors
 _LOADER = re.compile(
     r"error while loading shared libraries: |^Error loading shared library |symbol lookup error: "
     r"|: cannot open shared object file: |: version `.*' not found \(required by "
 )
+_BY_LOADER = re.compile(r"error while loading shared libraries: |^Error loading shared library ")  # ld.so's, musl's
 _FATAL = re.compile(r"^Fatal Python error: ")
 _FRAME = re.compile(r'^\s*File "')
 _NOT_RUN = re.compile(
     r"not found$|No such file or directory|Permission denied|cannot execute|Exec format error|Is a directory"
 )
-_RAISED = re.compile(r"^[A-Za-z_][\w.]*(:|$)")
 _TRACE = "Traceback (most recent call last):"
 
 
 def _library(facts: Facts, code: int) -> Cause | None:
     # at the end: a program may live without a library and say so
-    told = _last(_LOADER, [*facts.said.splitlines()[-3:], *facts.raised.splitlines()])
-    return Cause("missing_library", "a shared library is missing", (told,)) if code and told else None
+    told = _last(_LOADER, facts.raised.splitlines() if facts.raised else facts.said.splitlines()[-3:])
+    certain = bool(facts.raised) or (code == 127 and _BY_LOADER.search(told) is not None)
+    return Cause("missing_library", "a shared library is missing", (told,), certain) if code and told else None
 
 
 def _fatal(facts: Facts, code: int) -> Cause | None:
@@ -301,7 +311,7 @@ def _fatal(facts: Facts, code: int) -> Cause | None:
         return None
     after = lines[len(lines) - 1 - lines[::-1].index(told) :]
     where = next((one.strip() for one in after if _FRAME.match(one)), "")
-    return Cause("fatal_error", "Python itself gave up", (f"{told}, at {where}" if where else told,))
+    return Cause("fatal_error", "Python itself gave up", (f"{told}, at {where}" if where else told,), certain=False)
 
 
 def _not_returned(facts: Facts, code: int) -> Cause | None:
@@ -330,9 +340,9 @@ def _of_a_child(facts: Facts, code: int) -> Cause | None:
 
 
 def _traceback(facts: Facts, code: int) -> Cause | None:
-    _, found, after = facts.said.rpartition(_TRACE)
-    told = next((one for one in reversed(after.splitlines()) if _RAISED.match(one)), "")
-    return Cause("exception", "raised", (told,), certain=code == 1) if found and told and code else None
+    # it may have been caught and printed, or be another program's: only what the worker tells itself is certain
+    told = (facts.child.partition("\n")[0] or raised(facts.said)) if code else ""
+    return Cause("exception", "raised", (told,), certain=False) if told else None
 
 
 def _plain(facts: Facts, code: int) -> Cause:

@@ -140,17 +140,23 @@ def parse_record(record: bytes) -> tuple[int | None, str]:
     thread that crashed; the pid of its process is the same only in the first one.
     """
     head, _, text = record.partition(b";")
-    line = text.split(b"\n", 1)[0].decode(errors="replace")
-    about = _ABOUT.search(line)
+    line = text.split(b"\n", 1)[0]
+    # what cannot be printed is escaped there, and a name may be full of it
+    about = _ABOUT.match(re.sub(rb"\\x([0-9a-f]{2})", lambda it: bytes([int(it[1], 16)]), line))
     priority = head.split(b",", 1)[0]
     if about is None or not priority.isdigit() or int(priority) >> 3:
-        return None, line
-    return int(about.group(1) or about.group(2) or about.group(3)), line
+        return None, line.decode(errors="replace")
+    return int(about[1] or about[2] or about[3]), line.decode(errors="replace")
 
 
+# The names of processes are theirs to choose, of control groups and files too: `x[42]: trap ` or `Killed process 42 (`.
+# So a line is known from its beginning, where a name has 15 bytes at most, to the words behind the pid.
 _ABOUT = re.compile(
-    r"Killed process (\d+) \(|\[(\d+)\]:? (?:segfault at|trap |unhandled |general protection|bad frame)"
-    r"|NVRM: Xid \([^)]*\): \d+, pid=(\d+)"
+    rb"(?:(?:Out of memory|Memory cgroup out of memory)(?: \([a-z_]+\))?: )?Killed process (\d+) \("
+    rb"|(?:traps: )?.{0,15}\[(\d+)\]:? (?:segfault (?:\(\d+\) )?at [0-9a-f]+ |trap [a-z0-9 ]+ ip:[0-9a-f]|"
+    rb"unhandled (?:signal \d+|exception: )|general protection (?:fault )?ip:|bad frame in )"
+    rb"|NVRM: Xid \([^)]*\): \d+, pid=(\d+)",
+    re.DOTALL,
 )
 
 

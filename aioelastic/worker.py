@@ -14,7 +14,8 @@ from typing import Any
 
 from . import cgroups
 from . import stop as _stop
-from .errors import LaunchFailed, RemoteError
+from .blame import Moment, raised_ns
+from .errors import LaunchFailed, RemoteError, refusal
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
 from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
@@ -62,7 +63,7 @@ class Worker(Correspondent):
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
         self._process: LiveProcess | None = None
         self._stopped_by: int | None = None
-        self._stopped_at = 0.0  # when the first signal to stop it was sent, on the wall clock
+        self._stopped: Moment | None = None  # just before the first signal to stop it was sent
         self._to_stop = False
         self._ended_ticks = 0
         self._left_group = False  # somebody of its process group outlived it
@@ -226,20 +227,21 @@ class Worker(Correspondent):
         assert self._process is not None
         self._to_stop = True
         policy = self.keeper.stop_policy
+        before = Moment(time.monotonic_ns(), time.time())
         try:
             sent = self._process.send_signal(policy.signum)
         except PermissionError:
             sent = True  # it changed its user; SIGKILL to its group is all that may still work
         if sent:  # else it had already ended by itself, which its exit event will tell
-            self._stopped_by, self._stopped_at = policy.signum, time.time()
+            self._stopped_by, self._stopped = policy.signum, before
             self._to(Trigger.STOP)
         return True
 
     def tell_stopping(self) -> None:
         """Tell what `ask_to_stop` has done."""
-        if self.state is State.STOPPING:
+        if self.state is State.STOPPING and self._stopped is not None:
             signum = self.keeper.stop_policy.signum
-            self.keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped_at, signum))
+            self.keeper.emit(Stopping(self.rank, self.pid, self.attempt, self._stopped.at, signum))
 
     def follow_up(self) -> None:
         """The rest of the cascade, after `ask_to_stop`."""
@@ -267,7 +269,7 @@ class Worker(Correspondent):
     def cause(self) -> str:
         """Why it did not do what it was to do, in words; empty when it did, or still runs."""
         if self.exit is None:
-            return f"could not start: {self.refused.cause}" if self.refused else ""
+            return f"could not start: {refusal(self.refused.cause)}" if self.refused else ""
         own = "" if self.exit.ok else str(self.exit)
         words = self.answer.cause(self.exit) if self.answer else own
         return f"{words}: {self.parent}" if words and self.parent else words
@@ -289,12 +291,13 @@ class Worker(Correspondent):
         connections of others; and one that had raised before we came to stop it has failed by itself.
         """
         exit = self.exit
-        if report is not None and report.time is not None and exit is not None and not exit.ok:
-            # whole seconds are rounded down: it may have been almost one later
-            latest = report.time if report.exact else report.time + 1
-            in_its_life = exit.started_at <= latest <= exit.ended_at + 1
-            if in_its_life and (exit.stopped_by is None or latest < self._stopped_at):
-                return self.ended_ns - max(round((exit.ended_at - latest) * 1e9), 0)
+        if exit is not None and not exit.ok:
+            told = None if self.answer is None else self.answer.raised_ns
+            if report is not None and not report.is_of(self.pid, exit):
+                report = None
+            raised = raised_ns(exit, told, report, None if exit.stopped_by is None else self._stopped)
+            if raised is not None:
+                return min(raised, self.ended_ns)
         return self.ended_ns if self.failed else None
 
     # --- what the cascade in stop.py calls ---
@@ -304,6 +307,7 @@ class Worker(Correspondent):
         assert self._process is not None
         if self.state not in (State.RUNNING, State.STOPPING) or self._lost is not None:
             return
+        before = Moment(time.monotonic_ns(), time.time())
         try:
             alive = self._process.send_signal(signal.SIGKILL)
         except PermissionError:
@@ -313,7 +317,7 @@ class Worker(Correspondent):
             if self.plan.cgroup is not None:
                 cgroups.kill(self.plan.cgroup)
         if alive:
-            self._stopped_by = signal.SIGKILL
+            self._stopped_by, self._stopped = signal.SIGKILL, self._stopped or before
             self._to(Trigger.KILL)
             self.keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
 
@@ -402,16 +406,8 @@ class Worker(Correspondent):
                 sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
             else:
                 code = os.WEXITSTATUS(raw.status)
-        return Exit(
-            code,
-            sig,
-            core,
-            process.started_ns,
-            raw.ended_ns,
-            process.started_at,
-            raw.ended_at,
-            self._stopped_by,
-        )
+        times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
+        return Exit(code, sig, core, *times, self._stopped_by)
 
     def _follow_exit(self, exit: Exit, at_ns: int) -> None:
         assert self._process is not None

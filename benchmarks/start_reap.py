@@ -8,11 +8,13 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 from _common import Report, available, main, on_loop, paired
 
 from aioelastic import Command, Logs, Std, supervise
-from aioelastic.launch import By
+from aioelastic.launch import By, HostState
+from aioelastic.launch._host_state import Reader
 
 TRUE = "/bin/true"
 QUIET = Logs(tee=Std.NONE)
@@ -68,6 +70,27 @@ async def with_processkit(n: int) -> float:
     return time.perf_counter() - began
 
 
+async def look(n: int) -> float:
+    """Seconds of this thread's CPU, per start, for the look at what workers inherit (`launch/_host_state.py`)."""
+    spent = 0.0
+    read = Reader.read
+
+    def timed(self: Reader) -> HostState:
+        nonlocal spent
+        began = time.thread_time()
+        try:
+            return read(self)
+        finally:
+            spent += time.thread_time() - began
+
+    Reader.read = timed  # type: ignore[method-assign]
+    try:
+        await supervise(Command(TRUE), n=n, logs=QUIET)
+    finally:
+        Reader.read = read  # type: ignore[method-assign]
+    return spent / n
+
+
 def measure(quick: bool) -> Report:
     n, rounds = (20, 2) if quick else (200, 15)
     report = Report("start_reap", rounds)
@@ -84,6 +107,10 @@ def measure(quick: bool) -> Report:
         cases["anyio"] = lambda: on_loop(lambda: with_anyio(n))
     if available(report, "processkit", "processkit-py"):
         cases["processkit-py"] = lambda: on_loop(lambda: with_processkit(n))
+    looks = {f"look at the program's state, per start of {many}": many for many in (n, 1)}
+    for name, seconds in paired({one: partial(_looked, many) for one, many in looks.items()}, rounds).items():
+        report.add(name, "µs", [s * 1e6 for s in seconds])
+    report.plain(f"look at the program's state, per start of {n}", "≤ 30 µs", 30.0, next(iter(looks)))
     for name, seconds in paired(cases, rounds).items():
         report.add(name, "ms", [s * 1e3 for s in seconds])
     work = f"start + reap {n} commands, both pipes captured"
@@ -108,6 +135,10 @@ def measure(quick: bool) -> Report:
         "harder goal than 1.25 × the loop"
     )
     return report
+
+
+def _looked(n: int) -> float:
+    return on_loop(lambda: look(n))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """81-byte lines of one worker (and of 64 at once) to a file and, prefixed, to the console.
 
 The same producer feeds all; it waits at a gate until everything is set up, so starting it is not measured. The
-console is /dev/null, files are in memory: what is measured is the copying, not a disk or a terminal.
+console is /dev/null (or, where it says so, a pipe or socket with a quick reader), files are in memory: what is measured
+is the copying, not a disk or a terminal.
 """
 
 # ruff: noqa: RUF001  (the times sign is meant)
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,12 @@ BLOCK = LINE * 809  # just below 64 KiB, what a pipe holds
 PRODUCER = f"import os, sys\n{Gate.WORKER}block = (b'x' * 80 + b'\\n') * 809\nfor _ in range(int(sys.argv[2])):\n"
 PRODUCER += "    rest = block\n    while rest:\n        rest = rest[os.write(1, rest):]\n"
 FILE_ONLY = " (file only)"
+PIPE, SOCKET = "ours, tee into a pipe", "ours, tee into a non-blocking socket"
+# takes all, and says how much it was
+READER = (
+    "import os\nroom, size = bytearray(1 << 20), 0\nwhile got := os.readv(0, [room]):\n    size += got\nprint(size)"
+)
+PREFIX = len("[worker0]: ")
 LOOK = 0.001  # seconds between two looks at the file of a daemon that does not tell of an end
 
 
@@ -51,6 +59,32 @@ async def ours(home: Path, workers: int, blocks: int) -> float:
         assert one.stdout.path is not None
         assert one.stdout.path.stat().st_size == one.stdout.total
         one.stdout.path.unlink()
+    return took
+
+
+async def tee_into(home: Path, blocks: int, kind: str) -> float:
+    """One worker's lines to the console alone: a pipe, or a socket that its other owner has made non-blocking."""
+    gate = Gate(home)
+    if kind == "pipe":
+        read, write = os.pipe()
+    else:
+        read, write = (one.detach() for one in socket.socketpair())
+        os.set_blocking(write, False)
+    reader = subprocess.Popen([sys.executable, "-S", "-c", READER], stdin=read, stdout=subprocess.PIPE)
+    os.close(read)
+    before = sys.stdout
+    with open(write, "w") as sys.stdout:
+        try:
+            async with Group(Command(*producer(gate, blocks)), n=1) as group:
+                await gate.wait_async(1)
+                began = time.perf_counter()
+                gate.open()
+                await group.wait()
+                took = time.perf_counter() - began
+        finally:
+            sys.stdout, stream = before, sys.stdout
+    stream.close()
+    assert int(reader.communicate()[0]) == blocks * (len(BLOCK) + BLOCK.count(b"\n") * PREFIX)
     return took
 
 
@@ -190,6 +224,8 @@ def measure(quick: bool) -> Report:
             "ours (asyncio)": rate(lambda: on_loop(lambda: ours(home, 1, blocks)), blocks),
             "ours (uvloop)": rate(lambda: on_loop(lambda: ours(home, 1, blocks), "uvloop"), blocks),
             many: rate(lambda: on_loop(lambda: ours(home, workers, blocks // workers)), blocks),
+            PIPE: rate(lambda: on_loop(lambda: tee_into(home, blocks // 2, "pipe")), blocks // 2),
+            SOCKET: rate(lambda: on_loop(lambda: tee_into(home, blocks // 2, "socket")), blocks // 2),
             "tee FILE | sed": rate(lambda: tee_sed(home, 1, blocks), blocks),
             many_peers: rate(lambda: tee_sed(home, workers, blocks // workers), blocks),
             "asyncio readline": rate(lambda: on_loop(lambda: asyncio_lines(home, slow)), slow),
@@ -209,6 +245,8 @@ def measure(quick: bool) -> Report:
     report.ratio(work, "≥ 1.0 × `tee FILE | sed`", 1.0, "high", mine, "tee FILE | sed", ours=mine)
     report.ratio(work, "≥ 6 × torch elastic", 6.0, "high", mine, "torch elastic", ours=mine)
     report.ratio(f"{workers} workers at once, in all", "≥ 0.85 × of one worker's", 0.85, "high", many, mine, ours=many)
+    work = "tee into a non-blocking socket, fast reader"
+    report.ratio(work, "≥ 0.8 × into a pipe", 0.8, "high", SOCKET, PIPE, ours=SOCKET)
     share = report.times(many_peers, "tee FILE | sed")
     report.notes.append(
         f"the machine's own: {workers} times `tee FILE | sed` at once do {share} of what one does alone, and "

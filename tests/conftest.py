@@ -4,15 +4,19 @@ pyproject.toml)."""
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from helpers import needs
 
 pytest_plugins = ["aioelastic.testing.plugin", "pytester"]
 
@@ -20,6 +24,28 @@ pytest_plugins = ["aioelastic.testing.plugin", "pytester"]
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_signum) == signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
+
+
+# --- a test that hangs ends the run, with the stacks of all threads ---
+
+LONGEST = 300  # seconds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # by the kernel's clock: the thread of pytest's own `faulthandler_timeout` would make each fork one of a process
+    # with threads, which Python 3.12 and later warn of
+    stderr = os.dup(2)  # that of a test is captured
+    faulthandler.register(signal.SIGALRM, file=stderr, chain=True)
+    config.add_cleanup(lambda: (faulthandler.unregister(signal.SIGALRM), os.close(stderr)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    signal.alarm(LONGEST)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,13 +66,27 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
 
 
+# --- what was skipped, and what would have it run ---
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line an extra. A file that cannot be read without it counts as one."""
+    skipped: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        extra = re.search(r"\(the extra ([\w-]+)\)", reason)
+        skipped[f"for the extra {extra[1]}" if extra else f"without an extra: {reason}"] += 1
+    terminalreporter.section("skipped")
+    terminalreporter.line("\n".join(f"{count} {what}" for what, count in sorted(skipped.items())) or "nothing")
+
+
 # --- a fake GPU: skipped by name where there is no cuda-python, or no C compiler ---
 
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: Any) -> Iterator[Any]:
     """The fake driver, loaded in this process for good."""
-    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
+    needs("cuda.bindings.driver")
     import fake_gpu
 
     path = fake_gpu.compiled(tmp_path_factory.mktemp("fake"))

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 from aioelastic import Command, Group, Logs, Std
 from aioelastic.events import Event
@@ -18,6 +20,24 @@ from aioelastic.events import Event
 E = TypeVar("E", bound=Event)
 
 QUIET = Logs(tee=Std.NONE)
+
+# what the extra `test` does not hold: the module, its distribution, the extra that does
+OPTIONAL = {
+    "cuda.bindings.driver": ("cuda-python", "gpu"),
+    "loky": ("loky", "test-all"),
+    "py-spy": ("py-spy", "test-all"),
+    "torch": ("torch", "test-all"),
+}
+
+
+def lacks(module: str) -> str:
+    """Why a test is skipped that needs this one."""
+    return "needs {} (the extra {})".format(*OPTIONAL[module])
+
+
+def needs(module: str) -> Any:
+    """This module, or a skip that names its extra."""
+    return pytest.importorskip(module, reason=lacks(module))
 
 
 def sh(script: str, env: Mapping[str, str | None] | None = None) -> Command:

@@ -170,11 +170,11 @@ async def console_on(
 ) -> AsyncIterator[tuple[Console, Troubles]]:
     """A console, left at the end as a group leaves it."""
     troubles = Troubles()
-    console = Console.of(asyncio.get_running_loop(), stream, "stdout", when_full, troubles)
+    console = Console(asyncio.get_running_loop(), stream, "stdout", when_full, troubles)
     try:
         yield console, troubles
     finally:
-        await console.leave(troubles, Patience(), bound)
+        await console.leave(Patience(), bound)
 
 
 class Collect:

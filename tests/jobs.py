@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import faulthandler
 import os
@@ -164,6 +165,33 @@ def inside() -> dict[str, Any]:
 def sleeps() -> None:
     print("asleep")
     signal.pause()
+
+
+def says_up() -> None:
+    print("up", flush=True)
+    signal.pause()
+
+
+def fails_and_lingers() -> None:
+    atexit.register(signal.pause)
+    raise ValueError("its own")
+
+
+def long() -> str:
+    return os.environ["LONG"]
+
+
+def forks(child: str) -> str:
+    """Two come out of it; the first has another pid, and the second leaves without returning."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        os._exit(0)
+    if child == "raises":
+        raise ValueError("a copy")
+    if child == "leaves":
+        sys.exit()
+    return "a copy"
 
 
 def stops_when_asked() -> str:

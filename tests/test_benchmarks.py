@@ -8,10 +8,10 @@ import json
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import needs
 
 HOME = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(HOME))
@@ -125,9 +125,9 @@ def test_who_survives_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         bystander.wait()
 
 
-@pytest.mark.skipif(not find_spec("loky"), reason="loky is not installed")
 def test_what_a_killed_peer_left_is_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its semaphores in /dev/shm too, which its own tracker unlinks if it is let: see the fixture `no_leaks`."""
+    needs("loky")
     monkeypatch.setenv(_common.TAG, "mark-of-this-test")
     _, loky, _ = survival.SET_UPS["loky"]
     assert survival.once(loky, signal.SIGKILL, tmp_path).stays == survival.ROLES

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import io
 import json
 import os
 import re
-import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, event_of, sh
+from helpers import QUIET, event_of, py, sh
 from helpers_streams import (
     Gate,
     Reader,
     Target,
+    Troubles,
     cat,
     console_on,
     gate,
@@ -29,7 +30,7 @@ from helpers_streams import (
     tiny_disk,
 )
 
-from aioelastic import Group, Logs, Std, Stop, supervise
+from aioelastic import LINE_LIMIT, Group, Logs, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, SinkTrouble
 from aioelastic.streams import Console, ConsoleTap, _console
 
@@ -132,9 +133,55 @@ async def test_json_is_one_object_per_line_whatever_the_bytes() -> None:
         assert all(re.fullmatch(ISO.decode(), one["time"]) for one in mine)
         assert {one["name"] for one in mine} == {"j"}
         assert {one["stream"] for one in mine} == {"stdout"}
+        assert [base64.b64decode(one["raw"]) for one in mine if "raw" in one] == [b'\xff\xfe "quoted" \\ \t']
+        assert [set(one) - {"raw"} for one in mine] == [{"time", "name", "rank", "stream", "line"}] * len(want)
     assert sorted((one["rank"], one["stream"], one["line"]) for one in errs) == [
         (0, "stderr", "bad"),
         (1, "stderr", "bad"),
+    ]
+
+
+def strictly(data: bytes) -> list[dict[str, Any]]:
+    """Lines of JSON as a strict parser takes them: text is UTF-8 and has no lone surrogate, numbers are finite."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = data.decode()
+    out = [json.loads(one, parse_constant=refuse) for one in text.splitlines()]  # which ends lines at U+2028 and more
+    json.dumps(out, ensure_ascii=False).encode()
+    assert len(out) == data.count(b"\n")
+    return out
+
+
+LOOKALIKES = [b"\xff", rb"\xff", b"\xed\xa0\x80", rb"\ud800", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\0", rb"\u0000"]
+ODD = ["\u2028", "\u2029", "\x85\x9b1m", "\x7f", "\x1b[2J\x1c", "\ufeff", "\uffff", "\U0001f600", "NaN", '"}\\', "\r"]
+
+
+async def test_json_tells_bytes_from_text_that_looks_like_them() -> None:
+    lines = [*LOOKALIKES, *(one.encode() for one in ODD), bytes(range(10)) + bytes(range(11, 256))]
+    content = b"".join(line + b"\n" for line in lines)
+    with tee_to() as (out, _):
+        await supervise(py(f"import os; os.write(1, {content!r})"), logs=Logs(json=True))
+        data = await out.all()
+    told = strictly(data)
+    assert [base64.b64decode(one["raw"]) if "raw" in one else one["line"].encode() for one in told] == lines
+    assert len({(one["line"], one.get("raw")) for one in told}) == len(lines)
+    assert not set(data.decode()) & set(map(chr, (*range(10), *range(11, 32), *range(0x80, 0xA0), 0x2028, 0x2029)))
+
+
+async def test_json_of_a_line_that_is_too_long_is_in_parts() -> None:
+    size = LINE_LIMIT * 2 + 9
+    with tee_to() as (out, _):
+        reader = out.reader
+        await supervise(sh(f"head -c {size} /dev/zero | tr '\\0' x; echo; echo short"), logs=Logs(json=True))
+        await out.all()
+    told = strictly(bytes(reader.data))
+    assert [(len(one["line"]), one.get("continued")) for one in told] == [
+        (LINE_LIMIT, True),
+        (LINE_LIMIT, True),
+        (9, None),
+        (5, None),
     ]
 
 
@@ -156,6 +203,20 @@ async def test_colours_only_on_a_terminal_and_where_wanted(
     else:
         assert b"\x1b" not in data
         assert b"[worker0]: x\n" in data
+
+
+class Plain:
+    """What somebody may put in place of a stream: an object that takes text."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
 
 
 # --- unfinished lines and carriage returns ---
@@ -248,7 +309,7 @@ class Shown:
         self._stream = io.StringIO()
 
     def __enter__(self) -> Console:
-        return Console(asyncio.get_running_loop(), self._stream, "stdout", "block")  # type: ignore[arg-type]
+        return Console(asyncio.get_running_loop(), self._stream, "stdout", "block", Troubles())
 
     def __exit__(self, *args: object) -> None:
         self.raw.write(self._stream.getvalue().encode())
@@ -357,13 +418,13 @@ async def test_drop_keeps_lines_whole_and_apart() -> None:
 
 async def test_spill_lets_the_worker_go_on_and_loses_nothing(held: asyncio.Event, monkeypatch: Any) -> None:
     spills = []
-    real = _console._Spill
+    real = _console.Spill
 
     def spy(*args: Any) -> Any:
         spills.append(real(*args))
         return spills[-1]
 
-    monkeypatch.setattr(_console, "_Spill", spy)
+    monkeypatch.setattr(_console, "Spill", spy)
     with tee_to() as (out, _):
         async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}"), logs=Logs(when_full="spill")) as group:
             assert (await event_of(group, Exited)).exit.ok  # nobody reads
@@ -471,34 +532,35 @@ async def test_a_hurry_does_not_wait_for_a_console_that_nobody_reads(when_full: 
 
 
 async def test_a_blocked_console_in_a_thread_hurts_no_file_and_no_end(held: asyncio.Event, tmp_path: Path) -> None:
-    """stdout is a socket (as under a service manager) that nobody reads: a thread of ours hangs in write(2)."""
-    ours, theirs = socket.socketpair()
-    file = open(os.dup(ours.fileno()), "w")  # noqa: SIM115  # closed below
+    """stdout is an object whose `write` does not return."""
+    free = threading.Event()
+
+    class Hangs(Plain):
+        def write(self, text: str) -> int:
+            free.wait()
+            return len(text)
+
     entries = [sh(f"{SEQ}; {SEQ}; {SEQ}"), sh(f"read x < {tmp_path}/gate; seq 10")]
     gate = Gate(tmp_path / "gate")
     logs = Logs(dir=tmp_path / "runs", ranks=[0])
     try:
-        with tee_to(file, "pipe"):
+        with tee_to(Hangs(), "pipe"):
             async with Group(entries, logs=logs, stop=Stop(grace=0, bound=0.2)) as group:
-                await held.wait()  # the thread hangs by now, with the first megabyte
+                await held.wait()  # the thread hangs by now, with the first piece
                 gate.open()
                 await event_of(group, Drained, rank=1)
-                stopped = asyncio.create_task(group.stop())
-                done, _ = await asyncio.wait({stopped}, timeout=30)  # only how long a hang may last
-                written = b"".join(one.read_bytes() for one in (tmp_path / "runs").glob("*/attempt_0/1/stdout.log"))
-                told = [one.sink async for one in group.events() if isinstance(one, SinkTrouble)] if done else []
-                theirs.close()  # lets the thread go, whatever came of it
-                result = await stopped
+                result = await group.stop()
+        written = b"".join(one.read_bytes() for one in (tmp_path / "runs").glob("*/attempt_0/1/stdout.log"))
+        told = [one async for one in group.events() if isinstance(one, SinkTrouble)]
     finally:
-        theirs.close()
-        ours.close()
-        file.close()
+        free.set()
         gate.close()
         for thread in threading.enumerate():
             if thread.name.startswith("aioelastic"):
                 await asyncio.to_thread(thread.join)
-    assert done, "the end of the group waited for a thread that hangs in write(2)"
-    assert "stdout" in told
+    assert [(one.sink, one.problem) for one in told] == [
+        ("stdout", f"did not take its last {told[0].lost} bytes"),
+    ]
     assert written == b"".join(b"%d\n" % i for i in range(1, 11))
     assert result[1].stdout.lost == 0
 
@@ -768,7 +830,7 @@ async def test_a_console_takes_everything_in_order_while_its_target_is_full() ->
     async with console_on(target.file, "block") as (console, troubles):
         for i in range(20_000):
             console.write([b"%d " % i, b"line\n"], None)
-        assert console._backlog
+        assert console.queued
         reader = target.reader
     await target.all()
     assert reader.data == b"".join(b"%d line\n" % i for i in range(20_000))
@@ -790,17 +852,23 @@ async def test_drop_keeps_the_newest_even_when_it_is_larger_than_the_limit() -> 
 
 
 async def test_closing_a_console_whose_thread_hangs_leaves_no_descriptor() -> None:
-    ours, theirs = socket.socketpair()
-    file = open(os.dup(ours.fileno()), "w")  # noqa: SIM115  # closed below
-    async with console_on(file, "block", bound=0.0) as (console, troubles):
+    entered, free = threading.Event(), threading.Event()
+
+    class Hangs(Plain):
+        def write(self, text: str) -> int:
+            entered.set()
+            free.wait()
+            return len(text)
+
+    async with console_on(Hangs(), "block", bound=0.0) as (console, troubles):
         console.write([b"x" * 4_000_000], None)
+        await asyncio.to_thread(entered.wait)
     assert troubles == [("stdout", "did not take its last 4000000 bytes", 4_000_000)]
     hung = [one for one in threading.enumerate() if one.name == "aioelastic-stdout"]
-    theirs.close()
+    assert hung
+    free.set()
     for thread in hung:
-        await asyncio.get_running_loop().run_in_executor(None, thread.join)
-    ours.close()
-    file.close()
+        await asyncio.to_thread(thread.join)
 
 
 async def test_a_reader_is_a_reader() -> None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import needs
 
-pytest.importorskip("torch")
-pytest.importorskip("numpy")
+needs("torch")
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parent.parent

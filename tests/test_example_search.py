@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("numpy")
-
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "search.py"
 SHARE = re.compile(r"worker (\d): (\d+) candidates, best (\S+)")
 

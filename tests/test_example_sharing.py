@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("numpy")
-
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
 

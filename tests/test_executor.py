@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import pytest
 from helpers import alive, gone
 
@@ -334,10 +335,9 @@ def test_submit_waits_for_room(tmp_path: Path) -> None:
 
 
 def test_async_functions_and_large_arrays(executor: WorkerExecutor) -> None:
-    numpy = pytest.importorskip("numpy")
     assert executor.submit(jobs.loop_module).result() == "uvloop"
-    array = numpy.arange(1_000_000)
-    assert (executor.submit(numpy.add, array, 1).result() == array + 1).all()
+    array = np.arange(1_000_000)
+    assert (executor.submit(np.add, array, 1).result() == array + 1).all()
 
 
 def test_lambdas_go_by_value(executor: WorkerExecutor) -> None:

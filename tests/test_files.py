@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 
 import pytest
 from helpers import event_of, sh
 from helpers_streams import Gate, Troubles, cat, gate, held, random_bytes, tee_to, tiny_disk
 
-from aioelastic import Group, GroupResult, Logs, Match, Rotate, SpecError, Std, supervise
-from aioelastic.events import Drained, SinkTrouble
+from aioelastic import LINE_LIMIT, Group, GroupResult, Line, Logs, Match, Rotate, SpecError, Std, Stop, supervise
+from aioelastic.events import Drained, Event, SinkTrouble
 from aioelastic.streams import FileSink, FileThread, Pump
+from aioelastic.testing import file_limit
 from aioelastic.watch import Poller
 
 __all__ = ["gate", "held"]  # fixtures
@@ -78,27 +84,30 @@ async def test_files_hold_the_workers_bytes(tmp_path: Path, content: bytes) -> N
 
 async def test_one_line_of_50_megabytes_through_every_sink(tmp_path: Path) -> None:
     size = 50_000_000
-    lengths: list[int] = []
+    called: list[Line] = []
     logs = Logs(
         dir=tmp_path,
         match=Match(include="\0", file="m"),
         prefix="",
-        callback=lambda line: lengths.append(len(line.data)),
+        callback=called.append,
     )
     with tee_to() as (out, _):
         reader = out.reader
         async with Group(sh(f"head -c {size} /dev/zero; printf '\\nend'"), logs=logs) as group:
-            got = [line.data async for line in group.lines()]
+            got = [line async for line in group.lines()]
         result = await group.wait()
         shown = await out.all()
     assert not reader.data[:100].strip(b"\0")
     want = bytes(size) + b"\nend"
     assert saved(result, 0) == want
     assert shown == want + b"\n"
-    assert got == [bytes(size), b"end"]
-    assert lengths == [size, 3]
+    assert [line._replace(time=0) for line in called] == [line._replace(time=0) for line in got]
+    assert b"".join(line.data for line in got) == bytes(size) + b"end"
+    assert [line.continued for line in got] == [True] * (len(got) - 2) + [False, False]
+    assert {len(line.data) for line in got[:-2]} == {LINE_LIMIT}
     assert result.log_dir is not None
-    assert (result.log_dir / "attempt_0" / "m").read_bytes() == bytes(size) + b"\n"
+    parts = (result.log_dir / "attempt_0" / "m").read_bytes().splitlines()  # the end has no NUL
+    assert [len(one) for one in parts] == [len(line.data) for line in got[:-1]]
 
 
 async def test_every_sink_at_once_changes_no_byte_of_the_files(tmp_path: Path) -> None:
@@ -295,6 +304,24 @@ async def test_match_copies_chosen_lines_of_both_streams_with_their_prefix(tmp_p
     assert len((home / "everything.log").read_text().splitlines()) == 16
 
 
+async def test_matched_lines_are_rotated_too(tmp_path: Path) -> None:
+    logs = Logs(dir=tmp_path, tee=Std.NONE, prefix="", rotate=Rotate(size=1000, keep=2), match=Match())
+    result = await supervise(sh("seq 2000"), logs=logs)
+    assert result.log_dir is not None
+    files = parts(result.log_dir / "attempt_0" / "matched.log")
+    assert len(files) == 3
+    assert all(0 < len(one) <= 1000 for one in files)
+    assert b"".join(b"%d\n" % i for i in range(1, 2001)).endswith(b"".join(files))
+
+
+async def test_a_matched_file_with_the_name_of_a_rotated_one_is_refused(tmp_path: Path) -> None:
+    files = [Match(file="loss.2"), Match(file="loss")]
+    with pytest.raises(SpecError, match=r"loss\.2"):
+        Logs(dir=tmp_path, match=files, rotate=Rotate(keep=2))
+    Logs(dir=tmp_path, match=files, rotate=Rotate(keep=1))
+    Logs(dir=tmp_path, match=files)
+
+
 async def test_match_never_mixes_workers_within_a_line(tmp_path: Path) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do echo $RANK $RANK $i; i=$((i+1)); done"
     result = await supervise(sh(script), n=6, logs=Logs(dir=tmp_path, tee=Std.NONE, match=Match(), prefix="{rank}: "))
@@ -325,6 +352,292 @@ async def test_match_of_text_beyond_ascii(tmp_path: Path, pattern: str | re.Patt
     result = await supervise(sh("printf 'café\\ncafe\\nüber\\n'"), logs=logs)
     assert result.log_dir is not None
     assert (result.log_dir / "attempt_0" / "matched.log").read_text().splitlines() == wanted
+
+
+# --- files that others meddle with ---
+
+TURNS = [None, Rotate(size=100, keep=2), Rotate(size=100, keep=0)]
+turns = pytest.mark.parametrize("rotate", TURNS, ids=["plain", "keep 2", "keep 0"])
+
+
+async def meddle(sink: FileSink, work: Callable[[], object]) -> None:
+    """Do it once all that was written so far is in the file."""
+    sink._writer.flush()
+    await sink._writer.submit(work)
+
+
+@turns
+async def test_a_file_that_others_truncate_goes_on_at_its_new_end(rotate: Rotate | None, tmp_path: Path) -> None:
+    """As logrotate's copytruncate does."""
+    path = tmp_path / "log"
+    async with sink_on(path, rotate) as (sink, troubles):
+        sink.write(b"old\n" * 15 + b"unfin", None)
+        await meddle(sink, lambda: os.truncate(path, 0))
+        sink.write(b"ished\n" + b"new\n" * 15, None)
+    assert path.read_bytes() == b"ished\n" + b"new\n" * 15
+    assert os.listdir(tmp_path) == ["log"]  # there was room for all of it
+    assert (sink.lost, troubles) == (0, [])
+
+
+async def test_rotation_counts_what_others_write(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with sink_on(path, Rotate(size=100, keep=9)) as (sink, _):
+        sink.write(b"ours\n", None)
+        await meddle(sink, lambda: path.write_bytes(path.read_bytes() + b"theirs" * 20 + b"\n"))
+        sink.write(b"ours again\n", None)
+    assert parts(path) == [b"ours\n" + b"theirs" * 20 + b"\n", b"ours again\n"]
+
+
+async def test_matched_lines_that_others_truncate(tmp_path: Path, gate: Gate) -> None:
+    logs = Logs(dir=tmp_path, tee=Std.NONE, prefix="", match=Match())
+    async with Group(sh(f"seq 1000; read x < {gate.path}; echo new"), logs=logs) as group:
+        async for line in group.lines():
+            if line.data == b"1000":
+                break
+        group._ground._files.flush()
+        await group._ground._files.submit(lambda: None)
+        for path in tmp_path.rglob("*.log"):
+            os.truncate(path, 0)
+        gate.open()
+        result = await group.wait()
+    assert result.log_dir is not None
+    assert (result.log_dir / "attempt_0" / "matched.log").read_bytes() == b"new\n"
+    assert saved(result, 0) == b"new\n"
+
+
+@turns
+@pytest.mark.parametrize("what", ["file", "directory", "directories"])
+async def test_what_was_deleted_is_made_anew(what: str, rotate: Rotate | None, tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "log"
+    path.parent.mkdir(parents=True)
+    gone = {
+        "file": path.unlink,
+        "directory": partial(rmtree, path.parent),
+        "directories": partial(rmtree, tmp_path / "a"),
+    }
+    async with sink_on(path, rotate) as (sink, troubles):
+        sink.write(b"old\n", None)
+        await meddle(sink, gone[what])
+        sink.write(b"new\n", None)
+        sink._writer.flush()
+        sink.write(b"newer\n", None)
+    assert path.read_bytes() == b"new\nnewer\n"
+    assert (sink.lost, troubles) == (0, [])
+
+
+@turns
+async def test_a_directory_that_a_file_replaces_costs_bytes_until_it_is_back(
+    rotate: Rotate | None, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def block() -> None:
+        rmtree(home)
+        home.write_text("mine")
+
+    async with sink_on(home / "log", rotate) as (sink, troubles):
+        sink.write(b"old\n", None)
+        await meddle(sink, block)
+        sink.write(b"lost\n", None)
+        sink._writer.flush()
+        sink.write(b"lost too\n", None)
+        await meddle(sink, home.unlink)
+        sink.write(b"new\n", None)
+    assert (home / "log").read_bytes() == b"new\n"
+    assert sink.lost == 14
+    assert [(words, lost) for _, words, lost in troubles] == [("Not a directory", 5), ("Not a directory", 14)]
+
+
+async def test_a_file_that_was_moved_is_written_on(tmp_path: Path) -> None:
+    """Its mover may have it back, or tell us nothing at all: as every program's log."""
+    async with sink_on(tmp_path / "log") as (sink, _):
+        sink.write(b"one\n", None)
+        await meddle(sink, lambda: os.rename(tmp_path / "log", tmp_path / "moved"))
+        sink.write(b"two\n", None)
+    assert os.listdir(tmp_path) == ["moved"]
+    assert (tmp_path / "moved").read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+@pytest.mark.parametrize("instead", ["nothing", "file"])
+async def test_a_file_that_was_moved_is_made_anew_when_we_rotate(instead: str, keep: int, tmp_path: Path) -> None:
+    path, moved = tmp_path / "log", tmp_path / "moved"
+
+    def move() -> None:
+        path.rename(moved)
+        if instead == "file":
+            path.write_bytes(b"theirs\n")
+
+    async with sink_on(path, Rotate(size=100, keep=keep)) as (sink, troubles):
+        sink.write(b"one\n", None)
+        await meddle(sink, move)
+        sink.write(b"two\n", None)
+    assert moved.read_bytes() == b"one\n"
+    assert path.read_bytes() == (b"theirs\n" if instead == "file" else b"") + b"two\n"
+    assert (sink.lost, troubles) == (0, [])
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+async def test_a_name_that_a_directory_holds(keep: int, tmp_path: Path) -> None:
+    """What was moved away holds the bytes, is not emptied, and the directory stays where it is."""
+    path, moved = tmp_path / "log", tmp_path / "moved"
+
+    def move() -> None:
+        path.rename(moved)
+        (path / "theirs").mkdir(parents=True)
+
+    lines = [b"%d %s\n" % (i, b"x" * 30) for i in range(20)]
+    async with sink_on(path, Rotate(size=100, keep=keep)) as (sink, troubles):
+        sink.write(lines[0], None)
+        await meddle(sink, move)
+        for line in lines[1:10]:
+            sink.write(line, None)
+        await meddle(sink, lambda: rmtree(path))
+        sink.write(lines[10], None)
+    assert moved.read_bytes() == b"".join(lines[:10])
+    assert path.read_bytes() == lines[10]
+    assert "Is a directory" in troubles[0][1]
+    assert sink.lost == 0
+
+
+async def test_all_files_can_be_kept(tmp_path: Path) -> None:
+    """However large the number, and where somebody has taken one away, no other is lost."""
+    path = tmp_path / "log"
+    async with sink_on(path, Rotate(size=2, keep=10**15)) as (sink, _):
+        sink.write(b"1\n2\n3\n4\n", None)
+        await meddle(sink, (tmp_path / "log.2").unlink)
+        sink.write(b"5\n6\n", None)
+    assert parts(path) == [b"1\n", b"3\n", b"4\n", b"5\n", b"6\n"]
+
+
+async def test_rotation_does_without_a_name_that_a_directory_holds(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    (tmp_path / "log.2" / "theirs").mkdir(parents=True)
+    lines = [b"%d %s\n" % (i, b"x" * 40) for i in range(9)]
+    async with sink_on(path, Rotate(size=50, keep=3)) as (sink, troubles):
+        for line in lines:
+            sink.write(line, None)
+            sink._writer.flush()
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.1", "log.2", "log.3"]
+    assert [(tmp_path / one).read_bytes() for one in ("log.3", "log.1", "log")] == lines[-3:]
+    assert os.listdir(tmp_path / "log.2") == ["theirs"]
+    assert [(lost, "log.2" in words) for _, words, lost in troubles] == [(0, True)]
+
+
+async def test_a_pipe_without_a_reader_in_a_logs_place_holds_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def replace() -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    async with sink_on(path) as (sink, troubles):
+        await meddle(sink, replace)
+        sink.write(b"x" * 1_000_000, None)
+        await meddle(sink, lambda: None)
+    assert 0 < sink.lost < 1_000_000
+    assert troubles == [(str(path), "Resource temporarily unavailable", sink.lost)]
+
+
+async def test_rotation_goes_on_where_a_limit_forbids_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    content = b"".join(b"%d\n" % i for i in range(3000))
+    async with sink_on(path, Rotate(size=10_000, keep=100)) as (sink, troubles):
+        with file_limit(1000):
+            sink.write(content[:7777], None)
+            await meddle(sink, lambda: None)
+            sink.write(content[7777:], None)
+            await meddle(sink, lambda: None)
+    assert b"".join(parts(path)) == content
+    assert all(len(one) <= 1000 for one in parts(path))
+    assert (sink.lost, troubles) == (0, [])
+
+
+@turns
+async def test_a_limit_that_lets_no_byte_through(rotate: Rotate | None, tmp_path: Path) -> None:
+    async with sink_on(tmp_path / "log", rotate) as (sink, troubles):
+        with file_limit(0):
+            sink.write(b"lost\n" * 100, None)
+            await meddle(sink, lambda: None)
+            sink.write(b"lost\n", None)
+            await meddle(sink, lambda: None)
+        sink.write(b"new\n", None)
+    assert (tmp_path / "log").read_bytes() == b"new\n"
+    assert sink.lost == 505
+    assert {words for _, words, _ in troubles} == {"File too large"}
+    assert troubles[-1][2] == 505
+
+
+CALLS = ["fstat", "stat", "lstat", "open", "close", "write", "writev", "pread", "ftruncate", "replace", "makedirs"]
+ERRORS = [
+    OSError(errno.ESTALE, "stale"),
+    OSError(errno.EIO, "bad"),
+    MemoryError(),
+    UnicodeEncodeError("x", "", 0, 1, ""),
+]
+
+
+@turns
+@pytest.mark.parametrize("call", CALLS)
+async def test_whatever_fails_costs_bytes_that_are_counted_and_never_the_thread(
+    call: str, rotate: Rotate | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of error once, twice, and for a while; then all is well again."""
+    real = getattr(os, call)
+    fail: list[Exception] = []
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread().name != "test-files" or not fail:
+            return real(*args, **kwargs)
+        if call == "close":
+            real(*args)  # as the kernel does
+        raise fail.pop()
+
+    path = tmp_path / "home" / "log"
+    path.parent.mkdir()
+    lines = [b"%03d %s\n" % (i, b"x" * 30) for i in range(120)]
+    monkeypatch.setattr(os, call, fails)
+    async with sink_on(path, rotate) as (sink, troubles):
+        for number, line in enumerate(lines):
+            sink.write(line[:9], None)
+            await meddle(sink, fail.clear)
+            if number == 60:
+                await meddle(sink, lambda: rmtree(path.parent))
+            if number < 100:
+                fail += ERRORS[number // 10 % 4 :][:1] * {3: 1, 6: 2, 0: 9}.get(number % 10, 0)
+            sink.write(line[9:], None)
+            await meddle(sink, lambda: None)
+    kept = b"".join(parts(path))
+    assert kept.endswith(lines[-1])
+    assert b"\0" not in kept
+    assert sink._writer.behind == 0
+    assert sink.lost <= sum(map(len, lines[:100]))
+    assert max((lost for _, _, lost in troubles), default=0) == sink.lost
+    if rotate is None:  # each byte since the directory went is there, or counted
+        assert len(b"".join(lines[60:])) - 9 - sink.lost <= len(kept) <= len(b"".join(lines[60:])) - 9
+
+
+async def test_what_a_thread_that_hangs_never_wrote_is_counted(tmp_path: Path) -> None:
+    go = threading.Event()
+    seen: list[SinkTrouble] = []
+    before = set(threading.enumerate())
+    logs = Logs(dir=tmp_path, tee=Std.NONE)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, SinkTrouble):
+            seen.append(event)
+
+    try:
+        async with Group(sh("echo 234"), logs=logs, stop=Stop(bound=0.05), on_event=hear) as group:
+            group._ground._files.put(lambda: go.wait() and None)
+            result = await group.wait()
+    finally:
+        go.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+    assert result[0].stdout.lost == 4
+    assert [(one.sink, one.lost) for one in seen] == [("log files", 4)]
 
 
 # --- file systems that refuse, or stall ---
@@ -396,7 +709,7 @@ async def test_dev_full_counts_every_byte() -> None:
         os.close(fd)
     assert sink.lost == 10_000
     assert sink._writer.behind == 0
-    assert troubles == [("sink", "No space left on device", 1000)]
+    assert troubles == [("sink", "No space left on device", 1000), ("sink", "No space left on device", 10_000)]
 
 
 LIMITED = """
@@ -458,7 +771,12 @@ async def test_a_stalled_file_holds_its_worker_and_nothing_else(
     size = 12_000_000
     entries = [sh(f"head -c {size} /dev/zero"), sh(f"read x < {gate.path}; seq 10")]
     seen: list[bytes] = []
-    logs = Logs(dir=tmp_path / "runs", prefix="", ranks=[1], callback=lambda line: seen.append(line.data))
+
+    def callback(line: Line) -> None:
+        if line.rank == 1:
+            seen.append(line.data)
+
+    logs = Logs(dir=tmp_path / "runs", prefix="", ranks=[1], callback=callback)
     with tee_to() as (out, _):
         async with Group(entries, logs=logs) as group:
             feed = group.lines(ranks=[1])

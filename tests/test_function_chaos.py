@@ -107,7 +107,6 @@ async def test_junk_on_the_channel() -> None:
 
 
 async def test_a_worker_that_is_killed_in_the_middle_of_a_large_result() -> None:
-    pytest.importorskip("numpy")
     result = await supervise(Function(jobs.dies_while_it_sends), 2, logs=QUIET, check=False)
     assert result.first_failure is not None
     assert result.first_failure.cause == "SIGKILL"

@@ -14,17 +14,15 @@ import types
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import numpy as np
 import pytest
+from fake_gpu import seen, theirs
+from helpers import needs
 from test_sharing import travelled
 
 from aioelastic import SpecError, gpu, sharing
 from aioelastic.child import _socket, _wire
-
-pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
-
-import fake_gpu
-from fake_gpu import seen, theirs
 
 MIB = 1 << 20
 
@@ -794,6 +792,7 @@ def test_the_probe_tries(fake: Any) -> None:
 
 
 def test_the_probe_without_a_driver() -> None:
+    needs("cuda.bindings.driver")
     code = "from aioelastic import gpu; print(gpu.probe().reason.name); print(gpu.probe())"
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver")
@@ -847,6 +846,7 @@ print(library.fakeBegun())
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
+    needs("cuda.bindings.driver")
     path = fake_gpu.compiled(tmp_path_factory.mktemp("nvml"), "libnvidia-ml")
     if path is None:
         pytest.skip("needs a C compiler (cc)")

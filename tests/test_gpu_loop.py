@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import numpy as np
 import pytest
+from fake_gpu import seen, theirs
 from helpers import QUIET, until
 
 from aioelastic import Function, Group, GroupFailed, Logs, Std, WorkerExecutor, gpu, sharing, supervise
-
-pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
-
-import fake_gpu
-from fake_gpu import seen, theirs
 
 
 def on_gpu(values: Any) -> Any:

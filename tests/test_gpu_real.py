@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gpu_checks
 import pytest
+from helpers import needs
 
 import aioelastic
 
@@ -23,7 +24,7 @@ HERE = Path(__file__).parent
 def test_on_a_gpu(name: str) -> None:
     if not Path("/dev/nvidiactl").exists():
         pytest.skip("needs an NVIDIA GPU: there is no /dev/nvidiactl")
-    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
+    needs("cuda.bindings.driver")
     path = os.pathsep.join([str(Path(aioelastic.__file__).parents[1]), str(HERE)])
     argv = [sys.executable, str(HERE / "gpu_checks.py"), name]
     done = subprocess.run(

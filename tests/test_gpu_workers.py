@@ -13,17 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import numpy as np
 import psutil
 import pytest
+from fake_gpu import memory_of, seen, theirs
 from helpers import QUIET, gone
 
 from aioelastic import Function, Group, GroupFailed, Restart, WorkerExecutor, gpu, sharing, supervise
-
-pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python (the extra gpu)")
-
-import fake_gpu
-from fake_gpu import memory_of, seen, theirs
 
 MIB = 1 << 20
 

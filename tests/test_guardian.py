@@ -488,7 +488,7 @@ async def test_where_none_can_run_it_is_done_directly(monkeypatch: pytest.Monkey
 async def test_junk_for_the_guardian_ends_that_connection_only() -> None:
     async with Group(sh(STAY), logs=QUIET) as other:
         async with Group(sh(STAY), logs=QUIET, check=False) as group:
-            server: Any = group._ground._launchers._guardian
+            server: Any = group._ground._launchers._guardians[-1]
             server.send(_order.EXEC + b"\0nonsense", [])
             result = await group.wait()
         assert "guardian" in result.failures[0].cause

@@ -17,6 +17,7 @@ HOUSE = Path(aioelastic.__file__).parent
 
 # each may import those before it, never one behind it
 ORDER = [
+    "shown",
     "errors",
     "checks",
     "restart",
@@ -24,16 +25,18 @@ ORDER = [
     "borrowed",
     "placement",
     "spec",
+    "tracebacks",
     "why",
     "remains",
     "outcome",
+    "blame",
     "events",
     "lifecycle",
-    "report",
     "forked",
     "thread",
     "turns",
     "shm",
+    "report",
     "memory",
     "gpu",
     "child",

@@ -13,10 +13,10 @@ import pytest
 from helpers import QUIET, event_of, py, sh
 from helpers_streams import Gate, cat, gate, held, random_bytes, tee_to
 
-from aioelastic import Group, Line, Logs, SpecError, Std, Stop, supervise
+from aioelastic import LINE_LIMIT, Group, Line, Logs, SpecError, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, SinkTrouble
 from aioelastic.streams import LineFeed, _lines
-from aioelastic.streams._lines import LineSplitter
+from aioelastic.streams._lines import LineSplitter, LineTap
 
 __all__ = ["gate", "held"]  # fixtures
 
@@ -66,6 +66,56 @@ def test_random_bytes_in_random_chunks() -> None:
         got += splitter.feed(content[at : at + size])
         at += size
     assert b"\n".join([*got, splitter.rest()]) == content
+
+
+def split(*chunks: bytes) -> list[tuple[bytes, bool]]:
+    """What a tap makes of them: (line, continued)."""
+    out: list[tuple[bytes, bool]] = []
+    tap = LineTap(lambda lines, at, pump, continued: out.extend((line, continued) for line in lines))
+    pump: Any = Holder()
+    for chunk in chunks:
+        tap.feed(chunk, pump)
+    tap.eof()
+    return out
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 8, 9, 100, 1000])
+def test_long_lines_come_in_the_same_parts_however_the_bytes_come(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lines, "LINE_LIMIT", 8)
+    lines = {
+        b"": [b""],
+        b"1234567": [b"1234567"],
+        b"12345678": [b"12345678"],
+        b"123456789": [b"12345678", b"9"],
+        b"1234567812345678": [b"12345678", b"12345678"],
+        b"12345678\r12345678": [b"12345678", b"\r1234567", b"8"],
+        "1234567é".encode(): [b"1234567", "é".encode()],
+        "123456€9".encode(): [b"123456", "€9".encode()],
+        "12345😀9".encode(): [b"12345", "😀9".encode()],
+        "1234😀9".encode(): ["1234😀".encode(), b"9"],
+        b"\x80" * 9: [b"\x80" * 8, b"\x80"],
+        b"12345\xbf\xbf\xbf\xbf": [b"12345\xbf\xbf\xbf", b"\xbf"],
+    }
+    want = [(part, number < len(parts)) for parts in lines.values() for number, part in enumerate(parts, 1)]
+    for end in (b"\n", b""):
+        content = b"\n".join(lines) + end
+        assert split(*(content[at : at + step] for at in range(0, len(content), step))) == want
+
+
+def test_an_endless_line_costs_bounded_memory_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of two bytes, each an object of its own: these cost twenty times what they hold."""
+    monkeypatch.setattr(_lines, "LINE_LIMIT", 10_000)
+    splitter = LineSplitter()
+    sizes: list[int] = []
+    tap = LineTap(lambda lines, at, pump, continued: sizes.extend(map(len, lines)))
+    tap._splitter = splitter
+    pump: Any = Holder()
+    for number in range(50_000):
+        tap.feed(b"%02d" % (number % 100), pump)
+        assert splitter.size <= 10_000 + 100
+        assert sum(len(one) + 40 for one in splitter._begun) <= 10_000 + 100
+    tap.eof()
+    assert sizes == [10_000] * 10
 
 
 # --- group.lines() ---
@@ -287,6 +337,42 @@ async def test_memory_of_a_feed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert pump.by == []
     feed.deliver(0, "stdout", [b"z" * 2000], 1.0, pump)  # nobody listens any more
     assert pump.by == []
+
+
+@pytest.mark.parametrize("when_full", ["block", "drop"])
+async def test_lines_that_come_one_by_one_are_bounded_in_number(
+    when_full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each empty line that is read by itself costs hundreds of bytes, and counts as one."""
+    monkeypatch.setattr(_lines, "MANY", 100)
+    pump: Any = Holder()
+    feed = LineFeed(when_full, None)
+    for number in range(101):
+        feed.deliver(0, "stdout", [b"%d" % number], 1.0, pump)
+    if when_full == "drop":
+        assert feed.dropped == 1
+        assert (await anext(feed)).data == b"1"
+    else:
+        assert pump.by == [feed]
+        for number in range(52):
+            assert pump.by == [feed]
+            assert (await anext(feed)).data == b"%d" % number
+        assert pump.by == []
+    feed.close()
+
+
+async def test_a_line_that_is_too_long_comes_in_parts_everywhere(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    called: list[Line] = []
+    size = LINE_LIMIT * 2 + 5
+    logs = Logs(tee=Std.NONE, callback=called.append)
+    async with Group(sh(f"head -c {size} /dev/zero; read x < {gate.path}; echo; echo end"), logs=logs) as group:
+        feed = group.lines()
+        first = await anext(feed)
+        assert (len(first.data), first.continued) == (LINE_LIMIT, True)  # while the line has no end yet
+        gate.open()
+        rest = [line async for line in feed]
+    assert [(len(line.data), line.continued) for line in rest] == [(LINE_LIMIT, True), (5, False), (3, False)]
+    assert [line._replace(time=0) for line in called] == [line._replace(time=0) for line in (first, *rest)]
 
 
 async def test_drop_keeps_the_newest_batch(monkeypatch: pytest.MonkeyPatch) -> None:

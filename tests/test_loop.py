@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,37 @@ async def test_a_helper_thread_has_its_name_in_ps() -> None:
     name = await thread.submit(Path("/proc/thread-self/comm").read_text)
     await thread.end()
     assert name == "aioelastic-file\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3), KeyboardInterrupt()], ids=type)
+async def test_a_helper_thread_survives_its_jobs_and_tells(error: BaseException) -> None:
+    loop = asyncio.get_running_loop()
+    told: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    thread = HelperThread(loop, "aioelastic-file")
+
+    def fails() -> None:
+        raise error
+
+    try:
+        thread.put(fails)
+        assert await thread.submit(lambda: 1) == 1
+        await thread.end()
+    finally:
+        loop.set_exception_handler(None)
+    assert [one["exception"] for one in told] == [error]
+    assert "aioelastic-file" in told[0]["message"]
+
+
+async def test_a_helper_thread_that_cannot_start_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    thread = HelperThread(asyncio.get_running_loop(), "aioelastic-file")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="new thread"):
+                thread.submit(lambda: 1)
+    assert await thread.submit(lambda: 2) == 2
+    await thread.end()

@@ -19,7 +19,7 @@ import fake_gpu
 import jobs
 import psutil
 import pytest
-from helpers import QUIET, alive, event_of, kill_and_see_it_dead, py, sh
+from helpers import QUIET, alive, event_of, kill_and_see_it_dead, needs, py, sh
 from test_platforms import a_plain_user
 from test_proof import NOBODYS
 
@@ -92,7 +92,7 @@ async def test_no_gpus_are_none() -> None:
 
 
 async def test_what_the_kernel_refuses_all_the_same_is_told_with_its_field(monkeypatch: Any) -> None:
-    monkeypatch.setattr(ground, "check_places", lambda plan: None)  # as if a CPU went offline just then
+    monkeypatch.setattr(ground, "check_places", lambda plan, attempt: None)  # as if a CPU went offline just then
     with pytest.raises(GroupFailed) as info:
         await supervise(sh("exit 0"), placement=Placement(cpus=[8191]), logs=QUIET)
     assert "Invalid argument: 'Placement.cpus'" in str(info.value.exceptions[0])
@@ -459,9 +459,10 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    needs("cuda.bindings.driver")
     path = fake_gpu.compiled(tmp_path_factory.mktemp("nvml"), "libnvidia-ml")
     if path is None:
-        pytest.skip("no C compiler for the fake driver")
+        pytest.skip("needs a C compiler (cc)")
 
     def run(which: str, **environ: str) -> str:
         environ = {**os.environ, "FAKE_NVML_LIBRARY": str(path), **environ}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, kill_and_see_it_dead, sh
+from helpers import QUIET, kill_and_see_it_dead, needs, sh
 
 from aioelastic import Command, Group, GroupFailed, Logs, Std, record, supervise
 from aioelastic.child._record import write_error
@@ -448,7 +448,7 @@ async def test_the_temporary_place_is_taken_away(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.torch
 async def test_torchs_own_record_is_read() -> None:
-    pytest.importorskip("torch")
+    needs("torch")
     code = (
         "from torch.distributed.elastic.multiprocessing.errors import record\n"
         "@record\ndef main():\n    raise ValueError('from torch')\nmain()"
@@ -463,7 +463,7 @@ async def test_torchs_own_record_is_read() -> None:
 
 @pytest.mark.torch
 def test_torch_reads_ours(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    needs("torch")
     path = tmp_path / "error.json"
     try:
         raise ValueError("from us")

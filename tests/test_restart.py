@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from helpers import QUIET, alive, event_of, gone, kill_and_see_it_dead, py, sh
 
@@ -517,7 +518,8 @@ async def test_files_that_cannot_be_made_are_told_and_the_attempt_goes_on(
     assert str(result[0].stdout) == "45678\n"
     assert result[0].stdout.lost == 6
     troubles = [one for one in seen if isinstance(one, SinkTrouble)]
-    assert sorted(Path(one.sink).name for one in troubles) == ["matched.log", "stderr.log", "stdout.log"]
+    assert {Path(one.sink).name for one in troubles} == {"matched.log", "stderr.log", "stdout.log"}
+    assert [one.lost for one in troubles if one.sink == str(result[0].stdout.path)] == [0, 6]
     assert {one.problem for one in troubles} == {"Not a directory"}
 
 
@@ -594,8 +596,11 @@ async def test_one_rank_gives_up_while_another_begins_again() -> None:
     async with Group(sh(SLEEP), n=2, logs=QUIET, restart=policy, on_event=seen.append, check=False) as group:
         kill_and_see_it_dead(group[1].pid, signal.SIGKILL)
         await event_of(group, Spawned, attempt=1)
-        for rank in (0, 1):
-            kill_and_see_it_dead(group[rank].pid, signal.SIGKILL)
+        pids, guardian = [*group.pids.values()], psutil.Process(group[0].pid).parent()
+        for pid in pids:
+            kill_and_see_it_dead(pid, signal.SIGKILL)
+        while any(map(psutil.pid_exists, pids)) or guardian.status() != "sleeping":
+            pass  # it has not told us of both
         result = await group.wait()
     assert result.reason == "failed"
     assert [(one.rank, one.attempt) for one in result.failures] == [(1, 1)]

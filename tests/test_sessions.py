@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("cloudpickle")
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "functions.md"
 BLOCK = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -25,7 +22,8 @@ PROMPTS = {
 def session() -> tuple[str, list[str]]:
     """What is typed, and what is to be answered."""
     (block,) = BLOCK.findall(PAGE.read_text())
-    block = re.sub(r"(?m)^(\.\.\. .*\n)(?=>>>)", r"\1...\n", block)  # a prompt wants an empty line after a function
+    # in one line, for the prompt of asyncio in 3.13.0 takes no second one from a pipe; all want an empty one after it
+    block = re.sub(r"(?m):\n\.\.\. +(.*)\n(?=>>>)", r": \1\n...\n", block)
     lines = block.splitlines()
     typed = [one[4:] for one in lines if one.startswith((">>>", "..."))]
     return "\n".join(typed) + "\n", [one for one in lines if not one.startswith((">>>", "..."))]
@@ -33,8 +31,6 @@ def session() -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("module", PROMPTS)
 def test_a_function_typed_at_a_prompt(module: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
     typed, answers = session()
     run = subprocess.run(
         [sys.executable, "-m", *PROMPTS[module]],

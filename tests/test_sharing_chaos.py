@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import share_jobs
-from helpers import QUIET
+from helpers import QUIET, needs
 from test_sharing import travelled
 
 from aioelastic import Function, Group, Restart, SpecError, sharing, supervise
@@ -168,6 +168,6 @@ async def test_an_executor_that_is_lent() -> None:
 
 
 async def test_what_cannot_go_into_a_function() -> None:
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     with pytest.raises(SpecError, match="not a leaf"):
         await supervise(Function(share_jobs.total, torch.ones(2, requires_grad=True) * 2), n=1, logs=QUIET)

@@ -289,7 +289,6 @@ async def test_a_system_without_more_threads(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_what_goes_by_value_beside_much(held: Held) -> None:
-    pytest.importorskip("cloudpickle")
     held.go.set()
     async with WorkerExecutor(1) as executor:
         assert await executor.run(lambda x: x.sum(), np.ones(BIG, "u1")) == BIG

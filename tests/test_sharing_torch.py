@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import QUIET, needs
 
-torch = pytest.importorskip("torch")
+torch = needs("torch")
 
 import share_jobs_torch as jobs  # noqa: E402  # it imports torch
-from helpers import QUIET  # noqa: E402
 from test_sharing import travelled  # noqa: E402
 
 from aioelastic import Function, Group, WorkerExecutor, sharing, supervise  # noqa: E402

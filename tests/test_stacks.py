@@ -14,7 +14,7 @@ from typing import Any
 
 import jobs
 import pytest
-from helpers import QUIET, event_of, kill_and_see_it_dead, sh, stopped_itself
+from helpers import QUIET, event_of, kill_and_see_it_dead, lacks, sh, stopped_itself
 
 from aioelastic import (
     Command,
@@ -79,7 +79,7 @@ async def here(group: Group, count: int = 1) -> None:
 def spy_or_skip() -> None:
     """Whether it may look at processes shows later."""
     if _spy.program() is None:
-        pytest.skip("py-spy is not installed")
+        pytest.skip(lacks("py-spy"))
 
 
 # --- function workers ---

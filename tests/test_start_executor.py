@@ -18,8 +18,9 @@ from typing import Any
 
 import jobs
 import lent_jobs
+import numpy as np
 import pytest
-from helpers import QUIET, event_of, sh
+from helpers import QUIET, event_of, needs, sh
 
 import aioelastic
 from aioelastic import Function, Group, GroupFailed, Logs, RemoteError, Restart, SpecError, Std, Stop, plan, supervise
@@ -111,11 +112,10 @@ async def test_async_functions_have_a_loop_of_their_own(pool: Executor) -> None:
 
 
 async def test_large_values(pool: Executor) -> None:
-    numpy = pytest.importorskip("numpy")
     array = (await run(Function(jobs.zeros, 3_000_000), start=pool))[0].value
     assert array.nbytes == 3_000_000
     array[:] = 1
-    shared = numpy.ones(200_000, dtype=numpy.uint8)
+    shared = np.ones(200_000, dtype=np.uint8)
     assert (await run(Function(jobs.total, shared), start=pool))[0].value == 199_999
 
 
@@ -190,7 +190,7 @@ if __name__ == "__main__":
 
 def test_loky(tmp_path: Path) -> None:
     """In a process of its own, since loky leaves a helper running until the end of it."""
-    pytest.importorskip("loky")
+    needs("loky")
     (tmp_path / "script.py").write_text(LOKY)
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

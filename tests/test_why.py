@@ -36,6 +36,7 @@ from aioelastic import (
 )
 from aioelastic.entry import Entry
 from aioelastic.outcome import ErrorReport
+from aioelastic.watch import caught_signals
 from aioelastic.why import Evidence, Facts, Kills, cause_of
 from aioelastic.witness import core_glob, find_core, oom_kills, parse_record
 
@@ -62,7 +63,7 @@ KINDS: list[tuple[str, Entry, str]] = [
     ("exec_failed", sh("/etc/passwd"), "Permission denied"),
     ("missing_library", py("import ctypes; ctypes.CDLL('libabsent.so.3')"), "libabsent.so.3"),
     ("fatal_error", py("import ctypes, faulthandler; faulthandler.enable(); ctypes.string_at(0)"), "in string_at"),
-    ("fatal_error", py("1", env={"PYTHONHOME": "/nowhere"}), "Fatal Python error: init_fs_encoding"),
+    ("fatal_error", py("1", env={"PYTHONHOME": "/nowhere"}), "encoding"),
     ("fatal_error", Function(os.abort), "Fatal Python error: Aborted"),
     ("crash", py("import ctypes; ctypes.string_at(0)"), "SIGSEGV"),
     ("crash", py("import os, sys; print('assertion failed', file=sys.stderr); os.abort()"), "assertion failed"),
@@ -533,3 +534,45 @@ async def test_a_worker_of_an_executor() -> None:
 
 def test_reports_are_evidence() -> None:
     assert Evidence(ErrorReport("m")).report == ErrorReport("m")
+
+
+@pytest.mark.parametrize(
+    ("line", "pid"),
+    [
+        (b"x[42]: trap [77]: segfault at 0 ip 00 sp 00 error 4", 77),
+        (b"[42] trap x ip:[77] trap divide error ip:1 sp:2 error:0", 77),
+        (rb"a\x0a[42]: \x1b[77]: segfault at 0 ip 00 sp 00 error 4", 77),
+        (b"x[42]: trap  invoked oom-killer: gfp_mask=0x0, order=0", None),
+        (b"x[1]: bad frame invoked oom-killer: gfp_mask=0x0", None),
+        (b"[4] segfault at invoked oom-killer: gfp_mask=0x0", None),
+        (b"Killed process  invoked oom-killer: gfp_mask=0x0", None),
+        (b"oom-kill:constraint=X,task_memcg=/Killed process 42 (x),task=python,pid=77,uid=0", None),
+        (b"python[77]: segfault at 0 ip 00 sp 00 error 4 in Killed process 42 (x[1+2]", 77),
+        (b"audit: NVRM: Xid (PCI): 31, pid=42, name=x", None),
+        (b"traps: python[77] trap divide error ip:1 sp:2 error:0 in x[42]: segfault at 0 [1+2]", 77),
+        (b"prog[77]: unhandled signal 11 code 0x1 at 0x0", 77),
+    ],
+)
+def test_a_name_forges_no_line_of_the_kernels_log(line: bytes, pid: int | None) -> None:
+    """Names of processes, files and control groups are free; the kernel's words are not."""
+    assert parse_record(b"6,1,5,-;" + line)[0] == pid
+
+
+def test_a_name_is_no_word_of_the_kernels() -> None:
+    crash = "x[42]: segfault at 0 ip 00 sp 00 error 4 in Killed process 42 (x[1+2]"
+    why = cause_of(Facts(KILLED, found=Evidence(kernel=(crash,), kills=Kills(0, 0))))
+    assert why.kind == "foreign_signal"
+
+
+async def test_a_name_of_any_bytes_hides_no_handlers() -> None:
+    """What /proc/<pid>/status begins with is the process's own choice."""
+    code = (
+        "import ctypes, signal\nsignal.signal(signal.SIGUSR1, print)\n"
+        "ctypes.CDLL(None).prctl(15, b'\\rSigCgt:\\t\\xff')\nprint('up', flush=True)\nsignal.pause()"
+    )
+    async with Group(py(code), logs=QUIET) as group:
+        async for _ in group.lines():
+            break
+        assert group[0].pid is not None
+        assert signal.SIGUSR1 in caught_signals(group[0].pid)
+        await group.stop()

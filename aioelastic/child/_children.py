@@ -7,14 +7,16 @@ import select
 import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
+from .. import shm
 from ._read import slurp
 
 _SIGKILL = 9
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_all(graces: dict[int, float] | None, program: int | None) -> None:
-    """`end_children`, then remove the names of shared memory that they and the program (its pidfd) have left.
+def end_all(graces: dict[int, float] | None, program: int | None, temporary: str) -> None:
+    """`end_children`, then remove what has a name and they and the program (its pidfd) have left: shared memory, and
+    error files below `temporary`.
 
     Args:
         program: None: it has not ended, and goes on without us.
@@ -26,9 +28,8 @@ def end_all(graces: dict[int, float] | None, program: int | None) -> None:
     gone.register(program, select.POLLIN)
     gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on
     try:
-        from .. import shm  # what may be missing by now must not keep anybody from ending
-
         shm.sweep()
+        shm.sweep(temporary)
     except Exception:
         pass
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import time
 import traceback
 from typing import Any
 
 from . import _wire
+from ._record import clock
 
 SHOWN = 1_048_576  # characters of a traceback that travel
 DEPTH = 50  # exceptions of one chain, or of nested groups, that travel
 
 
 def describe(exc: BaseException, skip: int = 0, with_locals: bool = False, pack: bool = True) -> dict[str, Any]:
-    """What `rebuild` needs, and text.
+    """What `rebuild` needs, text, and the time.
 
     Args:
         skip: the innermost frames of our own that its traceback begins with.
         with_locals: the text shows local variables.
         pack: it travels; else text is enough.
     """
+    at_ns = time.monotonic_ns()
     trace = exc.__traceback__
     for _ in range(skip):
         if trace is not None and trace.tb_next is not None:
@@ -33,7 +36,17 @@ def describe(exc: BaseException, skip: int = 0, with_locals: bool = False, pack:
         text = f"{type(exc).__qualname__}: <no traceback: {type(problem).__name__}>\n"
     if len(text) > SHOWN:
         text = f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"
-    return {"type": _name(exc), "message": _text(exc), "traceback": text, "packed": _pack(exc, DEPTH) if pack else None}
+    packed = _pack(exc, DEPTH) if pack else None
+    return {
+        "type": _name(exc), "message": _text(exc), "traceback": text, "packed": packed,
+        "monotonic": at_ns, "clock": clock(),
+    }  # fmt: skip
+
+
+def raised_ns(told: dict[str, Any]) -> int | None:
+    """When what `describe` has told of was raised, on the monotonic clock of this process; None: on another one."""
+    at = told.get("monotonic")
+    return at if isinstance(at, int) and told.get("clock") == clock() != "" else None
 
 
 def rebuild(packed: Any) -> tuple[BaseException | None, str]:
@@ -46,7 +59,7 @@ def rebuild(packed: Any) -> tuple[BaseException | None, str]:
             return None, f"its pickle holds a {type(exc).__name__}"
         _dress(exc, packed)
     except Exception as problem:
-        return None, packed.get("why") or f"{type(problem).__name__}: {problem}"
+        return None, packed.get("why") or f"{type(problem).__name__}: {_text(problem)}"
     return exc, ""
 
 
@@ -55,14 +68,14 @@ def _pack(exc: BaseException, depth: int) -> dict[str, Any]:
     try:
         out["data"] = pickle.dumps(exc, protocol=5)
     except Exception as problem:
-        out["why"] = f"it cannot be pickled: {type(problem).__name__}: {problem}"
+        out["why"] = f"it cannot be pickled: {type(problem).__name__}: {_text(problem)}"
         dumps = _wire.by_value()
         if dumps is not None:
             with contextlib.suppress(Exception):
                 out["data"] = dumps(exc, protocol=5)
     notes = getattr(exc, "__notes__", None)
     if isinstance(notes, list):
-        out["notes"] = [str(one) for one in notes]
+        out["notes"] = [one if isinstance(one, str) else _text(one) for one in notes]
     if depth > 0:
         for key, other in (("cause", exc.__cause__), ("context", exc.__context__)):
             if other is not None:
@@ -93,7 +106,7 @@ def _name(exc: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _text(exc: BaseException) -> str:
+def _text(exc: object) -> str:
     try:
         return str(exc)[:SHOWN]
     except Exception as problem:

@@ -23,32 +23,34 @@ from _socket import socket
 from . import _mark, _order, _place, _socket
 from ._children import children, end_all, end_children, listed, own_list
 from ._libc import function
+from ._link import Environ, Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
-_LATER = {_signal.SIGCHLD, _signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM}  # the program answers these
-
-Environ = dict[bytes, bytes]
 
 
-def main(supervisor: int) -> NoReturn:
-    """Serve until the program with this pid is gone; its control socket is standard input."""
+def main() -> NoReturn:
+    """Serve until the program is gone. Standard input is its control socket; the first datagram there has its pidfd.
+
+    It was started with all signals blocked, and they stay so: whoever signals a whole service, as systemd does, means
+    the program, which has yet to see its workers to their end.
+    """
     prctl, signalfd = function("prctl"), function("signalfd")
     control = socket(fileno=os.dup(0))
-    lifeline = os.pidfd_open(supervisor)
+    packet, fds = _socket.receive(control)
+    if not packet:
+        os._exit(0)  # it has died meanwhile
+    (lifeline,), (temporary,) = fds, _order.decode(packet, fds)[0]
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    if os.getppid() != supervisor:
-        os._exit(0)
     keeper = os.getpid()
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
     guardian = os.fork()
     if guardian:
         prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
@@ -77,7 +79,7 @@ def main(supervisor: int) -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_all(graces, lifeline if os.getppid() == keeper else None)
+            end_all(graces, lifeline if os.getppid() == keeper else None, temporary)
         if guard is not None:
             _place.remove(guard.directories, kill=not asked)
         os._exit(0)
@@ -93,48 +95,6 @@ class Child:
         self.mark = mark
         self.number = number
         self.link = link
-
-
-class Link:
-    """One connection: a group of workers. Never waited for: a supervisor that does not read delays no other."""
-
-    def __init__(self, sock: socket, epoll: select.epoll) -> None:
-        self.sock = sock
-        self.environ: Environ = {}
-        self.cwd = b"/"
-        self.surroundings: tuple[Any, ...] | None = None
-        self.lost: tuple[int, float] | None = None
-        self._epoll = epoll
-        self._unsent: list[tuple[bytes, list[int]]] = []
-
-    def say(self, kind: bytes, body: tuple[Any, ...], fd: int | None = None) -> None:
-        packet, fds = _order.encode(kind, body)
-        self._unsent.append((packet, fds if fd is None else [*fds, os.dup(fd)]))
-        if len(self._unsent) == 1:
-            self.write(waited=False)
-
-    def write(self, waited: bool = True) -> None:
-        while self._unsent:
-            packet, fds = self._unsent[0]
-            try:
-                _socket.send(self.sock, packet, fds)
-            except BlockingIOError:
-                if not waited:
-                    self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
-                return
-            except OSError:
-                pass  # it is gone, which reading tells
-            self._unsent.pop(0)
-            _socket.close(fds)
-        if waited:
-            self._epoll.modify(self.sock, select.EPOLLIN)
-
-    def close(self) -> None:
-        for _, fds in self._unsent:
-            _socket.close(fds)
-        self._unsent.clear()
-        self._epoll.unregister(self.sock)
-        self.sock.close()
 
 
 class Guardian:
@@ -205,11 +165,16 @@ class Guardian:
                 self._epoll.register(sock, select.EPOLLIN)
                 self._links[sock.fileno()] = Link(sock, self._epoll)
             elif packet[:1] == _order.HELPER:
-                number, argv, environ = body
+                number, argv, environ, state = body
                 stdin, stderr = given
                 try:
                     os.chdir("/")
-                    self._keep(self._spawn(argv[0], argv, environ, (stdin, self._null, stderr)), 0, number, None)
+                    stdio = (stdin, self._null, stderr)
+                    if state is None:
+                        pid = self._spawn(argv[0], argv, environ, stdio, _place.BLOCKED)
+                    else:
+                        pid = self._fork(argv[0], argv, environ, stdio, _place.BLOCKED, state=state)
+                    self._keep(pid, 0, number, None)
                 except OSError:
                     pass  # its own socket closes, which says it
             elif packet[:1] == _order.REMOVE:
@@ -255,7 +220,9 @@ class Guardian:
             elif packet[:1] == _order.LEFT:
                 link.say(_order.LEFT, (self._left(),))
             elif packet[:1] == _order.GROUP:
-                link.environ, link.cwd, link.surroundings, link.lost = body
+                link.environ, link.cwd, link.lost = body
+            elif packet[:1] == _order.TRY:
+                link.say(_order.TRIED, self._try(*body))
         except Exception:  # not a message of ours
             self._forget(link)
         finally:
@@ -291,7 +258,7 @@ class Guardian:
         return min(self._graces.values()) - now if self._graces else None
 
     def _start(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, program, argv, overlay, cwd, mark, streams, place = body
+        number, program, argv, overlay, cwd, mark, streams, place, state, stop = body
         environ = dict(link.environ)
         for key, value in overlay.items():
             if value is None:
@@ -304,10 +271,10 @@ class Guardian:
         try:
             os.chdir(where)
             where = program
-            if link.surroundings is None and place is None:
-                pid = self._spawn(program, argv, environ, stdio, mark)
+            if state is None and place is None:
+                pid = self._spawn(program, argv, environ, stdio, (), stop, mark)
             else:
-                pid = self._fork(program, argv, environ, stdio, mark, link.surroundings, place)
+                pid = self._fork(program, argv, environ, stdio, (), stop, mark, state, place)
             pidfd = self._keep(pid, mark, number, link)
         except OSError as exc:
             link.say(_order.REFUSED, (number, exc.errno, exc.filename or os.fsdecode(where)))
@@ -315,7 +282,16 @@ class Guardian:
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
 
-    def _spawn(self, program: bytes, argv: list[bytes], environ: Environ, stdio: tuple[int, ...], mark: int = 0) -> int:
+    def _spawn(
+        self,
+        program: bytes,
+        argv: list[bytes],
+        environ: Environ,
+        stdio: tuple[int, ...],
+        blocked: Iterable[int],
+        stop: int = 0,
+        mark: int = 0,
+    ) -> int:
         """By vfork(2): it is what this process is, so what it shall have, this process has for that moment."""
         had = _mark.put(mark) if mark else None
         try:
@@ -325,8 +301,8 @@ class Guardian:
                 environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)],
                 setsid=True,
-                setsigmask=(),
-                setsigdef=(_signal.SIGPIPE, _signal.SIGXFSZ),  # which Python ignores
+                setsigmask=blocked,
+                setsigdef=(*_place.DEFAULT, stop) if stop else _place.DEFAULT,
             )
         finally:
             if had is not None:
@@ -338,9 +314,11 @@ class Guardian:
         argv: list[bytes],
         environ: Environ,
         stdio: tuple[int, ...],
-        mark: int,
-        surroundings: tuple[Any, ...] | None,
-        place: tuple[tuple[Any, ...], str] | None,
+        blocked: Iterable[int],
+        stop: int = 0,
+        mark: int = 0,
+        state: tuple[Any, ...] | None = None,
+        place: tuple[tuple[Any, ...], str] | None = None,
     ) -> int:
         """The same where it shall have what this process could not take back."""
         orders, cgroup = place or (None, "")
@@ -356,16 +334,16 @@ class Guardian:
                 os.setsid()
                 if later:
                     _place.move(later)
-                if surroundings is not None:
-                    _place.become(surroundings)
-                if orders is not None:
-                    _place.take(orders)
-                _mark.put(mark)
-                for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):
-                    _signal.signal(signum, _signal.SIG_DFL)
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
                 for at, fd in enumerate(stdio):
                     os.dup2(fd, at)
+                _place.dispositions(None if state is None else state[-1], stop)
+                if state is not None:
+                    _place.become(state)
+                if orders is not None:
+                    _place.take(orders)
+                if mark:
+                    _mark.put(mark)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
                 os.execve(program, argv, environ)
             except OSError as exc:
                 os.write(theirs, b"%d %s" % (exc.errno or 1, os.fsencode(exc.filename or "")))
@@ -378,6 +356,28 @@ class Guardian:
             os.waitpid(pid, 0)
             raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what) or None)
         return pid
+
+    def _try(self, place: tuple[tuple[Any, ...], str], state: tuple[Any, ...] | None) -> tuple[int, str]:
+        """Whether a process could have that place: (0, ""), or errno and field of what the system refused."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            told = b"1 "
+            try:
+                if state is not None:
+                    _place.become(state)
+                _place.take(place[0])
+                told = b"0 "
+            except OSError as exc:
+                told = b"%d %s" % (exc.errno or 1, os.fsencode(exc.filename or ""))
+            finally:
+                os.write(theirs, told)
+                os._exit(0)
+        os.close(theirs)
+        code, _, field = os.read(ours, 4096).partition(b" ")
+        os.close(ours)
+        os.waitpid(pid, 0)
+        return int(code or b"1"), os.fsdecode(field)
 
     def _keep(self, pid: int, mark: int, number: int, link: Link | None) -> int:
         """Watch it; returns its pidfd."""

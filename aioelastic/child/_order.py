@@ -16,24 +16,30 @@ if TYPE_CHECKING:
 
 # supervisor → zygote
 SETUP = b"U"  # (sys.path, sys.argv, main, preload, idle seconds)
-FORK = b"F"  # (id, environ, cwd, place, streams, mark, lost); descriptors: its channel, stdout, stderr
+FORK = (
+    b"F"  # (id, environ, cwd, place, streams, mark, lost, state, stop signal); descriptors: its channel, stdout, stderr
+)
 # supervisor → guardian, over its control socket
+PROGRAM = b"I"  # (directory of its temporary files,), the first of all; descriptor: the program's pidfd
 CONNECT = b"O"  # (); descriptor: the other end of a new connection
-HELPER = b"H"  # (id, argv, environ): a process for the program itself; descriptors: stdin, stderr
+HELPER = b"H"  # (id, argv, environ, state): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper
 REMOVE = b"C"  # (path,): a directory of a group, control groups too, to be removed when the program is gone
 LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
 # supervisor → guardian, over one of the connections
-GROUP = b"P"  # (environ, cwd, surroundings, lost): what its workers begin with, and how they end with the program:
+GROUP = b"P"  # (environ, cwd, lost): what its workers begin with, and how they end with the program:
 # None at once, or (signal, seconds of grace)
-EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams, place); descriptors: its streams
+EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams, place, state, stop); descriptors: its streams
 # a place: (what `Placement.orders` says, the path of a control group or ""); or None
+# a state as above; or None: that of the guardian
+TRY = b"T"  # (place, state): could a process have it? Answered by TRIED
 LEFT = b"W"  # (): who was left to it by now? Answered by the same, (pids,)
 # supervisor → either
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 # and back
 READY = b"Y"  # warm: ()
 BROKEN = b"B"  # cannot serve: (reason, traceback)
+TRIED = b"D"  # (errno or 0, what was refused)
 STARTED = b"S"  # (id, pid, peak resident size before it began); descriptor: its pidfd
 REFUSED = b"X"  # (id, errno, words or path)
 EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s, whether its group has others)

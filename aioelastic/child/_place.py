@@ -5,12 +5,14 @@ Also for the guardian, which imports little: see there.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import resource
 import select
 import sys
 
 from ._libc import errno_of, function
+from ._read import slurp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +22,12 @@ _CLONE3 = 435
 _CLONE_INTO_CGROUP = 0x2_0000_0000
 _SIGCHLD = 17
 _MPOL_BIND = 2
+# what workers begin with the default of, whatever this process ignores: Python ignores the first two for itself, the
+# third makes their children's exits unknown, and by the others they are ended
+DEFAULT = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT)
+BLOCKED = tuple(_signal.valid_signals())  # in helpers from their first instruction on
+# numbers of ioprio_set(2) and ioprio_get(2)
+IOPRIO = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283)}
 _BOUND = 5000  # ms; what does not die within that will not
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
 
@@ -123,11 +131,16 @@ def take(orders: tuple[Any, ...]) -> None:
             where = "nodes"
             bind_memory(nodes)
         for number, pair in limits:
-            where = "limits"
+            where = limit_name(number)
             resource.setrlimit(number, pair)
     except (OSError, ValueError) as exc:
         code = exc.errno if isinstance(exc, OSError) and exc.errno else 1  # setrlimit says ValueError for EPERM
         raise OSError(code, os.strerror(code), f"Placement.{where}") from None
+
+
+def limit_name(number: int) -> str:
+    """A resource limit as a field of `Placement`."""
+    return f"limits[{number}]"
 
 
 def bind_memory(nodes: tuple[int, ...]) -> None:
@@ -143,13 +156,56 @@ def bind_memory(nodes: tuple[int, ...]) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def become(surroundings: tuple[Any, ...]) -> None:
-    """Take what the program had when its group began, and the guardian has not."""
-    umask, nice, cpus, limits = surroundings
-    os.umask(umask)
-    for number, limit in limits:
-        if resource.getrlimit(number) != limit:
-            resource.setrlimit(number, limit)
-    if os.getpriority(os.PRIO_PROCESS, 0) != nice:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    os.sched_setaffinity(0, cpus)
+def become(state: tuple[Any, ...]) -> None:
+    """Take what the program has now (`launch/_host_state.py`), as far as this process has something else.
+
+    Raises:
+        OSError: its `filename` is what the system refused.
+    """
+    umask, nice, policy, ioprio, oom_score_adj, dumped, cpus, limits, _ = state
+    what = ""
+    try:
+        os.umask(umask)
+        for what, wanted, base in (("oom_score_adj", oom_score_adj, 10), ("coredump_filter", dumped, 16)):
+            if wanted is not None and int(slurp(f"/proc/self/{what}") or b"0", base) != wanted:
+                with open(f"/proc/self/{what}", "w") as file:
+                    file.write(str(wanted))
+        what = "CPU affinity"
+        if tuple(sorted(os.sched_getaffinity(0))) != cpus:
+            os.sched_setaffinity(0, cpus)
+        what = "scheduling policy"
+        if (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) != policy:
+            os.sched_setscheduler(0, policy[0], os.sched_param(policy[1]))
+        what = "nice"
+        if os.getpriority(os.PRIO_PROCESS, 0) != nice:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        what = "I/O priority"
+        numbers = IOPRIO.get(os.uname().machine)
+        if ioprio and numbers is not None and function("syscall")(numbers[0], 1, 0, ioprio):
+            raise OSError(errno_of(), "")
+        what = "resource limits"
+        for number, limit in limits:
+            if resource.getrlimit(number) != limit:
+                resource.setrlimit(number, limit)
+    except (OSError, ValueError) as exc:
+        code = exc.errno if isinstance(exc, OSError) and exc.errno else 1  # setrlimit says ValueError for EPERM
+        raise OSError(code, os.strerror(code), what) from None
+
+
+def dispositions(ignored: tuple[int, ...] | None, stop: int) -> None:
+    """Those that a worker begins with: whatever the program ignores is ignored, but not what a worker is ended by or
+    what Python has ignored for itself. All others are the default. To be called with all signals blocked.
+
+    Args:
+        ignored: by the program; None: what this process ignores.
+        stop: the signal that workers are stopped by; 0: none of its own.
+    """
+    default = {*DEFAULT, stop}
+    for signum in _signal.valid_signals():
+        if signum in (_signal.SIGKILL, _signal.SIGSTOP):
+            continue
+        had = _signal.getsignal(signum)
+        ignores = had == _signal.SIG_IGN if ignored is None else signum in ignored
+        wanted = _signal.SIG_IGN if ignores and signum not in default else _signal.SIG_DFL
+        if had != wanted:
+            _signal.signal(signum, wanted)

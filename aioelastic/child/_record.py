@@ -69,7 +69,7 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
     path = path or variable("AIOELASTIC_ERROR_FILE")
     if not path:
         return
-    now = time.time()
+    now, now_ns = time.time(), time.monotonic_ns()
     try:
         message = f"{type(exc).__name__}: {exc}"
     except Exception as problem:  # its own __str__ is broken
@@ -90,6 +90,9 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
             "message": message,
             "traceback": trace,
             "time": now,
+            "monotonic": now_ns,
+            "clock": clock(),
+            "run_id": variable("AIOELASTIC_RUN_ID"),
             "rank": variable("AIOELASTIC_RANK"),
             "attempt": variable("AIOELASTIC_ATTEMPT"),
             "pid": os.getpid(),
@@ -109,6 +112,17 @@ def write_error(exc: BaseException, path: str | None = None) -> None:
     except OSError as problem:
         with contextlib.suppress(Exception):  # closed, or replaced by something odd: the user's exception comes first
             print(f"aioelastic: could not write {path}: {problem}", file=sys.stderr, flush=True)
+
+
+def clock() -> str:
+    """Which clock `time.monotonic_ns` reads: that of one boot of one machine, in one time namespace
+    (time_namespaces(7)). Stamps of two processes can be compared if this is equal in both."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/time') if os.path.lexists('/proc/self/ns/time') else ''}"
+    except OSError:
+        return ""  # no /proc here: nobody can know
 
 
 def _initialise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -45,23 +46,33 @@ def copied(
     stderr: int | None,
     environ: dict[str, str],
     cwd: str | None,
+    state: tuple[Any, ...] | None = None,
+    stop: int = 0,
     place: tuple[tuple[Any, ...], str] | None = None,
     mark: int = 0,
     call: Call | None = None,
 ) -> NoReturn:
-    """Right after fork(2): become a worker of its own, with nothing of the process it was copied from."""
+    """Right after fork(2), with all signals blocked: become a worker of its own, with nothing of the process it was
+    copied from.
+
+    Args:
+        state: what the program has now (`_place.become`); None: this is a copy of the program itself.
+        stop: the signal by which it is to be stopped.
+    """
     try:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            if callable(signal.getsignal(signum)) and signum != signal.SIGINT:
-                signal.signal(signum, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)  # first: a handler of the process that we were is told by it
+        _place.dispositions(None if state is None else state[-1], stop)
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(signum, signal.SIG_IGN)  # as in any Python program
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.set_wakeup_fd(-1)
         _stacks.forget()
         mine = _only(stdout, stderr, channel)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.environ.clear()
         os.environ.update(environ)
+        if state is not None:
+            _place.become(state)
         if place is not None:
             orders, cgroup = place
             if cgroup:
@@ -111,8 +122,6 @@ def leave(code: int) -> NoReturn:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        import ctypes
-
         ctypes.CDLL(None).fflush(None)  # what C code has printed
     except BaseException:
         pass  # whoever read them is gone
@@ -149,7 +158,7 @@ def adopt(path: Sequence[str], argv: Sequence[str]) -> None:
 
 
 def _work(channel: socket.socket, call: Call | None) -> int:
-    phase, with_locals = IMPORT, False
+    phase, with_locals, pid = IMPORT, False, os.getpid()
     try:
         if call is None:
             packet, fds = _socket.receive(channel)
@@ -170,6 +179,8 @@ def _work(channel: socket.socket, call: Call | None) -> int:
         value = fn(*args, **kwargs)
         if isinstance(value, types.CoroutineType):
             value = run(value)
+        if os.getpid() != pid:
+            return 0  # a forked copy has returned: the value is what the worker itself returns
         phase = RESULT
         _send(channel, _wire.VALUE, (value,))
     except SystemExit as exc:
@@ -177,13 +188,17 @@ def _work(channel: socket.socket, call: Call | None) -> int:
             _send(channel, _wire.ERROR, (phase, describe(exc, 1, with_locals)))
             return 1
         if exc.code is None or exc.code == 0:
-            _send(channel, _wire.VALUE, (None,))
+            if os.getpid() == pid:
+                _send(channel, _wire.VALUE, (None,))
             return 0
         if isinstance(exc.code, int):
             return exc.code & 0xFF
         print(exc.code, file=sys.stderr)
         return 1
     except BaseException as exc:
+        if os.getpid() != pid:
+            sys.excepthook(type(exc), exc, exc.__traceback__)  # nor is what a copy raises the worker's error
+            return 1
         # the first to fail has the others stopped: one that fails beside it must not lose half of what it tells
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

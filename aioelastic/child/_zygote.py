@@ -21,9 +21,14 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import _order, _socket, _wire, _work
+from . import _order, _place, _socket, _wire, _work
 
 _PR_SET_PDEATHSIG = 1
+# that end a process by default and are not its own fault
+_LATER = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2),
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
 
 
 def main() -> NoReturn:
@@ -32,13 +37,19 @@ def main() -> NoReturn:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _outlive_signals()
+    # it was started with all signals blocked; what is imported may start processes, which would inherit that
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         packet, fds = _socket.receive(control)
-        (path, argv, where, preload, idle), _ = _order.decode(packet, fds)
+        (cwd, path, argv, where, preload, idle), _ = _order.decode(packet, fds)
         _socket.close(fds)
         _work.adopt(path, argv)
+        with contextlib.suppress(OSError):  # gone, or not to be entered: what needs it will say so
+            os.chdir(cwd)
         problem = _warm_up(preload, where)
+        os.chdir("/")  # a file system that is to be unmounted is not held
+        _outlive_signals()  # whatever was imported has set
         if problem is None:
             _socket.send(control, *_order.encode(_order.READY, ()))
             Zygote(control).serve(idle)
@@ -111,7 +122,7 @@ class Zygote:
             _socket.close(fds)
 
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
-        number, environ, cwd, place, streams, mark, lost = body
+        number, environ, cwd, place, streams, mark, lost, state, stop = body
         ends = iter(fds)
         channel = next(ends)
         stdout = next(ends) if streams & 1 else None
@@ -121,22 +132,26 @@ class Zygote:
             self._say(_order.REFUSED, (number, 0, words))
             return
         me = os.getpid()
+        # a signal for the new process waits until that has its own dispositions
+        signal.pthread_sigmask(signal.SIG_SETMASK, _place.BLOCKED)
         try:
             pid = os.fork()
+            if pid == 0:
+                self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() != me:  # it died before we could ask to be told
+                    os._exit(1)
+                _work.copied(channel, stdout, stderr, environ, cwd, state, stop, place, mark)
         except OSError as exc:
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
-        if pid == 0:
-            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != me:  # it died before we could ask to be told
-                os._exit(1)
-            _work.copied(channel, stdout, stderr, environ, cwd, place, mark)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as exc:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._say(_order.REFUSED, (number, exc.errno, str(exc)))
+            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return
         self._children[pidfd] = (number, pid, lost)
         self._epoll.register(pidfd, select.EPOLLIN)
@@ -169,6 +184,17 @@ class Zygote:
         _socket.close(large)
 
 
+def _outlive_signals() -> None:
+    """Whoever signals a whole service, as systemd does, means the program, which has yet to see its workers to their
+    end. Not ignored, which programs that are started meanwhile would inherit."""
+    for signum in _LATER:
+        signal.signal(signum, _nothing)
+
+
+def _nothing(signum: int, frame: object) -> None:
+    pass
+
+
 def _kill(pidfd: int, pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -181,7 +207,11 @@ def unsafe() -> str:
     others = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
     if others:
         return f"threads run in it ({', '.join(others)}), and a forked copy would have their locks but not them"
-    for fd in os.listdir("/proc/self/fd"):
+    try:
+        opened = os.listdir("/proc/self/fd")
+    except FileNotFoundError:
+        return ""  # there is no /proc, and so no telling
+    for fd in opened:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
+import resource
 import socket
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
 from ..checks import PID_MAX, check_env
 from ..entry import Command, Function
-from ..errors import SpecError
+from ..errors import SpecError, refusal
 from ..launch import absolute, check_limits, plan, preflight
 from ..placement import Placement
 from ..proof import check_free
 from ..restart import Restart
+from ..shown import printable, text_of
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from . import _module
 from ._run import run_group
+from ._status import of_error, table
 
-USAGE = 2
+ROOM = 16  # descriptors that a run needs before it can say how many workers fit
 EXAMPLES = """\
 examples:
   aioelastic run -n 4 -- python3 train.py --lr 0.1
@@ -51,9 +56,6 @@ signals:
   SIGTSTP SIGCONT                 stop and continue the workers with this process
 
 exit status:
-  0 all workers succeeded; that of the first failure (128 + signal number if a signal ended it,
-  1 if a function raised); 1 --require-clean, and something is left; 124 --timeout was over;
-  128 + signal number when stopped by a signal; 127 a worker could not start; 2 wrong usage
 """
 
 
@@ -63,22 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
     except SystemExit as exc:  # --help, --version, wrong usage: argparse has printed
-        return _say("") or (exc.code if isinstance(exc.code, int) else USAGE)
+        return _say("") or (exc.code if isinstance(exc.code, int) else 2)
     try:
         spec = _spec(args)
         if args.dry_run:
             return _say(_dry_run(spec) + "\n")
+        _check_descriptors()
         with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
             work = run_group(
                 spec, args.timeout, fixed_signal=args.stop_signal is not None, require_clean=args.require_clean
             )
             return runner.run(work)
-    except SpecError as exc:
-        return _complain(exc, USAGE)
-    except OSError as exc:
-        return _complain(exc, 1)
-    except KeyboardInterrupt:
-        return 130
+    except (SpecError, OSError) as exc:
+        return _complain(exc)
+    except KeyboardInterrupt as exc:
+        return of_error(exc)
 
 
 def _open_standard_streams() -> None:
@@ -88,6 +89,21 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _check_descriptors() -> None:
+    """Whether there is room for an event loop and its helpers, which would fail in the middle, or abort; how many
+    workers fit is told by them. Raises `OSError`."""
+    try:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft - len(os.listdir("/proc/self/fd")) >= ROOM:
+            return
+    except FileNotFoundError:
+        return  # no /proc: nobody can count
+    except OSError:
+        pass  # not even for that
+    words = f"this process may have {soft} descriptors (ulimit -n), which is too few to begin with; raise the limit"
+    raise OSError(errno.EMFILE, words)
 
 
 def _say(text: str) -> int:
@@ -100,19 +116,22 @@ def _say(text: str) -> int:
             sys.stdout.flush()
     except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must go somewhere
-        return _complain(exc, 1)
+        return _complain(exc)
     return 0
 
 
-def _complain(problem: Exception, status: int) -> int:
+def _complain(problem: Exception) -> int:
     if sys.stderr is not None:
-        print(f"aioelastic run: {problem}", file=sys.stderr)
-    return status
+        words = refusal(problem) if isinstance(problem, OSError) else text_of(problem)
+        print(f"aioelastic run: {printable(words)}", file=sys.stderr)
+    return of_error(problem)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="aioelastic", description="Start, watch and stop groups of worker processes; leave nothing behind."
+        prog="aioelastic",
+        description="Start, watch and stop groups of worker processes; leave nothing behind.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aioelastic {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run}")
@@ -121,8 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         help="run n copies of a command to their end",
         description="Run n copies of a command or of a Python function. When one fails, the others are stopped and the "
         "reason is told.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES + _statuses(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         usage="aioelastic run [-n N] [options] -- COMMAND [ARGUMENT ...]\n"
         "       aioelastic run [-n N] [options] -m MODULE[:FUNCTION] [ARGUMENT ...]",
     )
@@ -224,6 +244,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run, after --")
     return parser
+
+
+def _statuses() -> str:
+    lines: list[str] = []
+    for status, when in table():
+        lines += [f"  {status}"] if len(status) > 7 else []
+        words = textwrap.wrap(when, 76, initial_indent=" " * 11, subsequent_indent=" " * 11)
+        if len(status) <= 7:
+            words[0] = f"  {status:7}  {words[0].lstrip()}"
+        lines += words
+    return "\n".join(lines) + "\n"
 
 
 def _spec(args: argparse.Namespace) -> GroupSpec:

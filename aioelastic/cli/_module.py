@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec
 from ..child import _named
 from ..entry import Command, Function
 from ..errors import SpecError
+from ..shown import told
 
 FIELD = "-m"
 # a module with one of these in its source may have names that its source does not show
@@ -77,7 +78,7 @@ def _find(given: str, module: str) -> ModuleSpec:
         except ModuleNotFoundError:
             pass
         except Exception as exc:
-            problem = f"cannot be found: importing its package raised {type(exc).__name__}: {exc}"
+            problem = f"cannot be found: importing its package raised {told(exc)}"
         if spec is not None:
             return spec
     remedy = "write package.module:function, importable from the current directory or PYTHONPATH"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -10,18 +11,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from ..checks import shown
 from ..errors import SpecError
 from ..events import Event, SinkTrouble
 from ..group import Group
 from ..outcome import GroupResult, Result
+from ..shown import printable, shown
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
 from ._stacks import short_form
+from ._status import Facts, of_run
 
-TIMED_OUT = 124  # as timeout(1)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+GONE = {os.strerror(one) for one in (errno.EPIPE, errno.ECONNRESET)}
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
@@ -37,9 +39,15 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
     """
     troubles: dict[str, SinkTrouble] = {}
 
+    loop = asyncio.get_running_loop()
+    gone: list[str] = []
+
     def watch(event: Event) -> None:
         if isinstance(event, SinkTrouble):
             troubles[event.sink] = event
+            if event.sink in ("stdout", "stderr") and event.problem in GONE:
+                gone.append(event.sink)
+                loop.call_soon(group.begin_stop)  # nobody reads any more: what is it still to run for?
 
     group = Group(spec, check=False, on_event=watch)
     stopped_by: list[int] = []
@@ -67,15 +75,16 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
     handlers: dict[signal.Signals, Callable[[], object]] = {signal.SIGTSTP: suspend, signal.SIGCONT: resume}
     handlers |= {one: partial(stop, one) for one in STOPPERS}
     handlers |= {one: partial(group.send_signal, one) for one in PASSED_ON}
-    with Signals(asyncio.get_running_loop(), handlers):
+    with Signals(loop, handlers):
         async with group:
             await group.finish(timeout)
         result = await group.wait()
     error = result.first_failure.exception if result.first_failure else None
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
+    lost = _lost(result, troubles.values())
     report(result, troubles.values(), require_clean)
-    return _status(result, stopped_by) or int(require_clean and not result.clean)
+    return of_run(Facts(result, stopped_by, require_clean, bool(gone), sum(lost.values())))
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
@@ -83,9 +92,11 @@ def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: 
     if sys.stderr is None:
         return
     try:
-        print("\n".join(_report(result, troubles, require_clean)), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
+        print(printable("\n".join(_report(result, troubles, require_clean))), file=sys.stderr, flush=True)
+    except ValueError:
         pass  # stderr is closed: the exit status still tells
+    except OSError:  # nobody reads it, either; what is buffered must go somewhere, or Python exits with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> list[str]:
@@ -98,9 +109,10 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean:
     else:
         lines += [f"would not die: {one}" for one in result.unkillable]
     lines += result.history()
+    lost = _lost(result, troubles := list(troubles))
     for one in troubles:
-        lost = f" ({one.lost} bytes lost)" if one.lost else ""
-        lines.append(f"trouble with {one.sink}: {one.problem}{lost}")
+        count = f" ({lost[one.sink]} bytes lost)" if lost[one.sink] else ""
+        lines.append(f"trouble with {one.sink}: {one.problem}{count}")
     for failure in reversed(result.failures):
         lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
     if result.reason == "timeout":
@@ -133,11 +145,11 @@ def _row(one: Result) -> tuple[str, ...]:
     )
 
 
-def _status(result: GroupResult, stopped_by: list[int]) -> int:
-    if stopped_by and result.reason == "stopped":
-        return 128 + stopped_by[0]
-    if result.first_failure is not None:
-        return result.first_failure.status
-    if result.reason == "timeout":
-        return TIMED_OUT
-    return 1 if result.unkillable else 0
+def _lost(result: GroupResult, troubles: Iterable[SinkTrouble]) -> dict[str, int]:
+    """Bytes of output that did not arrive, by sink, in the end: an event tells how many by its own time."""
+    lost = {one.sink: one.lost for one in troubles}
+    for one in result:
+        for stream in (one.stdout, one.stderr):
+            if stream.lost:
+                lost[str(stream.path)] = stream.lost
+    return lost

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..checks import shown
 from ..errors import SpecError
 from ..memory import NotShareable, SharedArray, _array, _dlpack
 from ..memory import empty as empty_on_cpu
@@ -14,6 +13,7 @@ from ..memory._array import check_shape, elements
 from ..memory._dlpack import Foreign, contiguous
 from ..memory._dtypes import DType, parse
 from ..memory._message import bounds
+from ..shown import shown
 from . import _driver
 from ._block import Loan, arena_of
 from ._driver import Device, bindings, call

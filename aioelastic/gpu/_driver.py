@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from ..checks import shown
 from ..errors import SpecError
 from ..memory import Elsewhere, ShareLimit, after_fork, now
+from ..shown import shown
 from ._errors import CudaError, DeviceUnavailable, ForkedCudaError, Reason
 
 T = TypeVar("T")

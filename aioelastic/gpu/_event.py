@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from .. import memory
-from ..checks import shown
 from ..errors import SpecError
+from ..shown import shown
 from . import _driver
 from ._block import arena_of
 from ._driver import NOT_READY, bindings, call, raw, torch_stream

@@ -11,15 +11,18 @@ from ._contract import Launcher, LiveProcess, RawExit, begin
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, guardian, removed_at_the_end
+from ._guardian import GuardianLauncher, removed_at_the_end
+from ._host_state import HostState
 from ._launchers import By, Launchers, check_launcher, needs_guardian
 from ._places import check_places
-from ._plan import TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
+from ._plan import ERROR_FILES, TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
+from ._standard import check_input, keep_standard, let_standard_go
 from ._zygote import ZygoteLauncher, end_helpers
 
 __all__ = [
+    "ERROR_FILES",
     "TAG",
     "Answer",
     "By",
@@ -30,6 +33,7 @@ __all__ = [
     "ExecutorLauncher",
     "ForkLauncher",
     "GuardianLauncher",
+    "HostState",
     "LaunchPlan",
     "Launcher",
     "Launchers",
@@ -40,13 +44,15 @@ __all__ = [
     "ZygoteLauncher",
     "absolute",
     "begin",
+    "check_input",
     "check_launcher",
     "check_limits",
     "check_open",
     "check_places",
     "end_helpers",
-    "guardian",
     "importable_main",
+    "keep_standard",
+    "let_standard_go",
     "merged",
     "needs_guardian",
     "new_run_id",

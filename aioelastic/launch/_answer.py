@@ -24,6 +24,7 @@ class Answer:
     Attributes:
         value: what the function returned, once `has_value`.
         error: its exception, if it raised one.
+        raised_ns: when it did (monotonic), if that is known.
         nonsense: what came instead of either, in words.
         whole: False while its value is being unpickled, which waits for the driver of a GPU.
     """
@@ -32,6 +33,7 @@ class Answer:
         self.value: Any = None
         self.has_value = False
         self.error: RemoteError | None = None
+        self.raised_ns: int | None = None
         self.nonsense = ""
         self.whole = True
 

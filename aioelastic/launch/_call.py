@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from ..child import _wire
 from ..entry import Function
 from ..errors import SpecError
+from ..shown import told
+from ._interpreter import python
 
 Main = tuple[str, str]
 
@@ -99,17 +101,31 @@ def importable_main() -> Main | None:
 
 def search_path() -> list[str]:
     """Our `sys.path`, meaning the same wherever a worker stands."""
-    return [os.path.abspath(one) for one in sys.path if isinstance(one, str)]
+    named = [one for one in sys.path if isinstance(one, str)]
+    try:
+        return [os.path.abspath(one) for one in named]
+    except FileNotFoundError:  # we stand in a directory that is gone: nothing can be found there
+        return [one for one in named if os.path.isabs(one)]
+
+
+def own_argv() -> list[str]:
+    """Our `sys.argv`, which a program that embeds Python may not have set."""
+    return list(getattr(sys, "argv", None) or [""])
 
 
 def interpreter(call: str) -> list[str]:
-    """The command line of a Python like this one that calls `call` (`"module:function"`) of ours."""
+    """The command line of a Python like this one that calls `call` (`"module:function"`) of ours.
+
+    Raises:
+        SpecError: there is none here.
+    """
     import subprocess
 
     module, _, name = call.partition(":")
     code = f"import sys; sys.path[:] = {search_path()!r}; from {module} import {name}; {name}()"
     flags: Iterable[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [sys.executable, *flags, "-c", code]
+    # -P: Python 3.13.0 can import nothing more where the directory on its path is deleted
+    return [python(), *flags, "-P", "-c", code]
 
 
 def explain(function: Function, field: str, dumps: Callable[..., bytes], names_main: bool) -> NoReturn:
@@ -132,7 +148,7 @@ def _trouble(value: Any, dumps: Callable[..., bytes]) -> str:
     try:
         _, fds = _wire.encode(_wire.CALL, (value,), dumps)
     except Exception as exc:
-        return f"{type(exc).__name__}: {exc}"
+        return told(exc)
     for fd in fds:
         os.close(fd)
     return ""

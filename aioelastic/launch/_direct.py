@@ -9,7 +9,6 @@ import resource
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,7 +21,8 @@ from ._call import interpreter
 from ._contract import RawExit
 from ._ends import Ends, disowned
 from ._plan import WorkerPlan
-from ._spawn import Spawner
+from ._spawn import Spawner, defaults
+from ._standard import standard
 
 # SIGKILLed children that did not die in time, still ours to reap one day
 _abandoned: set[int] = set()
@@ -69,10 +69,10 @@ class DirectLauncher:
             except OSError:
                 pass  # not glibc 2.34: Popen it is
 
-    def start(self, worker: WorkerPlan) -> asyncio.Future[DirectProcess]:
-        """See `Launcher.start`."""
+    def start(self, worker: WorkerPlan, here: bool = False) -> asyncio.Future[DirectProcess]:
+        """See `Launcher.start`. `here`: not in the helper thread."""
         loop = asyncio.get_running_loop()
-        if self._thread is not None:
+        if self._thread is not None and not here:
             return self._thread.submit(lambda: self._start(worker, loop))
         done: asyncio.Future[DirectProcess] = loop.create_future()
         try:
@@ -109,13 +109,15 @@ class DirectLauncher:
     def _spawn(self, worker: WorkerPlan, ends: Ends) -> int:
         argv: Sequence[str] = worker.argv
         program = worker.program
-        stdin = 0 if worker.stdin == "inherit" else None
+        stdin = standard(0) if worker.stdin == "inherit" else None
         if worker.function is not None:
-            argv, program, stdin = interpreter("aioelastic.child._work:fresh"), sys.executable, ends.their_channel
+            argv = interpreter("aioelastic.child._work:fresh")
+            program, stdin = argv[0], ends.their_channel
         assert program is not None
         stdout, stderr = ends.their_stdout, ends.their_stderr
         if self._spawner is not None:
-            return self._spawner.spawn(program, argv, worker.overlay, worker.cwd, (stdin, stdout, stderr))
+            stdio = (stdin, stdout, stderr)
+            return self._spawner.spawn(program, argv, worker.overlay, worker.cwd, stdio, worker.stop_signal)
         popen = subprocess.Popen(
             argv,
             executable=program,
@@ -125,6 +127,7 @@ class DirectLauncher:
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.DEVNULL if stderr is None else stderr,
             start_new_session=True,
+            preexec_fn=defaults(worker.stop_signal),
         )
         # we reap it ourselves: a Popen that believes in a live child would reap it behind our back
         popen.returncode = 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import sys
 from typing import Any
 
 from ..child import _socket, _wire
 from ..spec import Std
-from ._call import search_path
+from ._call import own_argv, search_path
 from ._plan import WorkerPlan
+from ._standard import hold_standard
 
 
 class Ends:
@@ -28,6 +28,7 @@ class Ends:
         self.their_stdout: int | None = None
         self.their_stderr: int | None = None
         self.their_channel: int | None = None
+        hold_standard()
         try:
             if Std.OUT in worker.pipes:
                 self.stdout, self.their_stdout = _pipe()
@@ -38,7 +39,7 @@ class Ends:
                 self.their_channel = above_two(theirs.detach())
                 if worker.call is not None:
                     call = worker.call
-                    setup = (search_path(), sys.argv, call.main, call.show_locals)
+                    setup = (search_path(), own_argv(), call.main, call.show_locals)
                     packet, fds = _wire.encode(_wire.SETUP, setup)
                     try:
                         _socket.send(self.channel, packet, fds)

@@ -14,10 +14,10 @@ from typing import Any
 
 from .. import forked
 from ..borrowed import kind_of
-from ..checks import shown
 from ..child import _failure, _hosted, _socket, _wire
 from ..entry import Function
 from ..errors import RemoteError, SpecError
+from ..shown import shown, told
 from ..thread import HelperThread
 from ._answer import Answer
 from ._call import explain
@@ -41,7 +41,7 @@ def check_open(executor: Executor) -> None:
         asked.add_done_callback(lambda _: None)
         asked.cancel()
     except Exception as exc:
-        problem = f"takes no work ({type(exc).__name__}: {exc})"
+        problem = f"takes no work ({told(exc)})"
         raise SpecError("start", executor, problem, "give an executor that is open and works") from exc
 
 
@@ -153,7 +153,7 @@ class ExecutorProcess:
             self._future: Future[_hosted.Answer] = worker.executor.submit(self._job)
         except Exception as exc:
             self._let_go()
-            words = f"its executor takes no more work ({type(exc).__name__}: {exc})"
+            words = f"its executor takes no more work ({told(exc)})"
             raise OSError(errno.ESHUTDOWN, words) from exc
         self._future.add_done_callback(self._ended)
         forked.register(self)
@@ -216,7 +216,7 @@ class ExecutorProcess:
         try:
             status = self.answer.read(future, self._stopped_by)
         except Exception as exc:  # unpickling runs the code of others: anything may come
-            self.answer.nonsense = f"its result could not be unpickled here: {type(exc).__name__}: {exc}"
+            self.answer.nonsense = f"its result could not be unpickled here: {told(exc)}"
             status = _FAILED
         self._soon(self._tell, RawExit(status, ended_ns, ended_at))
 
@@ -277,6 +277,7 @@ class _FromThere(Answer):
             return stopped_by or int(signal.SIGTERM)
         if answer.kind == _hosted.ERROR:
             phase, told, exc = answer.body
+            self.raised_ns = _failure.raised_ns(told)
             exc, why = (exc, "") if told["packed"] is None else _failure.rebuild(told["packed"])
             self.error = RemoteError(phase, told["type"], told["message"], told["traceback"], exc, why)
         elif answer.kind != _hosted.EXIT:

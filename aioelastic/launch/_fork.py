@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from typing import NoReturn
 
 from .. import forked
 from ..child import _work
@@ -46,8 +47,6 @@ class ForkLauncher:
         return done
 
     def _start(self, worker: WorkerPlan) -> DirectProcess:
-        function = worker.function
-        assert function is not None
         ends = Ends(worker)
         try:
             for stream in (sys.stdout, sys.stderr):
@@ -56,23 +55,14 @@ class ForkLauncher:
             me, started_at, started_ns = os.getpid(), time.time(), time.monotonic_ns()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # threads: our docstring says it
-                pid = os.fork()
-            if pid == 0:
-                self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                if os.getppid() != me:
-                    os._exit(1)
-                call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
-                assert ends.their_channel is not None
-                _work.copied(
-                    ends.their_channel,
-                    ends.their_stdout,
-                    ends.their_stderr,
-                    environ,
-                    worker.cwd,
-                    worker.place,
-                    worker.mark,
-                    call,
-                )
+                # a signal for the new process waits until that has its own dispositions
+                blocked = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+                try:
+                    pid = os.fork()
+                    if pid == 0:
+                        self._become(worker, ends, environ, me)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             try:
                 pidfd = pidfd_or_none(pid)
                 if pidfd is None:
@@ -88,3 +78,25 @@ class ForkLauncher:
             ends.close_theirs()
         forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
         return process
+
+    def _become(self, worker: WorkerPlan, ends: Ends, environ: dict[str, str], parent: int) -> NoReturn:
+        """In the new process."""
+        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        function, channel = worker.function, ends.their_channel
+        assert function is not None
+        assert channel is not None
+        call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
+        _work.copied(
+            channel,
+            ends.their_stdout,
+            ends.their_stderr,
+            environ,
+            worker.cwd,
+            None,
+            worker.stop_signal,
+            worker.place,
+            worker.mark,
+            call,
+        )

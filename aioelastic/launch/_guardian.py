@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
-import resource
 import select
 import socket
-import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +20,18 @@ from typing import Any
 
 from .. import forked
 from ..child import _order, _socket
+from ..placement import Orders
 from ..spec import Std
 from ..watch import Poller
+from . import _host_state
 from ._call import interpreter
 from ._ends import Ends, above_two
+from ._host_state import HostState
+from ._interpreter import python
 from ._plan import WorkerPlan
 from ._served import Lost, ServedProcess, Server
 from ._spawn import start_helper
+from ._standard import standard
 
 LAST = 5.0  # seconds for what it holds to die
 
@@ -35,20 +40,28 @@ class Guardian:
     """The process.
 
     Attributes:
+        state: what the program had when it was born.
         session: that of the guardian and its keeper.
+        users: connections, and zygotes, that are its. Guarded by the lock of this module.
 
     Raises:
         OSError: it cannot run here.
     """
 
-    def __init__(self) -> None:
-        self.key = _key()
-        os.close(os.pidfd_open(os.getpid()))  # it needs those
-        self._surroundings = surroundings()
+    def __init__(self, state: HostState) -> None:
+        if state.no_guardian:
+            raise OSError(errno.EINVAL, state.no_guardian)
+        self.state = state
+        self.users = 0
         self._helpers = 0
         self._control, end = _socket.pair()
         theirs = above_two(end.detach())
         try:
+            program = os.pidfd_open(os.getpid())
+            try:
+                self._send(_order.PROGRAM, (_temporary(),), [program])
+            finally:
+                os.close(program)
             self.session = start_helper(_argv(), os.environ, theirs)
             self._pidfd = os.pidfd_open(self.session)
         except BaseException:
@@ -59,14 +72,12 @@ class Guardian:
         forked.register(self)
 
     def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
-        """A connection for the workers of a group, which begin with `environ` and with what this process has now, and
+        """A connection for the workers of a group, which begin with `environ` in the directory in which we are, and
         which end with this process as `lost` says."""
-        now = surroundings()
         ours, theirs = _socket.pair()
         try:
             self._send(_order.CONNECT, (), [theirs.fileno()])
-            changed = None if now == self._surroundings else now
-            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), changed, lost))
+            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), lost))
             try:
                 _socket.send(ours, packet, fds)
             finally:
@@ -79,20 +90,22 @@ class Guardian:
         ours.setblocking(False)
         return ours
 
-    def start_helper(self, argv: Sequence[str], environ: Mapping[str, str], stdin: int) -> int:
+    def start_helper(self, argv: Sequence[str], environ: Mapping[str, str], stdin: int, state: HostState) -> int:
         """As `_spawn.start_helper`, by the guardian. Returns its number; should it not start, its stdin closes."""
         self._helpers += 1
         number = self._helpers
-        body = (number, [os.fsencode(one) for one in argv], _bytes(environ))
-        try:
-            stderr = os.dup(2)
-        except OSError:
-            stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        body = (number, [os.fsencode(one) for one in argv], _bytes(environ), self.other(state))
+        own = standard(2)
+        stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if own is None else os.dup(own)
         try:
             self._send(_order.HELPER, body, [stdin, stderr])
         finally:
             os.close(stderr)
         return number
+
+    def other(self, state: HostState) -> tuple[Any, ...] | None:
+        """What it is to be told that a process shall have; None: what it has itself."""
+        return None if state.given == self.state.given else state.given
 
     def end_helper(self, number: int) -> None:
         """Kill it."""
@@ -109,13 +122,26 @@ class Guardian:
         Raises:
             OSError: it does not answer.
         """
+        (pids,) = self._ask(_order.LEFT, (), seconds)
+        return list(pids)
+
+    def refuses(self, place: tuple[Orders, str], state: HostState, seconds: float) -> tuple[int, str]:
+        """Try in a process that ends at once whether a worker could have that place: errno and field, or (0, "").
+
+        Raises:
+            OSError: it does not answer.
+        """
+        code, field = self._ask(_order.TRY, (place, self.other(state)), seconds)
+        return code, field
+
+    def _ask(self, kind: bytes, body: tuple[Any, ...], seconds: float) -> tuple[Any, ...]:
         ours, theirs = _socket.pair()
         try:
             try:
                 self._send(_order.CONNECT, (), [theirs.fileno()])
             finally:
                 theirs.close()
-            _socket.send(ours, *_order.encode(_order.LEFT, ()))
+            _socket.send(ours, *_order.encode(kind, body))
             answered = select.poll()
             answered.register(ours, select.POLLIN)
             if not answered.poll(seconds * 1000):
@@ -123,9 +149,9 @@ class Guardian:
             packet, fds = _socket.receive(ours)
             if not packet:
                 raise ConnectionResetError
-            (pids,), _ = _order.decode(packet, fds)
+            told, _ = _order.decode(packet, fds)
             _socket.close(fds)
-            return list(pids)
+            return told
         except ConnectionError:
             raise ProcessLookupError("the guardian has died") from None
         finally:
@@ -135,21 +161,28 @@ class Guardian:
         """Whether it is gone."""
         return _socket.has_ended(self._control)
 
-    def end(self) -> None:
-        """It leaves, and whatever it still holds ends before."""
+    def leave(self) -> None:
+        """It is to go, and whatever it still holds ends before; not waited for."""
         with contextlib.suppress(OSError):
             self._send(_order.LEAVE, (), [])
+        self._control.close()
+
+    def wait(self, seconds: float) -> bool:
+        """After `leave`: wait until it has gone. Whether it has: then nothing of it is left."""
         ended = select.poll()
         ended.register(self._pidfd, select.POLLIN)
-        ended.poll(LAST * 1000)
+        if not ended.poll(seconds * 1000) and seconds < LAST:
+            return False
         os.close(self._pidfd)
-        self._control.close()
+        self._pidfd = -1
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.session, os.WNOHANG)
+        return True
 
     def disown(self) -> list[int]:
         """See `forked`."""
-        return [self._control.detach(), self._pidfd] if self._control.fileno() >= 0 else []
+        fds, self._pidfd = [self._control.detach(), self._pidfd], -1
+        return [fd for fd in fds if fd >= 0]
 
     def _send(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         # blocks while it is full, which is while the guardian starts; datagrams of several threads do not mix
@@ -171,31 +204,57 @@ class GuardianLauncher(Server):
     name = "guardian"
     what = "guardian"
 
-    def __init__(self, environ: Mapping[str, str], poller: Poller | None = None, lost: Lost = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        poller: Poller | None = None,
+        lost: Lost = None,
+        state: HostState | None = None,
+    ) -> None:
         """Connect to it.
 
         Args:
             lost: how workers end when this process dies: None at once, or a signal and the seconds to obey it.
+            state: what workers begin with; None: as by the guardian that was needed last.
 
         Raises:
             OSError: no guardian can run here.
         """
-        server = guardian()
-        super().__init__(server.connect(environ, lost))
-        self.session = server.session
+        self.server = guardian(state)
+        try:
+            super().__init__(self.server.connect(environ, lost))
+        except BaseException:
+            let_go(self.server)
+            raise
+        self.session = self.server.session
         self._poller = poller
 
-    def start(self, worker: WorkerPlan) -> asyncio.Future[ServedProcess]:
-        """See `Launcher.start`."""
+    @property
+    def is_unused(self) -> bool:
+        """Whether it has started nothing."""
+        return self._count == 0
+
+    def serves(self, state: HostState) -> bool:
+        """Whether a worker that begins with that can be started by it."""
+        return not self.gone and state.within(self.server.state)
+
+    def start(self, worker: WorkerPlan, state: HostState | None = None) -> asyncio.Future[ServedProcess]:
+        """See `Launcher.start`.
+
+        Args:
+            state: what it begins with, if that was read already.
+        """
         loop = asyncio.get_running_loop()
         if self.loop is None and not self.gone:
             self.attach(loop)
         self._poller = self._poller or Poller(loop)
         argv, program = worker.argv, worker.program
         if worker.function is not None:
-            argv, program = tuple(interpreter("aioelastic.child._work:fresh")), sys.executable
+            argv = tuple(interpreter("aioelastic.child._work:fresh"))
+            program = argv[0]
         assert program is not None
-        has_stdin = worker.function is not None or worker.stdin == "inherit"
+        inherited = standard(0) if worker.stdin == "inherit" and worker.function is None else None
+        has_stdin = worker.function is not None or inherited is not None
         body = (
             os.fsencode(program),
             [os.fsencode(one) for one in argv],
@@ -204,21 +263,30 @@ class GuardianLauncher(Server):
             worker.mark,
             has_stdin | (Std.OUT in worker.pipes) << 1 | (Std.ERR in worker.pipes) << 2,
             worker.place,
+            self.server.other(state or _host_state.now()),
+            worker.stop_signal,
         )
 
         def given(ends: Ends) -> list[int]:
-            stdin = ends.their_channel if worker.function is not None else 0 if has_stdin else None
+            stdin = ends.their_channel if worker.function is not None else inherited
             return [fd for fd in (stdin, ends.their_stdout, ends.their_stderr) if fd is not None]
 
         return self.ask(_order.EXEC, worker, body, given, self._poller)
 
+    def end(self) -> None:
+        if not self._released:
+            self._released = True
+            let_go(self.server)
+        super().end()
 
-def surroundings() -> tuple[Any, ...]:
-    """What a child inherits beside its environment and descriptors, and may have changed since the guardian began."""
-    with open("/proc/self/status", "rb") as file:
-        umask = next((int(line.split()[1], 8) for line in file if line.startswith(b"Umask:")), 0o022)
-    limits = tuple((one, resource.getrlimit(one)) for one in range(resource.RLIMIT_RTTIME))
-    return umask, os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0)), limits
+    _released = False
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "/tmp"  # nothing can be written anywhere
 
 
 def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
@@ -237,20 +305,63 @@ def here() -> str:
 
 
 _lock = threading.Lock()
-_guardian: Guardian | None = None
+_guardians: list[Guardian] = []  # the one that was needed last is the last
+_leaving: list[Guardian] = []
 
 
-def guardian() -> Guardian:
-    """The guardian of this process, started if need be. Raises `OSError`."""
-    global _guardian
+def has_one() -> bool:
+    """Whether a guardian runs for this process: most likely workers can be started by it."""
     with _lock:
-        one = _guardian
-        if one is not None and (one.key != _key() or one.has_left()):
-            _guardian = None
-            one.end()
-        if _guardian is None:
-            _guardian = Guardian()
-        return _guardian
+        return bool(_guardians) and not _guardians[-1].has_left()
+
+
+def guardian(state: HostState | None) -> Guardian:
+    """One of this process by which workers can begin with that, started if need be; to be given back by `let_go`.
+
+    Others that nobody needs go: they may have rights that this program has given up.
+
+    Args:
+        state: None: the one that was needed last will do.
+
+    Raises:
+        OSError: none can run here.
+    """
+    with _lock:
+        for one in list(_guardians):
+            if one.has_left():
+                _dismiss(one)
+        fits = [one for one in _guardians if state is None or state.within(one.state)]
+        one = fits[-1] if fits else Guardian(state or _host_state.now())
+        _guardians[:] = [*(other for other in _guardians if other is not one), one]
+        one.users += 1
+        _dismiss_unused()
+        return one
+
+
+def hold(one: Guardian) -> None:
+    """One more who needs it; to be given back by `let_go`."""
+    with _lock:
+        one.users += 1
+
+
+def let_go(one: Guardian) -> None:
+    """The counterpart of `guardian`. The last one that was needed stays for the next who needs it."""
+    with _lock:
+        one.users -= 1
+        _dismiss_unused()
+
+
+def _dismiss_unused() -> None:
+    for one in _guardians[:-1]:
+        if one.users == 0:
+            _dismiss(one)
+    _leaving[:] = [one for one in _leaving if not one.wait(0)]
+
+
+def _dismiss(one: Guardian) -> None:
+    _guardians.remove(one)
+    one.leave()
+    _leaving.append(one)
 
 
 def left_to_guardian(session: int) -> list[int]:
@@ -263,8 +374,8 @@ def left_to_guardian(session: int) -> list[int]:
         OSError: it has died, or does not answer.
     """
     with _lock:
-        one = _guardian
-    if one is None or one.session != session:
+        one = next((one for one in _guardians if one.session == session), None)
+    if one is None:
         raise ProcessLookupError("the guardian has died")
     return one.left(LAST)
 
@@ -272,31 +383,30 @@ def left_to_guardian(session: int) -> list[int]:
 def removed_at_the_end(path: str) -> None:
     """Let the guardian, if there is one, remove that directory when this program is gone."""
     with _lock:
-        one = _guardian
-    if one is not None:
+        known = _guardians[-1:]
+    for one in known:
         with contextlib.suppress(OSError):
             one.remove(path)
 
 
 def end_guardian() -> None:
     """End it, and with it whatever it still holds."""
-    global _guardian
     with _lock:
-        one, _guardian = _guardian, None
-        if one is not None:
-            one.end()
+        for one in list(_guardians):
+            _dismiss(one)
+        leaving, _leaving[:] = list(_leaving), []
+    for one in leaving:
+        one.wait(LAST)
+    _host_state.close_idle()
 
 
 @forked.in_copies
 def _renew() -> None:
-    """That of the original is not ours; and whoever had the lock there is not here."""
-    global _lock, _guardian
-    _lock, _guardian = threading.Lock(), None
-
-
-def _key() -> tuple[Any, ...]:
-    """Whose it is: a forked copy, or one that has changed its user, needs another."""
-    return os.getpid(), os.getresuid(), os.getresgid(), os.getgroups()
+    """Those of the original are not ours; and whoever had the lock there is not here."""
+    global _lock
+    _lock = threading.Lock()
+    _guardians.clear()
+    _leaving.clear()
 
 
 def _argv() -> list[str]:
@@ -307,6 +417,6 @@ def _argv() -> list[str]:
         f"for name, path in (('aioelastic', {str(home)!r}), ('aioelastic.child', {str(home / 'child')!r})):\n"
         "    module = sys.modules[name] = type(sys)(name)\n"
         "    module.__path__ = [path]\n"
-        f"from aioelastic.child._guardian import main\nmain({os.getpid()})\n"
+        "from aioelastic.child._guardian import main\nmain()\n"
     )
-    return [sys.executable, "-I", "-S", "-c", code]
+    return [python(), "-I", "-S", "-c", code]

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..checks import has_method
 from ..entry import Command
 from ..errors import SpecError
+from ..placement import Orders
 from ..spec import GroupSpec
 from ..thread import HelperThread
 from ..watch import Poller
+from . import _host_state
 from ._contract import Launcher
 from ._direct import DirectLauncher
 from ._executor import ExecutorLauncher
 from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, left_to_guardian
+from ._guardian import Guardian, GuardianLauncher, has_one, hold, left_to_guardian, let_go
+from ._host_state import HostState
 from ._plan import WorkerPlan
 from ._served import Lost
 from ._zygote import ZygoteLauncher
+
+TRIAL = 10.0  # seconds for the trial of a place
 
 By: TypeAlias = Literal["guardian", "direct"]
 
@@ -34,7 +41,7 @@ def check_launcher(launcher: Launcher | By, spec: GroupSpec) -> None:
     if isinstance(launcher, str):
         if launcher not in get_args(By):
             raise SpecError("launcher", launcher, "is none of ours", 'use "guardian" or "direct", or give a Launcher')
-    elif not callable(getattr(launcher, "start", None)):
+    elif not has_method(launcher, "start"):
         raise SpecError("launcher", launcher, "cannot start anything", "give an object like aioelastic.launch.Launcher")
     elif not isinstance(spec.start, str):
         raise SpecError("launcher", launcher, "would not use the executor", "leave out launcher, or start")
@@ -77,61 +84,128 @@ class Launchers:
         self._spare = spare
         self._lost = lost
         self._poller = poller
-        self._guardian: GuardianLauncher | None = None
-        self._kept: set[int] = set()  # guardians to which falls what the workers leave behind
+        self._guardians: list[GuardianLauncher] = []  # the last is the one in use; earlier ones may still have workers
+        self._kept: list[Guardian] = []  # those to which falls what the workers leave behind
+        self._reader: _host_state.Reader | None = None
+        self._state: HostState | None = None  # read already, for several starts
+        self._opened_with: HostState | None = None  # what helper threads have: they begin with the group
         self._doubt = ""  # why there is none for some of them
-        direct = DirectLauncher(environ, thread, poller)
+        self._thread = thread
+        self._direct = DirectLauncher(environ, thread, poller)
         self.zygote = ZygoteLauncher(environ, poller, lost)
         self.executor = ExecutorLauncher(thread)
         self._by_start: dict[str | None, Launcher] = {
-            None: direct,
-            "spawn": direct,
-            "zygote": self.zygote,
             "fork": ForkLauncher(environ, poller),
             "executor": self.executor,
         }
 
-    def open_guardian(self) -> None:
+    def state(self) -> HostState:
+        """What a worker that starts now begins with; on the thread of the loop.
+
+        Raises:
+            OSError: it cannot be read here.
+        """
+        if self._state is not None:
+            return self._state
+        if self._reader is None:
+            try:
+                self._reader = _host_state.reader()
+            except FileNotFoundError:
+                return _host_state.without_proc()
+        return self._reader.read()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is started in this block is started without anybody else's turn in between: one look for all."""
+        with contextlib.suppress(OSError):
+            self._state = self.state()
+        try:
+            yield
+        finally:
+            self._state = None
+
+    def begin(self, tries: bool) -> HostState | None:
+        """Before the helper thread does its first job; on the thread of the loop. What workers will begin with, as far
+        as that has to be known before they start."""
+        if tries or not has_one():
+            self._opened_with = self.state()
+        return self._opened_with
+
+    def open_guardian(self, state: HostState | None) -> None:
         """Have commands and fresh interpreters started by the guardian, where one can run; else directly."""
         try:
-            self._guardian = GuardianLauncher(self._environ, self._poller, self._lost)
-        except OSError:
+            made = GuardianLauncher(self._environ, self._poller, self._lost, state)
+        except (OSError, SpecError):
             return
-        self._by_start[None] = self._by_start["spawn"] = self._guardian
-        self._spare(self._guardian.session)
+        self._guardians.append(made)
+        self._spare(made.session)
 
     @property
     def has_guardian(self) -> bool:
         """Whether one runs for it."""
-        return self._guardian is not None
+        return bool(self._guardians)
+
+    def tries(self, place: tuple[Orders, str]) -> tuple[int, str]:
+        """Whether a worker could have that place, tried in a process that ends at once: errno and field, or (0, "").
+
+        Raises:
+            OSError: nobody can tell.
+        """
+        if not self._guardians:
+            raise OSError(errno.ESRCH, "there is no guardian")
+        launcher = self._guardians[-1]
+        return launcher.server.refuses(place, self._opened_with or launcher.server.state, TRIAL)
 
     def is_up(self) -> None:
         """Wait until the guardian answers, if there is one."""
-        if self._guardian is not None:
+        for one in self._guardians[-1:]:
             with contextlib.suppress(OSError):  # what is wrong with it, the first start will tell
-                left_to_guardian(self._guardian.session)
+                left_to_guardian(one.session)
 
     def close(self) -> None:
         """The group needs them no more."""
         self.zygote.close()
         self.executor.close()
-        if self._guardian is not None:
-            self._guardian.end()
+        for launcher in self._guardians:
+            launcher.end()
+        for one in self._kept:
+            let_go(one)
+        if self._reader is not None:
+            _host_state.release(self._reader)
 
     def start(self, worker: WorkerPlan) -> asyncio.Future[Any]:
         """See `Launcher.start`."""
-        if self._guardian is not None and self._guardian.gone and worker.start in (None, "spawn"):
-            self.open_guardian()  # a later attempt gets a new one
-        started = self._by_start[worker.start].start(worker)
+        keeper: Guardian | None = None
         if worker.start == "zygote":
-            session = self.zygote.guardian
+            started: asyncio.Future[Any] = self.zygote.start(worker, self.state())
+            keeper = self.zygote.guardian
+        elif worker.start in (None, "spawn") and (launcher := self._guarding()) is not None:
+            started = launcher.start(worker, self.state())
+            keeper = launcher.server
+        elif worker.start in (None, "spawn"):
+            # its helper thread is older: what a child inherits of a thread may be something else now
+            started = self._direct.start(worker, here=self.state() != self._opened_with)
         else:
-            session = self._guardian.session if self._guardian and worker.start in (None, "spawn") else 0
-        if session:
-            self._kept.add(session)
-        else:
+            started = self._by_start[worker.start].start(worker)
+        if keeper is None:
             self._doubt = _DOUBTS.get(worker.start, "no guardian adopted what they left behind")
+        elif keeper not in self._kept:
+            hold(keeper)
+            self._kept.append(keeper)
         return started
+
+    def _guarding(self) -> GuardianLauncher | None:
+        """By which a worker can be started now; None: directly."""
+        if not self._guardians:
+            return None
+        state = self.state()
+        if not self._guardians[-1].serves(state):
+            if self._guardians[-1].is_unused:
+                self._guardians.pop().end()
+            self.open_guardian(state)  # it has died, or the program has changed more than it could
+        if not self._guardians:
+            return None
+        return self._guardians[-1] if self._guardians[-1].serves(state) else None
 
     def left(self) -> list[int]:
         """The pids of what its workers, and those of other groups, have left to the guardian: asked, not looked for.
@@ -141,4 +215,4 @@ class Launchers:
         """
         if self._doubt:
             raise OSError(self._doubt)
-        return [pid for session in self._kept for pid in left_to_guardian(session)]
+        return [pid for one in self._kept for pid in left_to_guardian(one.session)]

@@ -1,19 +1,27 @@
-"""Whether the places that workers are to have can be had (`Placement`): asked of the system before anything starts."""
+"""Whether the places that workers are to have can be had (`Placement`): tried before anything starts.
+
+Capabilities and limits do not tell: in a user namespace, or under a container's seccomp filter, a process seems to have
+what the kernel then refuses.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 
+from ..child import _place
 from ..child._read import slurp
 from ..errors import SpecError
-from ..placement import LIMITS, Placement
+from ..placement import LIMITS, Orders, Placement
+from ..shown import shown
 from ._plan import LaunchPlan
 
-_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24  # capabilities(7)
+# tries what a place orders in a process that ends at once: (errno, field), or (0, "")
+Try = Callable[[tuple[Orders, str]], tuple[int, str]]
 
 
-def check_places(plan: LaunchPlan) -> None:
+def check_places(plan: LaunchPlan, attempt: Try) -> None:
     """In a thread that nobody minds being moved about, and alone.
 
     Raises:
@@ -25,37 +33,44 @@ def check_places(plan: LaunchPlan) -> None:
             first.setdefault(one.placement, one.rank)
     for placement, rank in first.items():
         try:
-            _check(placement)
+            _check(placement, attempt)
         except SpecError as exc:
             raise SpecError(f"{exc.field} of rank {rank}", exc.value, exc.problem, exc.remedy) from None
 
 
-def _check(place: Placement) -> None:
-    status = slurp("/proc/thread-self/status", 65536).decode()
+def _check(place: Placement, attempt: Try) -> None:
     if place.cpus is not None:
         _check_cpus(set(place.cpus))
     if place.nodes is not None:
-        here = _told(status, "Mems_allowed_list")
+        here = _told(slurp("/proc/thread-self/status", 65536).decode(), "Mems_allowed_list")
         if here and not set(place.nodes) <= set(_numbers(here)):
             raise SpecError("Placement.nodes", place.nodes, "are not all nodes of this process", f"it has {here}")
-    effective = int(_told(status, "CapEff") or "0", 16)
-    if place.nice is not None and place.nice < os.getpriority(os.PRIO_PROCESS, 0):
-        soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
-        allowed = soft == resource.RLIM_INFINITY or 20 - place.nice <= soft
-        if not allowed and not effective >> _CAP_SYS_NICE & 1:
-            remedy = "give a larger number, or raise the limit with `ulimit -e` as root"
-            raise SpecError("Placement.nice", place.nice, "is less than this user may have", remedy)
-    if effective >> _CAP_SYS_RESOURCE & 1:
-        return
-    if place.oom_score_adj is not None and place.oom_score_adj < (own := int(slurp("/proc/self/oom_score_adj") or 0)):
+    try:
+        code, where = attempt((place.orders, ""))
+    except OSError:
+        return  # the start itself will tell
+    if code:
+        raise _refused(place, code, where.removeprefix("Placement."))
+
+
+def _refused(place: Placement, code: int, where: str) -> SpecError:
+    why = f"refused here ({os.strerror(code)})"
+    if where == "nice":
+        remedy = "give a larger number, or raise the limit with `ulimit -e` as root"
+        return SpecError("Placement.nice", place.nice, f"is less than this user may have: {why}", remedy)
+    if where == "oom_score_adj":
+        own = int(slurp("/proc/self/oom_score_adj") or 0)
+        problem = f"is less than this process has: {why}"
         remedy = f"give {own} or more, or run with CAP_SYS_RESOURCE"
-        raise SpecError("Placement.oom_score_adj", place.oom_score_adj, "is less than this process has", remedy)
+        return SpecError("Placement.oom_score_adj", place.oom_score_adj, problem, remedy)
     for name, pair in place.limits.items():
         assert isinstance(pair, tuple)
-        _, hard = resource.getrlimit(LIMITS[name])
-        if hard != resource.RLIM_INFINITY and (pair[1] == resource.RLIM_INFINITY or pair[1] > hard):
-            remedy = f"give {hard} or less, or run with CAP_SYS_RESOURCE"
-            raise SpecError(f"Placement.limits[{name!r}]", pair, "is more than this process's hard limit", remedy)
+        if where == _place.limit_name(LIMITS[name]):
+            _, hard = resource.getrlimit(LIMITS[name])
+            problem = f"is more than this process's hard limit: {why}"
+            return SpecError(f"Placement.limits[{name!r}]", pair, problem, f"give {hard} or less, or run as root")
+    value = getattr(place, where, None)
+    return SpecError(f"Placement.{where}", shown(value), f"is {why}", "leave it out, or run where it is allowed")
 
 
 def _check_cpus(wanted: set[int]) -> None:

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Literal
 
 from .. import borrowed
-from ..checks import shown
+from ..checks import signal_name
 from ..child import _mark
 from ..entry import Command, Function
 from ..placement import Orders, Placement
 from ..restart import Restart
+from ..shown import printable, shown
 from ..spec import GroupSpec, Std
 from ._call import Call
 
 # the lineage of supervisors a process descends from; how strays are told from strangers
 TAG = "AIOELASTIC_LINEAGE"
 
+# where a worker writes its error: `record` of ours, and torch's own
+ERROR_FILES = ("AIOELASTIC_ERROR_FILE", "TORCHELASTIC_ERROR_FILE")
 ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
@@ -47,6 +50,7 @@ class WorkerPlan:
         overlay: variables over the caller's environ; None unsets one.
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
+        stop_signal: by which it is to be stopped; 0: not known.
         mark: what its descendants are known by (`child/_mark.py`); 0: none.
         placement: where it runs; None: as its launcher does.
         cgroup: its control group, once that is made; None: none of its own.
@@ -70,6 +74,7 @@ class WorkerPlan:
     call: Call | None = None
     executor: Executor | None = None
     stacks_file: Path | None = None
+    stop_signal: int = 0
     mark: int = 0
     placement: Placement | None = None
     cgroup: Path | None = None
@@ -136,7 +141,7 @@ class LaunchPlan:
                 f"  env: {key}={shlex.quote(value)}" if value is not None else f"  env: unset {key}"
                 for key, value in sorted(one.overlay.items())
             ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def plan(
@@ -188,11 +193,15 @@ def plan(
             continue
         home = run_dir / f"attempt_{attempt}" / str(rank) if run_dir else None
         saved = logs.saves(rank)
-        error_file = home / "error.json" if home else error_dir / f"{rank}-{attempt}.json" if error_dir else None
+        error_file = (
+            home / "error.json" if home else error_dir / f"{run_id}-{rank}-{attempt}.json" if error_dir else None
+        )
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if error_file is not None:
-            overlay["AIOELASTIC_ERROR_FILE"] = str(error_file)
-            overlay["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # torch's own @record writes there
+        for key in ERROR_FILES:
+            if error_file is not None:
+                overlay[key] = str(error_file)
+            elif environ and key in environ:
+                overlay[key] = None  # we are a worker ourselves: that file is for our own error
         overlay.update(spec.env)
         overlay.update(entry.env)
         place = spec.places[rank] if spec.places else None
@@ -226,13 +235,14 @@ def plan(
                 start=None if isinstance(entry, Command) else spec.start if isinstance(spec.start, str) else "executor",
                 executor=lent,
                 stacks_file=home / "stacks.txt" if home else None,
+                stop_signal=int(spec.stop.signum),
                 mark=_mark.of(owner(run_id, rank, attempt)),
                 placement=place,
             )
         )
     stop = spec.stop
     first = "Python stacks, " if stop.dump else ""
-    words = f"{first}{stop.signum.name} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
+    words = f"{first}{signal_name(stop.signum)} ({stop.scope.replace('_', ' ')}), SIGKILL after {stop.grace:g} s each"
     return LaunchPlan(
         name=spec.name,
         run_id=run_id,

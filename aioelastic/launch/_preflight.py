@@ -19,11 +19,14 @@ from pathlib import Path
 from ..borrowed import kind_of
 from ..entry import Command, Function
 from ..errors import SpecError
+from ..shown import shown
 from ..spec import GroupSpec
 from ._plan import LaunchPlan, WorkerPlan, merged
 
 # elf(5) e_machine by platform.machine(); others are left to the kernel to judge
 _MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
+ONE_MOST = 32 * resource.getpagesize()  # bytes of one argument or variable, with its NUL (MAX_ARG_STRLEN)
+TOTAL_LEAST, TOTAL_MOST = 131_072, 6 * 2**20  # bytes of all of them (ARG_MAX, and three quarters of _STK_LIM)
 _SLACK = 32  # descriptors that the group itself may need: port, console, threads' pipes, /proc reads, a dump of stacks
 
 
@@ -36,7 +39,10 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str]) -> LaunchPlan:
     """
     seen: dict[tuple[str, str | None, str | None], str] = {}
     workers = []
+    sizes = _Sizes(environ)
     for worker in plan.workers:
+        if worker.start in (None, "spawn"):  # by execve(2)
+            sizes.check(worker)
         if worker.function is not None:
             _check_cwd(worker)
             workers.append(worker)
@@ -64,7 +70,7 @@ def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda:
     own = [isinstance(spec.start, str) or isinstance(one, Command) for one in spec.entries]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        room = soft - len(os.listdir("/proc/self/fd")) - _SLACK - len(spec.logs.matches)
+        room = soft - _open_files() - _SLACK - len(spec.logs.matches)
         # each worker has a pidfd, two pipes, its log files, and a channel if it runs a function; each call in another
         # process a pipe to ask it to stop
         call = int(not isinstance(spec.start, str) and kind_of(spec.start).processes)
@@ -101,6 +107,13 @@ def check_limits(spec: GroupSpec, helpers_are_up: Callable[[], object] = lambda:
         raise SpecError("n", n, problem, f"{max(left, 0)} workers fit; raise pids.max")
 
 
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except FileNotFoundError:
+        return 0  # there is no /proc: what is too much, the first start will tell
+
+
 def absolute(spec: GroupSpec) -> GroupSpec:
     """The spec with its log directory made absolute, so that it means the same wherever a worker stands.
 
@@ -115,6 +128,54 @@ def absolute(spec: GroupSpec) -> GroupSpec:
         problem = f"is relative to a directory that is gone ({exc.strerror})"
         raise SpecError("Logs.dir", str(spec.logs.dir), problem, "give an absolute path") from None
     return dataclasses.replace(spec, logs=dataclasses.replace(spec.logs, dir=home))
+
+
+class _Sizes:
+    """Whether arguments and variables are small enough for execve(2), which would say E2BIG and not what is too big."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._own = sum(map(len, environ)) + sum(map(len, environ.values()))
+
+    def check(self, worker: WorkerPlan) -> None:
+        """Raises `SpecError`."""
+        variables = [one for one in worker.overlay.values() if one is not None]
+        given = [*worker.argv, *variables]
+        # a character has four bytes at most: nearly always that is all there is to know
+        if max(map(len, given)) * 4 < ONE_MOST and (self._own + sum(map(len, given))) * 4 < TOTAL_LEAST:
+            return
+        who = f"of rank {worker.rank}"
+        for index, one in enumerate(worker.argv):
+            if (size := len(os.fsencode(one)) + 1) > ONE_MOST:
+                problem = f"has {size - 1:,} bytes, and one argument may have {ONE_MOST - 1:,} (execve(2))"
+                remedy = "write it to a file, and give the name of that"
+                raise SpecError(f"argv[{index}] {who}", one, problem, remedy, status=126)
+        environ = merged(self._environ, worker.overlay)
+        for key, value in environ.items():
+            if (size := len(os.fsencode(key)) + len(os.fsencode(value)) + 2) > ONE_MOST:
+                problem = (
+                    f"has {size - 1:,} bytes with its name, and one variable may have {ONE_MOST - 1:,} (execve(2))"
+                )
+                remedy = "write it to a file, and give the name of that"
+                raise SpecError(f"env[{shown(key)}] {who}", value, problem, remedy, status=126)
+        strings = [*worker.argv, *environ, *environ.values()]
+        # a NUL behind each argument, "=" and a NUL in each variable, and a pointer to each of them
+        total = sum(len(os.fsencode(one)) + 1 for one in strings) + 8 * (len(worker.argv) + len(environ) + 2)
+        most = _total_most(worker)
+        if total > most:
+            problem = f"are more bytes than execve(2) takes with this limit on the stack, {most:,}"
+            remedy = "give less, by a file, or raise `ulimit -s` (Placement.limits of STACK)"
+            raise SpecError(f"argv and env {who}", total, problem, remedy, status=126)
+
+
+def _total_most(worker: WorkerPlan) -> int:
+    """A quarter of the stack that it may have, within bounds (fs/exec.c, bprm_stack_limits)."""
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    pair = worker.placement.limits.get("STACK") if worker.placement is not None else None
+    if isinstance(pair, tuple):
+        stack = pair[0]
+    quarter = TOTAL_MOST if stack == resource.RLIM_INFINITY else stack // 4
+    return max(min(quarter, TOTAL_MOST), TOTAL_LEAST)
 
 
 def _check_cwd(worker: WorkerPlan) -> None:
@@ -140,20 +201,21 @@ def _program(worker: WorkerPlan, path: str | None) -> str:
         here = os.path.abspath(worker.cwd or ".") if not all(map(os.path.isabs, entries)) else ""
         which = shutil.which(name, path=os.pathsep.join(os.path.join(here, one) for one in entries))
         if which is None:
-            raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name))
+            raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name), status=127)
         found = which
     file = found if os.path.isabs(found) else os.path.join(worker.cwd or ".", found)
     try:
         mode = os.stat(file).st_mode
     except OSError as exc:
-        raise SpecError(field, name, exc.strerror or str(exc), "give the path of a program") from None
+        status = 127 if isinstance(exc, FileNotFoundError) else 126
+        raise SpecError(field, name, exc.strerror or str(exc), "give the path of a program", status) from None
     if stat.S_ISDIR(mode):
-        raise SpecError(field, name, "is a directory", "give the program inside it")
+        raise SpecError(field, name, "is a directory", "give the program inside it", status=126)
     if not stat.S_ISREG(mode):
-        raise SpecError(field, name, "is not a regular file", "give the path of a program")
+        raise SpecError(field, name, "is not a regular file", "give the path of a program", status=126)
     if not os.access(file, os.X_OK):
         remedy = f"run `chmod +x {name}`, or name its interpreter first"
-        raise SpecError(field, name, "is not executable by this user", remedy)
+        raise SpecError(field, name, "is not executable by this user", remedy, status=126)
     _check_format(field, file)
     return found
 
@@ -176,20 +238,21 @@ def _check_format(field: str, file: str) -> None:
         mine = _MACHINES.get(platform.machine())
         if mine is not None and machine != mine and not (mine == 62 and machine == 3) and not _binfmt():
             problem = f"is a program for another machine (ELF machine {machine})"
-            raise SpecError(field, file, problem, "build it for this one")
+            raise SpecError(field, file, problem, "build it for this one", status=126)
     elif head[:2] == b"#!":
         # as the kernel reads it: a carriage return at the end is a part of the name
         words = [one for one in re.split(rb"[ \t]+", head[2:].split(b"\n", 1)[0]) if one]
         interpreter = os.fsdecode(words[0]) if words else ""
         if not os.path.exists(interpreter):
             problem = f"names an interpreter that does not exist, {interpreter!r}"
-            raise SpecError(field, file, problem, "mend its first line")
+            raise SpecError(field, file, problem, "mend its first line", status=126)
         if os.path.isdir(interpreter) or not os.access(interpreter, os.X_OK):
             problem = f"names an interpreter that is not a program, {interpreter!r}"
-            raise SpecError(field, file, problem, "mend its first line")
+            raise SpecError(field, file, problem, "mend its first line", status=126)
     elif not _binfmt():
         problem = "is neither a program of this system nor a script with a #! line" if head else "is empty"
-        raise SpecError(field, file, problem, "put the interpreter first, as in Command('sh', 'script.sh')")
+        remedy = "put the interpreter first, as in Command('sh', 'script.sh')"
+        raise SpecError(field, file, problem, remedy, status=126)
 
 
 def _binfmt() -> bool:

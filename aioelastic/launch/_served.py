@@ -99,7 +99,7 @@ class Server:
         for process in self._running.values():
             fds += process.disown()
         for one in (self._unsent, self._starting, self._running, self._unwatched):
-            one.clear()  # type: ignore[attr-defined]
+            one.clear()
         return fds
 
     def signal_group(self, number: int, signum: int) -> bool:
@@ -238,7 +238,7 @@ class Server:
         if kind == _order.STARTED:
             number, pid, floor = body
             done, ends, at, at_ns, poller = self._starting.pop(number)
-            process = ServedProcess(self, number, pid, fds[0], ends, at, at_ns, floor, poller)
+            process = ServedProcess(self, number, self.pid_of(pid, fds[0]), fds[0], ends, at, at_ns, floor, poller)
             self._running[number] = process
             done.set_result(process)
         elif kind == _order.REFUSED:
@@ -261,9 +261,13 @@ class Server:
             for process in unwatched:
                 process.look()
 
-    def refusal(self, code: int, words: str) -> OSError:
+    def pid_of(self, told: int, pidfd: int) -> int:
+        """The pid here of a process that it has started."""
+        return told
+
+    def refusal(self, code: int, words: str | bytes) -> OSError:
         """Why it could not start a worker: what the system said about the path `words`."""
-        return OSError(code, os.strerror(code), words)
+        return OSError(code, os.strerror(code), os.fsdecode(words))
 
 
 class ServedProcess:

@@ -11,14 +11,14 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from ..child import _place
+from ._standard import standard
 
 # spawn.h
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
 _ROOM = 1024  # bytes; more than any C library needs for the opaque types
-
-# dispositions that Python changes and a child should not inherit
-_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 
 _Fds = Sequence["int | None"]
 
@@ -41,26 +41,25 @@ class Spawner:
             raise OSError(str(exc)) from None
         # encoded once: most of it is the same for all workers
         self._environ = {key: os.fsencode(f"{key}={value}") for key, value in environ.items()}
-        self._attributes = ctypes.create_string_buffer(_ROOM)
-        default, none = ctypes.create_string_buffer(_ROOM), ctypes.create_string_buffer(_ROOM)
-        libc = self._libc
-        libc.sigemptyset(default)
-        libc.sigemptyset(none)
-        for signum in _DEFAULT:
-            libc.sigaddset(default, int(signum))
-        libc.posix_spawnattr_init(self._attributes)
-        libc.posix_spawnattr_setsigdefault(self._attributes, default)
-        libc.posix_spawnattr_setsigmask(self._attributes, none)
-        libc.posix_spawnattr_setflags(self._attributes, ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID))
+        self._attributes: dict[tuple[int, bool], ctypes.Array[ctypes.c_char]] = {}
 
     def spawn(
-        self, program: str, argv: Sequence[str], overlay: Mapping[str, str | None], cwd: str | None, stdio: _Fds
+        self,
+        program: str,
+        argv: Sequence[str],
+        overlay: Mapping[str, str | None],
+        cwd: str | None,
+        stdio: _Fds,
+        stop: int = 0,
+        blocked: bool = False,
     ) -> int:
         """Start one; returns its pid when its execve(2) has succeeded.
 
         Args:
             overlay: variables over the environ; None unsets one.
             stdio: its descriptors 0, 1 and 2, each 3 or more, or its own to inherit; None is /dev/null.
+            stop: a signal whose disposition is the default there, beside `_place.DEFAULT`.
+            blocked: it begins with all signals blocked; else with none.
 
         Raises:
             OSError: as execve(2), chdir(2) or fork(2) refused it.
@@ -83,7 +82,7 @@ class Spawner:
                 ctypes.byref(pid),
                 os.fsencode(program),
                 actions,
-                self._attributes,
+                self._attributes_for(stop, blocked),
                 _strings([os.fsencode(one) for one in argv]),
                 _strings(self._variables(overlay)),
             )
@@ -93,6 +92,22 @@ class Spawner:
             lost = cwd is not None and not os.path.isdir(cwd)
             raise OSError(code, os.strerror(code), cwd if lost else program)
         return pid.value
+
+    def _attributes_for(self, stop: int, blocked: bool) -> ctypes.Array[ctypes.c_char]:
+        key = stop, blocked
+        if key not in self._attributes:
+            made, default, mask = (ctypes.create_string_buffer(_ROOM) for _ in range(3))
+            libc = self._libc
+            libc.sigemptyset(default)
+            for signum in (*_place.DEFAULT, stop) if stop else _place.DEFAULT:
+                libc.sigaddset(default, int(signum))
+            (libc.sigfillset if blocked else libc.sigemptyset)(mask)
+            libc.posix_spawnattr_init(made)
+            libc.posix_spawnattr_setsigdefault(made, default)
+            libc.posix_spawnattr_setsigmask(made, mask)
+            libc.posix_spawnattr_setflags(made, ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID))
+            self._attributes[key] = made
+        return self._attributes[key]
 
     def _variables(self, overlay: Mapping[str, str | None]) -> list[bytes]:
         out = dict(self._environ)
@@ -105,21 +120,45 @@ class Spawner:
 
 
 def start_helper(argv: Sequence[str], environ: Mapping[str, str], stdin: int) -> int:
-    """Start a process of our own for the program's sake: with that standard input, no output, and our own stderr.
+    """Start a process of our own for the program's sake: with that standard input, no output, our own stderr, and all
+    signals blocked.
 
     Raises:
         OSError: the system refused it.
     """
+    stderr = standard(2)
     try:
-        return Spawner(environ).spawn(argv[0], argv, {}, "/", (stdin, None, 2))
+        return Spawner(environ).spawn(argv[0], argv, {}, "/", (stdin, None, stderr), blocked=True)
     except OSError as exc:
         if exc.errno is not None:
             raise
     popen = subprocess.Popen(
-        list(argv), env=dict(environ), cwd="/", stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True
+        list(argv),
+        env=dict(environ),
+        cwd="/",
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if stderr is None else stderr,
+        start_new_session=True,
+        preexec_fn=defaults(blocked=True),
     )
     popen.returncode = 0  # we reap it ourselves
     return popen.pid
+
+
+def defaults(stop: int = 0, blocked: bool = False) -> Callable[[], None] | None:
+    """What `subprocess.Popen` is to call between fork(2) and execve(2), where there is no `Spawner`; None: nothing."""
+    ignored = any(one and signal.getsignal(one) is signal.SIG_IGN for one in (*_place.DEFAULT[2:], stop))
+    if not ignored and not blocked:
+        return None
+
+    def set_them() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _place.BLOCKED)
+        _place.dispositions(None, stop)
+        if not blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return set_them
 
 
 def _strings(items: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:

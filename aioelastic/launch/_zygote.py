@@ -14,11 +14,13 @@ from typing import Any
 
 from .. import forked
 from ..child import _order, _socket
+from ..child._read import slurp
 from ..errors import SpecError
 from ..watch import Poller
-from ._call import Main, interpreter, search_path
+from ._call import Main, interpreter, own_argv, search_path
 from ._ends import Ends, above_two
-from ._guardian import Guardian, end_guardian, guardian, here
+from ._guardian import Guardian, end_guardian, guardian, here, let_go
+from ._host_state import HostState
 from ._plan import WorkerPlan
 from ._served import Lost, ServedProcess, Server
 from ._spawn import start_helper
@@ -33,39 +35,42 @@ class Zygote(Server):
 
     what = "zygote"
 
-    def __init__(self, key: Key, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None) -> None:
+    def __init__(
+        self, key: Key, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, state: HostState
+    ) -> None:
+        argv = interpreter("aioelastic.child._zygote:main")
         control, end = _socket.pair()
         super().__init__(control)
         self.key = key
+        self.state = state
         self.users = 0
         self._preload = preload
         self._ready: asyncio.Future[None] | None = None
         self._is_ready = False
-        self._parent: Guardian | None = None
+        self.guardian: Guardian | None = None  # to which falls what its workers leave behind
         theirs = above_two(end.detach())
-        argv = interpreter("aioelastic.child._zygote:main")
         try:
             try:
-                self._parent = guardian()
+                self.guardian = guardian(state)
             except OSError:
                 self._number = start_helper(argv, environ, theirs)
             else:
-                self._number = self._parent.start_helper(argv, environ, theirs)
+                self._number = self.guardian.start_helper(argv, environ, theirs, state)
         except BaseException:
             control.close()
+            self._let_go()
             raise
         finally:
             os.close(theirs)
-        packet, fds = _order.encode(_order.SETUP, (search_path(), sys.argv, main, list(preload), IDLE))
+        packet, fds = _order.encode(_order.SETUP, (here(), search_path(), own_argv(), main, list(preload), IDLE))
         with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
             _socket.send(control, packet, fds)
         _socket.close(fds)
         control.setblocking(False)
 
-    @property
-    def guardian(self) -> int:
-        """The session of its guardian; 0: there is none."""
-        return 0 if self._parent is None else self._parent.session
+    def serves(self, state: HostState) -> bool:
+        """Whether a worker that begins with that can be forked from it."""
+        return not self.gone and state.within(self.state)
 
     async def warm(self) -> None:
         """Wait until it has imported everything.
@@ -82,10 +87,11 @@ class Zygote(Server):
         await asyncio.shield(self._ready)
 
     def start(
-        self, worker: WorkerPlan, environ: dict[str, str], poller: Poller, lost: Lost
+        self, worker: WorkerPlan, environ: dict[str, str], cwd: str, poller: Poller, lost: Lost, state: HostState
     ) -> asyncio.Future[ServedProcess]:
         """Ask for one."""
-        body = (environ, worker.cwd or here(), worker.place, int(worker.pipes), worker.mark, lost)
+        streams, stop = int(worker.pipes), worker.stop_signal
+        body = (environ, cwd, worker.place, streams, worker.mark, lost, state.given, stop)
 
         def given(ends: Ends) -> list[int]:
             return [fd for fd in (ends.their_channel, ends.their_stdout, ends.their_stderr) if fd is not None]
@@ -97,12 +103,18 @@ class Zygote(Server):
         super().end()
         if self._lost:
             return
-        if self._parent is not None:
-            self._parent.end_helper(self._number)
+        if self.guardian is not None:
+            self.guardian.end_helper(self._number)
+            self._let_go()
             return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._number, 9)  # not reaped, so the pid is its own
             os.waitpid(self._number, 0)
+
+    def _let_go(self) -> None:
+        parent, self.guardian = self.guardian, None
+        if parent is not None:
+            let_go(parent)
 
     def take(self, kind: bytes, body: tuple[Any, ...]) -> None:
         if kind == _order.READY:
@@ -121,17 +133,29 @@ class Zygote(Server):
             return
         _forget(self)
         if self._ready is not None and not self._ready.done():
-            words = "killed the zygote that was importing them"
-            remedy = "import them in a Python of your own to see why"
-            self._ready.set_exception(why or SpecError("preload", list(self._preload), words, remedy))
+            if why is None and self._preload:
+                words = "killed the zygote that was importing them"
+                remedy = "import them in a Python of your own to see why"
+                why = SpecError("preload", list(self._preload), words, remedy)
+            elif why is None:
+                words = "ended before it was ready: it could not be started, or importing the main module killed it"
+                why = SpecError("start", "zygote", words, 'look at stderr, or use start="spawn"')
+            self._ready.set_exception(why)
         super().died()
 
-    def refusal(self, code: int, words: str) -> OSError:
-        return OSError(code or errno.EPERM, words)
+    def pid_of(self, told: int, pidfd: int) -> int:
+        if self.guardian is not None:
+            return told
+        # this process has started it, perhaps into another pid namespace: here its workers have other pids
+        lines = slurp(f"/proc/self/fdinfo/{pidfd}").split(b"\n")  # proc_pid_fdinfo(5)
+        return next((int(one[4:]) for one in lines if one.startswith(b"Pid:")), told)
+
+    def refusal(self, code: int, words: str | bytes) -> OSError:
+        return OSError(code or errno.EPERM, os.fsdecode(words))
 
 
 class ZygoteLauncher:
-    """The zygote of one group: `open`, then `start` any number of workers, then `close`."""
+    """The zygotes of one group: `open`, then `start` any number of workers, then `close`."""
 
     name = "zygote"
 
@@ -139,43 +163,49 @@ class ZygoteLauncher:
         self._environ = environ
         self._poller = poller
         self._lost = lost
-        self._zygote: Zygote | None = None
+        self._zygotes: list[Zygote] = []  # the last is the one in use; earlier ones may still have workers of ours
 
-    async def open(self, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None) -> None:
+    async def open(
+        self,
+        environ: Mapping[str, str],
+        preload: tuple[str, ...],
+        main: Main | None,
+        state: HostState,
+    ) -> None:
         """Get one that has `preload` imported under `environ`: a warm one, if there is one.
 
         Raises:
             SpecError: a module could not be imported, or it must not be forked.
         """
         self._wanted = (environ, preload, main)
-        self._zygote = _acquire(*self._wanted, asyncio.get_running_loop())
+        self._cwd = here()
+        self._zygotes.append(_acquire(*self._wanted, asyncio.get_running_loop(), state))
         try:
-            await self._zygote.warm()
+            await self._zygotes[-1].warm()
         except BaseException:
             self.close()
             raise
 
     @property
-    def guardian(self) -> int:
-        """The session of the guardian to which falls what its workers leave behind; 0: there is none."""
-        return 0 if self._zygote is None else self._zygote.guardian
+    def guardian(self) -> Guardian | None:
+        """That to which falls what its workers leave behind."""
+        return self._zygotes[-1].guardian if self._zygotes else None
 
-    def start(self, worker: WorkerPlan) -> asyncio.Future[ServedProcess]:
-        """See `Launcher.start`."""
-        assert self._zygote is not None
-        if self._zygote.gone:  # a later attempt gets a new one
-            self.close()
-            self._zygote = _acquire(*self._wanted, asyncio.get_running_loop())
-        return self._zygote.start(worker, worker.environ(self._environ), self._poller, self._lost)
+    def start(self, worker: WorkerPlan, state: HostState) -> asyncio.Future[ServedProcess]:
+        """See `Launcher.start`. `state`: what the worker begins with."""
+        if not self._zygotes[-1].serves(state):  # a later attempt gets a new one
+            self._zygotes.append(_acquire(*self._wanted, asyncio.get_running_loop(), state))
+        environ, cwd = worker.environ(self._environ), worker.cwd or self._cwd
+        return self._zygotes[-1].start(worker, environ, cwd, self._poller, self._lost, state)
 
     def close(self) -> None:
-        """The group needs it no more. It stays warm for the next."""
-        zygote, self._zygote = self._zygote, None
-        if zygote is not None:
-            with _lock:
-                zygote.users -= 1
-                if zygote.users == 0 and not zygote.gone:
-                    zygote.detach()
+        """The group needs them no more. They stay warm for the next."""
+        zygotes, self._zygotes = self._zygotes, []
+        with _lock:
+            for one in zygotes:
+                one.users -= 1
+                if one.users == 0 and not one.gone:
+                    one.detach()
 
 
 _lock = threading.Lock()
@@ -183,19 +213,23 @@ _zygotes: list[Zygote] = []
 
 
 def _acquire(
-    environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, loop: asyncio.AbstractEventLoop
+    environ: Mapping[str, str],
+    preload: tuple[str, ...],
+    main: Main | None,
+    loop: asyncio.AbstractEventLoop,
+    state: HostState,
 ) -> Zygote:
-    key = (sys.executable, preload, main, tuple(search_path()), frozenset(environ.items()))
+    key = (sys.executable, preload, main, here(), tuple(search_path()), frozenset(environ.items()))
     with _lock:
         for one in list(_zygotes):
-            if one.loop is None and one.has_left():
-                _zygotes.remove(one)
+            if one.loop is None and (one.has_left() or one.state.fixed != state.fixed):
+                _zygotes.remove(one)  # it has gone, or has rights that this program has given up
                 one.end()
         for one in _zygotes:
-            if one.key == key and one.loop in (loop, None) and not one.gone:
+            if one.key == key and one.loop in (loop, None) and one.serves(state):
                 break
         else:
-            one = Zygote(key, environ, preload, main)
+            one = Zygote(key, environ, preload, main, state)
             _zygotes.append(one)
         if one.loop is None:
             one.attach(loop)

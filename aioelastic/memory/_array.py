@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import check_whole, shown
+from ..checks import check_whole
 from ..errors import SpecError
+from ..shown import shown
 from . import _dlpack
 from ._arena import arena
 from ._dlpack import contiguous

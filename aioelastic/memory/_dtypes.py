@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from ..checks import shown
 from ..errors import SpecError
+from ..shown import shown
 
 
 class DType(NamedTuple):

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from .. import shm
 from ._errors import ShareLimit, ShareLost
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -395,5 +394,5 @@ def peer_gone() -> None:
 
 
 after_exit: list[Callable[[], None]] = []
-after_fork: list[Callable[[], None]] = [shm.forget]
+after_fork: list[Callable[[], None]] = []
 os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -19,6 +19,7 @@ from .. import memory
 from ..checks import check_path, check_seconds
 from ..child import _letters, _socket, _wire, _work
 from ..errors import SpecError
+from ..shown import told
 from ..thread import insist
 
 _LONGEST = 107  # bytes of a path, unix(7)
@@ -172,7 +173,7 @@ class Endpoint:
                 _socket.close(fds)
         except Exception as exc:
             if peer in self._peers:
-                words = f"{type(exc).__name__}: {exc}"
+                words = told(exc)
                 with contextlib.suppress(OSError):
                     _socket.send(peer, *_work.pack(_wire.OBJECT, (words[:_LONGEST],)))
                 self._left(peer)

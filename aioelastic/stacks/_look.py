@@ -115,5 +115,5 @@ def _blocking(pid: int) -> set[int]:
 
 
 def _status(path: str) -> dict[str, str]:
-    with open(path, errors="replace") as file:
+    with open(path, errors="replace", newline="\n") as file:
         return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)

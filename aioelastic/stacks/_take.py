@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..child._stacks import SIGNAL
+from ..shown import printable, told
 from ..streams import iso_time
 from ..thread import HelperThread, insist
 from ..watch import Poller
@@ -108,9 +109,11 @@ class Stacks:
         try:
             await asyncio.wait({work, ended}, timeout=bound, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
-                return str(work.result())
+                return printable(str(work.result()))  # names of functions, threads and files are of others' choice
             words = "it ended meanwhile" if ended.done() else f"it did not answer within {bound:g} s"
-            return "\n".join([*part[-1:], f"no Python stack: {words}" if not part else f"(cut off: {words})"])
+            return "\n".join(
+                [*map(printable, part[-1:]), f"no Python stack: {words}" if not part else f"(cut off: {words})"]
+            )
         finally:  # what they have to tidy up is waited for by `close`
             work.cancel()
             ended.cancel()
@@ -162,4 +165,4 @@ def _text(task: asyncio.Task[str], bound: float) -> str:
     if task.cancelled():
         return "no Python stack: nobody waited for it"
     problem = task.exception()
-    return task.result() if problem is None else f"no Python stack: {type(problem).__name__}: {problem}"
+    return task.result() if problem is None else f"no Python stack: {told(problem)}"

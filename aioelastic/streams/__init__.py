@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from ._console import Console
 from ._files import FileSink, FileTap, FileThread
-from ._lines import CallbackTap, Line, LineFeed, LineTap
+from ._lines import LINE_LIMIT, CallbackTap, Line, LineFeed, LineTap
 from ._match import MatchTap
 from ._pump import Pump, Tap
 from ._tail import Tail
 from ._tee import ConsoleTap, JsonTap, iso_time
 
 __all__ = [
+    "LINE_LIMIT",
     "CallbackTap",
     "Console",
     "ConsoleTap",

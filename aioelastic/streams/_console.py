@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
-import io
-import os
-import stat
-import tempfile
-from collections import deque
+import contextlib
+import contextvars
+import select
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from .. import forked
-from ._files import FileSink, FileThread
+from ..thread import HelperThread
+from ._spill import TORN, Record, Spill
+from ._target import Target
+from ._way import Closed, way_to, words
 
 if TYPE_CHECKING:
     from ..stop import Patience
     from ._pump import Pump
 
 HIGH = 1_048_576  # bytes the console may be behind before its policy acts
-BATCH = 1_048_576  # bytes handed to a blocking target at once
+ROOM = HIGH // 8  # made at once when the oldest are dropped
 HURRIED = 0.5  # seconds for its last bytes when we are in a hurry
+GATHER = 0.1  # seconds from the first byte that is lost until that is told, with the number by then
+DROPPED = "is too slow: its oldest output is dropped"
 
 Parts = Sequence[bytes | memoryview]
 Trouble = Callable[[str, str, int], None]
@@ -30,400 +33,261 @@ Policy = Literal["block", "drop", "spill"]
 
 
 class Console:
-    """One target (a terminal, a pipe, a file, or a replaced `sys.stdout`), shared by all groups of a loop that write to
-    it with the same policy, so that they never tear each other's lines.
+    """What one group writes to one of the caller's streams. Where that goes is a `Target`, which others may share.
 
-    A terminal or pipe is opened anew through /proc, so that making it non-blocking changes nothing for the other
-    owners of the same descriptor. Where that is impossible, and for regular files, a thread of its own writes.
+    Policy (`when_full`), once it is 1 MiB behind: `block` holds the pumps, `drop` forgets the oldest pieces, `spill`
+    goes through an unnamed temporary file, and drops where there is no place for one.
 
-    Policy (`when_full`), once it is 1 MiB behind: `block` holds the pumps, `drop` forgets the oldest lines, `spill`
-    goes through an unnamed temporary file.
+    What is lost is counted, and told soon; if it has become more, once again at the end. To be left with `leave`.
+
+    Attributes:
+        name: "stdout" or "stderr".
+        tty: it is a terminal.
+        lost: bytes that did not arrive, by now.
+        context: that of its group, for stand-ins that ask whose output it is.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stream: TextIO | None, name: str, when_full: Policy) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stream: TextIO | None,
+        name: str,
+        when_full: Policy,
+        on_trouble: Trouble,
+    ) -> None:
         self.name = name
-        self.lost = 0
         self.tty = False
-        self.open_line: object = None  # the tap whose unfinished line stands at the end of the output
-        self.identity: tuple[int, int, int] | None = None
-        self._users: list[Trouble] = []
-        self._loop = loop
+        self.context = contextvars.copy_context()
+        # the accounts of our bytes, guarded by the lock of the target
+        self.taken = 0  # given to us, ever
+        self.given = 0  # ... of these: written, or lost
+        self.queued = 0  # ... of the others: in the queue of the target
+        self.in_hand = 0  # ... or in the hands of its thread
+        self.lost = 0
+        self.gone = False  # nobody waits for the rest any more
+        self.gaps: dict[int, bool] = {}  # sources of which something was lost; True: the beginning of their next line
+        self.loop = loop
         self._when_full = when_full
-        self._thread = FileThread(loop, f"aioelastic-{name}")
-        self._fd = -1  # ours: non-blocking, or a duplicate for the thread
-        self._threaded = False
-        self._text: TextIO | None = None
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._backlog: deque[bytes] = deque()
-        self._size = 0  # bytes in the backlog and in the thread's hands
-        self._begun = False  # the head of the backlog is partly written
-        self._last = b"\n"  # the last byte that left the backlog
-        self._taken = 0  # bytes given to us, ever
-        self._given = 0  # of those: written, or lost
+        self._on_trouble = on_trouble
+        self._target: Target | None = None
+        self._lock = threading.Lock()  # the target's, if there is one
         self._pumps: set[Pump] = set()
-        self._spill: _Spill | None = None
-        self._armed = False
-        self._busy = False  # the thread has a batch
-        self._problem: str | None = None  # set: nothing can be written any more
-        self._waiting: list[Callable[[], None]] = []
-        self._attach(stream)
+        self._spill: Spill | None = None
+        self._spill_thread = HelperThread(loop, f"aioelastic-{name}")
+        self._waiting: Callable[[], None] | None = None
+        self._asked = False  # the loop will look
+        self._problems: list[str] = []  # ever met
+        self._untold: list[str] = []
+        self._told = 0  # lost bytes, by then
+        self._urgent = False
+        self._timer: asyncio.TimerHandle | None = None
+        try:
+            key, self.tty, make = way_to(stream)
+            self._target = Target.of(key, make, name, loop)
+        except Closed as exc:
+            self._trouble(str(exc))
+        except OSError as exc:  # out of descriptors
+            self._trouble(words(exc))
+        else:
+            self._lock = self._target.lock
+            self._flush(self._target, stream)
         forked.register(self)
 
     def disown(self) -> list[int]:
         """See `forked`: what it has not written yet, the original will."""
-        self._problem, self._armed = "is the original's", False
-        self._backlog.clear()
+        self._target, self._lock, self.gone = None, threading.Lock(), True
+        self._on_trouble = lambda *_: None
         self._pumps.clear()
-        spill, self._spill = self._spill, None
-        if spill is not None:
-            spill.disown()
-        fd, self._fd = self._fd, -1
-        return [fd] if fd >= 0 else []
+        if self._spill is not None:
+            self._spill.disown()
+            self._spill = None
+        return []
 
-    @classmethod
-    def of(
-        cls, loop: asyncio.AbstractEventLoop, stream: TextIO | None, name: str, when_full: Policy, on_trouble: Trouble
-    ) -> Console:
-        """The console for `stream`: the one that others use already, or a new one. To be left with `leave`."""
-        console = cls(loop, stream, name, when_full)
-        key = (id(loop), console.identity, when_full)
-        known = _consoles.get(key)
-        if console.identity is not None and known is not None and known._loop is loop and known._problem is None:
-            console._close()
-            console = known
-        elif console.identity is not None:
-            _consoles[key] = console
-        console._users.append(on_trouble)
-        if console._problem is not None:
-            on_trouble(console.name, console._problem, 0)
-        return console
-
-    async def leave(self, on_trouble: Trouble, patience: Patience, bound: float) -> None:
-        """See to it that all that was given so far is written, then let go; the last user closes.
+    async def leave(self, patience: Patience, bound: float) -> None:
+        """See to it that all that was given so far is written, then let go.
 
         Waits as long as there is progress every `bound` seconds, or half a second in all in a hurry. What is not
         written then is counted as lost and told.
         """
-        mark = self._taken
-        self._waiting.append(patience.notice)
+        self._waiting = patience.notice
         before = -1
-        while not self._reached(mark) and not patience.hurried and self._given > before:
-            before = self._given
-            await patience.until(partial(self._reached, mark, before), bound)
-        if not self._reached(mark) and patience.hurried:
-            await patience.until(partial(self._reached, mark), HURRIED, grace=False)
-        self._waiting.remove(patience.notice)
-        if not self._reached(mark):
-            self._die(f"did not take its last {self._taken - self._given} bytes", self._taken - self._given)
-        elif self._when_full == "drop" and self.lost and self._problem is None:
-            on_trouble(self.name, "was too slow: its oldest output was dropped", self.lost)
-        self._users.remove(on_trouble)
-        if not self._users:
-            key = (id(self._loop), self.identity, self._when_full)
-            if _consoles.get(key) is self:
-                del _consoles[key]
-            self._close()
-            ended = self._thread.end()
-            ended.add_done_callback(lambda _: patience.notice())
-            await patience.until(ended.done, HURRIED, grace=False)  # if it hangs in write(2), it is left behind
-
-    def write(self, parts: Parts, pump: Pump | None) -> None:
-        """Whole lines, or an unfinished one whose tap is in `open_line`."""
-        if self._problem is not None:
-            self.lost += sum(map(len, parts))
-            return
-        if self._text is not None:
-            self._write_text(self._text, b"".join(parts))
-            return
-        size = sum(map(len, parts))
-        self._taken += size
+        while not self._reached() and not patience.hurried and self.given > before:
+            before = self.given
+            await patience.until(partial(self._reached, before), bound)
+        if not self._reached() and patience.hurried:
+            await patience.until(self._reached, HURRIED, grace=False)
+        self._waiting = None
+        target, self._target = self._target, None
+        if target is not None and (missing := target.give_up(self)):
+            self._trouble(f"did not take its last {missing} bytes")
+        self._release()
         if self._spill is not None:
-            self._spill.sink.write(b"".join(parts), pump)
-            return
-        sent = 0
-        if not self._threaded and not self._backlog:
-            try:
-                sent = os.writev(self._fd, parts)
-            except BlockingIOError:
-                pass
-            except OSError as exc:
-                self._die(exc.strerror or str(exc), size)
-                return
-            self._given += sent
-            if sent == size:
-                self._last = bytes(parts[-1][-1:]) or self._last
-                return
-        data = b"".join(parts)
-        if sent:
-            self._begun = True
-            self._last = data[sent - 1 : sent]
-            data = data[sent:]
-        self._backlog.append(data)
-        self._size += len(data)
-        self._pursue()
-        if self._size > HIGH:
-            self._overflow(pump)
+            self._spill.close()
+            self._spill = None
+        self._tell(last=True)
+        ended = [self._spill_thread.end()]
+        if target is not None:
+            ended.append(self.loop.create_future())
+            if not target.leave(self.loop, lambda thread: self._call(_join, thread, ended[1])):
+                ended.pop()
+        for one in ended:
+            one.add_done_callback(lambda _: patience.notice())
+        # if one hangs in a write, it is left behind
+        await patience.until(lambda: all(one.done() for one in ended), HURRIED, grace=False)
 
-    def _attach(self, stream: TextIO | None) -> None:
-        if stream is None:
-            self._problem = "is closed"
-            return
-        try:
-            stream.flush()  # what was printed before us comes before us
-            if not isinstance(stream, io.TextIOWrapper):
-                raise io.UnsupportedOperation
-            fd = stream.fileno()
-            info = os.fstat(fd)
-        except io.UnsupportedOperation:
-            self._text = stream  # a notebook's or a test's stand-in: it has no file to write to
-            self.identity = (-1, id(stream), 0)
-            return
-        except (OSError, ValueError) as exc:
-            self._problem = f"is closed ({exc})"
-            return
-        except Exception as exc:  # somebody else's object: anything may come
-            self._problem = f"{type(exc).__name__}: {exc}"
-            return
-        self.identity = (info.st_dev, info.st_ino, info.st_rdev)
-        self.tty = os.isatty(fd)
-        if stat.S_ISFIFO(info.st_mode) or stat.S_ISCHR(info.st_mode):
-            try:
-                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                self._fd = os.open(f"/proc/self/fd/{fd}", flags)
-                return
-            except OSError:
-                pass  # not allowed (another user's terminal), or nobody reads: the thread will find out
-        self._fd = os.dup(fd)
-        self._threaded = True
+    def write(
+        self, parts: Parts, pump: Pump | None, source: int = 0, prefix: bytes = b"", continued: bool = False
+    ) -> None:
+        """Whole lines, or the beginning of one.
 
-    def _write_text(self, text: TextIO, data: bytes) -> None:
-        try:
-            text.write(self._decode(data))
-            text.flush()
-        except Exception as exc:  # somebody else's object: anything may come
-            self._die(f"{type(exc).__name__}: {exc}", len(data))
+        Args:
+            source: who writes; 0: one of those who write whole lines only.
+            prefix: stands before the first line, unless that is the unfinished one of `source` and still at the end.
+            continued: it may be; just for the accounts.
+        """
+        size = sum(map(len, parts))
+        if not continued:
+            size += len(prefix)
+        self.taken += size
+        target = self._target
+        if target is None:
+            self.lose(size)
+        elif self._spill is not None:
+            self._spill.write(source, prefix, b"".join(parts), size, pump)
+        else:
+            target.write(self, source, prefix, parts, size)
+            if self.queued > HIGH:
+                self._overflow(target, pump)
 
-    def _pursue(self) -> None:
-        """Write the backlog when the target takes it."""
-        if self._threaded:
-            self._write_in_thread()
-        elif not self._armed:
-            self._armed = True
-            self._loop.add_writer(self._fd, self._writable)
+    def end(self, source: int) -> None:
+        """The unfinished line of `source`, if it still stands at the end, is over."""
+        if self._spill is not None:
+            self._spill.write(source, b"", b"", 0, None)
+        elif self._target is not None:
+            self._target.write(self, source, b"", (), 0)
 
-    def _writable(self) -> None:
-        while self._backlog:
-            parts = [self._backlog[i] for i in range(min(64, len(self._backlog)))]
-            try:
-                sent = os.writev(self._fd, parts)
-            except BlockingIOError:
-                break
-            except OSError as exc:
-                self._die(exc.strerror or str(exc), self._size)
-                return
-            self._took(sent)
-        self._progress()
+    # --- what its target calls, with its lock held, in any thread ---
 
-    def _took(self, sent: int) -> None:
-        self._size -= sent
-        self._given += sent
-        while sent:
-            head = self._backlog[0]
-            self._last = head[min(sent, len(head)) - 1 :][:1]
-            if sent < len(head):
-                self._backlog[0] = head[sent:]
-                self._begun = True
-                return
-            sent -= len(self._backlog.popleft())
-            self._begun = False
-
-    def _write_in_thread(self) -> None:
-        if self._busy or not self._backlog:
-            return
-        batch: list[bytes] = []
-        size = 0
-        while self._backlog and size < BATCH:
-            batch.append(self._backlog.popleft())
-            size += len(batch[-1])
-        self._last = batch[-1][-1:]
-        self._busy = True
-        fd = self._fd
-
-        def job() -> None:
-            view = memoryview(b"".join(batch))
-            problem = None
-            try:
-                while view:
-                    view = view[os.write(fd, view) :]
-            except OSError as exc:
-                problem = exc.strerror or str(exc)
-            self._thread.tell(self._written, size, len(view), problem)
-
-        self._thread.put(job)
-
-    def _written(self, size: int, unwritten: int, problem: str | None) -> None:
-        self._busy = False
-        if self._problem is not None:
-            return
-        self._size -= size
-        self._given += size - unwritten
+    def lose(self, size: int, problem: str | None = None, final: bool = False) -> None:
+        """So many bytes do not arrive. `problem`: why; `final`: and no others will."""
+        if self.gone:
+            return  # they are counted
+        self.lost += size
+        self.given += size
         if problem is not None:
-            self._die(problem, unwritten + self._size)
-            return
-        self._write_in_thread()
-        self._progress()
+            self._trouble(problem)
+            self._urgent |= final
+        if self._untold or self._waiting is not None or self._pumps:
+            self._ask()
 
-    def _progress(self) -> None:
-        """After some was written: let held pumps go on, fetch from the spill, tell who waits."""
-        if self._size < HIGH // 2:
+    def wake(self, here: asyncio.AbstractEventLoop | None = None) -> None:
+        """Some of it was written (`here`): does somebody wait for that?"""
+        if self._waiting is not None or (self.queued < HIGH // 2 and (self._pumps or self._spill is not None)):
+            if here is self.loop and not self._asked:
+                self._asked = True
+                here.call_soon(self._look)
+            else:
+                self._ask()
+
+    # --- its own ---
+
+    def _trouble(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
+            self._untold.append(problem)
+
+    def _ask(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._call(self._look)
+
+    def _call(self, callback: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to tell
+            self.loop.call_soon_threadsafe(callback, *args)
+
+    def _look(self) -> None:
+        """On the loop: let held pumps go on, fetch from the spill, tell troubles and who waits."""
+        self._asked = False
+        if self.queued < HIGH // 2:
             self._release()
-        if not self._backlog and not self._busy:
-            self._disarm()
             if self._spill is not None:
                 self._spill.fetch(self._fetched)
-        self._tell_waiting()
+        if self._urgent:
+            self._urgent = False
+            self._tell()
+        elif self._untold and self._timer is None:
+            self._timer = self.loop.call_later(GATHER, self._tell)
+        if self._waiting is not None:
+            self._waiting()
 
-    def _overflow(self, pump: Pump | None) -> None:
-        if self._when_full == "block":
-            if pump is not None:
-                self._pumps.add(pump)
-                pump.hold(self)
-        elif self._when_full == "drop":
-            first = not self.lost
-            self._forget_oldest()
-            if first and self.lost:
-                self._tell(f"is too slow: dropping its oldest output ({self.lost} bytes so far)")
+    def _tell(self, last: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        with self._lock:
+            told, self._untold = self._untold, []
+            if last and not told and self.lost > self._told:
+                told = self._problems[-1:]
+            self._told = self.lost
+        for problem in told:
+            self._on_trouble(self.name, problem, self._told)
+
+    def _flush(self, target: Target, stream: TextIO | None) -> None:
+        """What was printed before us comes before us."""
+        if stream is None or target.way.foreign:  # what we write there goes through its buffer
+            return
+        poll = select.poll()
+        poll.register(target.way.fd, select.POLLOUT)
+        if poll.poll(0):
+            with contextlib.suppress(OSError):  # the program's own bytes, and its own trouble
+                stream.flush()
         else:
-            self._spill = _Spill(self._thread, self._tell_spill, self.name)
+            target.do(self, stream.flush)
 
-    def _forget_oldest(self) -> None:
-        """Drop from the head, never the newest piece, and never a part of a line that is still to be seen."""
-        begun = self._backlog.popleft() if self._begun else None
-        torn = False  # the beginning of what comes next is gone
-        gap = False
-        while self._backlog and (torn or (self._size > HIGH and len(self._backlog) > 1)):
-            oldest = self._backlog.popleft()
-            end = oldest.find(b"\n") + 1 if torn and self._size <= HIGH else len(oldest)
-            end = end or len(oldest)
-            self._size -= end
-            self._given += end
-            self.lost += end
-            gap = True
-            torn = not oldest[:end].endswith(b"\n")
-            if oldest[end:]:
-                self._backlog.appendleft(oldest[end:])
-        if torn:
-            self.open_line = None  # its tap must begin anew
-        if gap and not (self._last if begun is None else begun).endswith(b"\n"):
-            self._backlog.appendleft(b"\n")
-            self._size += 1
-            self._taken += 1
-        if begun is not None:
-            self._backlog.appendleft(begun)
-
-    def _fetched(self, data: bytes) -> None:
-        if self._problem is not None or self._spill is None:
-            return
-        if not data:
-            lost = self._spill.sink.lost
-            self.lost += lost
-            self._given += lost
-            self._spill.close()
-            self._spill = None
-            self._progress()
-            return
-        self._backlog.append(data)
-        self._size += len(data)
-        self._pursue()
-
-    def _die(self, problem: str, lost: int) -> None:
-        self._problem = problem
-        self.lost += lost
-        self._backlog.clear()
-        self._size = 0
-        self._disarm()
-        self._release()
-        self._tell_waiting()
-        self._tell(problem)
-
-    def _close(self) -> None:
-        self._disarm()
-        self._problem = self._problem or "is closed"
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            if self._busy:
-                # the thread hangs in write(2) on it: close after that, or another file could get its number
-                self._thread.put(lambda: os.close(fd))
+    def _overflow(self, target: Target, pump: Pump | None) -> None:
+        if self._when_full == "spill":
+            try:
+                self._spill = Spill(self, target, self._spill_thread)
+            except OSError as exc:
+                self._when_full = "drop"
+                with target.lock:
+                    self.lose(0, f"cannot spill, so its oldest output is dropped: {exc}")
             else:
-                os.close(fd)
+                self._ask()  # the target may have taken all meanwhile
+                return
+        with target.lock:
+            if self._when_full == "drop":
+                target.drop_oldest(self, HIGH - ROOM, DROPPED)
+                return
+            if pump is None or self.queued <= HIGH:
+                return
+            self._pumps.add(pump)
+        pump.hold(self)
 
-    def _reached(self, mark: int, before: int | None = None) -> bool:
-        return self._problem is not None or self._given >= mark or (before is not None and self._given > before)
+    def _fetched(self, records: list[Record], over: bool) -> None:
+        target, spill = self._target, self._spill
+        if target is None or spill is None:
+            return
+        for source, prefix, data, size, gap in records:
+            if gap:
+                with target.lock:
+                    self.gaps[source] = gap == TORN
+            target.write(self, source, prefix, (data,) if data else (), size)
+        if over:
+            self._spill = None
+            spill.close()
+        self._ask()
 
-    def _tell(self, problem: str) -> None:
-        for on_trouble in list(self._users):
-            on_trouble(self.name, problem, self.lost)
-
-    def _tell_spill(self, sink: str, problem: str, lost: int) -> None:
-        for on_trouble in list(self._users):
-            on_trouble(sink, problem, lost)
-
-    def _tell_waiting(self) -> None:
-        for notice in self._waiting:
-            notice()
+    def _reached(self, before: int | None = None) -> bool:
+        return self._target is None or self.given >= self.taken or (before is not None and self.given > before)
 
     def _release(self) -> None:
         pumps, self._pumps = self._pumps, set()
         for pump in pumps:
             pump.release(self)
 
-    def _disarm(self) -> None:
-        if self._armed:
-            self._armed = False
-            self._loop.remove_writer(self._fd)
 
-
-# the consoles in use, by loop, target and policy
-_consoles: dict[tuple[int, tuple[int, int, int] | None, Policy], Console] = {}
-
-
-class _Spill:
-    """What a slow console has not taken yet, in an unnamed temporary file, in order."""
-
-    def __init__(self, thread: FileThread, on_trouble: Trouble, name: str) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0, prefix="aioelastic-spill-")  # noqa: SIM115  # see close()
-        self._thread = thread
-        self._at = 0
-        self._closed = False
-        self.sink = FileSink(thread, None, None, on_trouble, fd=self._file.fileno(), name=f"spill of {name}")
-
-    def fetch(self, take: Callable[[bytes], None]) -> None:
-        """Give the next piece to `take`, b"" when there is none left."""
-        if self._closed:
-            return
-        self._thread.flush()  # what waits for more must be in the file before we look
-        queued = self._thread.queued
-
-        def job() -> None:
-            data = os.pread(self._file.fileno(), BATCH, self._at)
-            self._at += len(data)
-            self._thread.tell(self._give, take, data, queued)
-
-        self._thread.put(job)
-
-    def close(self) -> None:
-        self._closed = True
-        self._thread.put(self._file.close)
-
-    def disown(self) -> None:
-        self._closed = True
-        self._file.close()
-
-    def _give(self, take: Callable[[bytes], None], data: bytes, queued: int) -> None:
-        if not data and self._thread.queued != queued:
-            self.fetch(take)  # more came in while the thread looked
-        else:
-            take(data)
+def _join(thread: threading.Thread, over: asyncio.Future[None]) -> None:
+    thread.join()  # it has nothing left to do but return
+    if not over.done():
+        over.set_result(None)

@@ -5,28 +5,37 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from ._pump import Pump
 
 HIGH = 1_048_576  # a subscriber that is this many bytes behind is slow
+MANY = (
+    4096  # so is one that is this many batches behind: an empty line, if read by itself, is a byte that costs hundreds
+)
+PIECE = 48  # bytes that a small `bytes` object costs beside its own
+LINE_LIMIT = 1_048_576
+"""Bytes of a line that are kept together, at most; a longer one is passed on in parts, see `Line.continued`."""
 
 
 class Line(NamedTuple):
-    """One line of a worker's output, without its newline.
+    """One line of a worker's output, without its newline; or a part of one that is longer than `LINE_LIMIT`, 1 MiB.
 
     Attributes:
         stream: `"stdout"` or `"stderr"`.
-        data: the bytes, of any length.
+        data: the bytes, `LINE_LIMIT` at most.
         time: when it was read, seconds since the epoch.
+        continued: the next one of this rank and stream goes on with the same line. All its parts but the last have
+            `LINE_LIMIT` bytes, or up to three fewer, where a character of UTF-8 would be cut.
     """
 
     rank: int
     stream: str
     data: bytes
     time: float
+    continued: bool = False
 
     @property
     def text(self) -> str:
@@ -35,34 +44,64 @@ class Line(NamedTuple):
 
 
 class LineSplitter:
-    """Bytes in, whole lines out; keeps the unfinished one. No limit on a line's length."""
+    """Bytes in, lines out; keeps the unfinished one.
 
-    __slots__ = ("_parts",)
+    Attributes:
+        size: what that one costs, in bytes of memory.
+    """
+
+    __slots__ = ("_begun", "size")
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._begun: list[bytes] = []
+        self.size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their newlines."""
+        """The lines that `data` completes, without their newlines, of any length."""
         lines = data.split(b"\n")
         rest = lines.pop()
-        if lines and self._parts:
-            self._parts.append(lines[0])
-            lines[0] = b"".join(self._parts)
-            self._parts.clear()
+        if lines and self.size:
+            self._begun.append(lines[0])
+            lines[0] = b"".join(self._begun)
+            self._begun.clear()
+            self.size = 0
         if rest:
-            self._parts.append(rest)
+            self._begun.append(rest)
+            self.size += len(rest) + PIECE
         return lines
+
+    def feed_parts(self, data: bytes) -> Iterator[tuple[list[bytes], bool]]:
+        """The same, in parts of at most `LINE_LIMIT` bytes: lines or ends of lines, and (True) parts that go on.
+
+        For when `size` and `data` are more than that: then what came in small pieces is put together, too.
+        """
+        whole: list[bytes] = []
+        for line in self.feed(data):
+            *parts, last = _parts(line)
+            if parts:
+                if whole:
+                    yield whole, False
+                    whole = []
+                yield parts, True
+            whole.append(last)
+        if whole:
+            yield whole, False
+        *parts, last = _parts(self.rest())
+        self.begin(last)
+        if parts:
+            yield parts, True
 
     def begin(self, unfinished: bytes) -> None:
         """Start in the middle of this line."""
         if unfinished:
-            self._parts.append(unfinished)
+            self._begun.append(unfinished)
+            self.size += len(unfinished) + PIECE
 
     def rest(self) -> bytes:
         """The unfinished line at the end, if any."""
-        out = b"".join(self._parts)
-        self._parts.clear()
+        out = b"".join(self._begun)
+        self._begun.clear()
+        self.size = 0
         return out
 
 
@@ -70,12 +109,13 @@ class LineTap:
     """Splits one stream's chunks into lines and hands them on in batches.
 
     Args:
-        deliver: gets (lines, time of reading, pump); `pump` is None for the unfinished line at the end.
+        deliver: gets (lines, time of reading, pump, continued); `pump` is None for the unfinished line at the end;
+            `continued`: they are parts of a line that goes on.
     """
 
     __slots__ = ("_deliver", "_splitter")
 
-    def __init__(self, deliver: Callable[[list[bytes], float, Pump | None], None]) -> None:
+    def __init__(self, deliver: Callable[[list[bytes], float, Pump | None, bool], None]) -> None:
         self._deliver = deliver
         self._splitter = LineSplitter()
 
@@ -84,14 +124,20 @@ class LineTap:
         self._splitter.begin(unfinished)
 
     def feed(self, data: bytes, pump: Pump) -> None:
-        lines = self._splitter.feed(data)
+        splitter = self._splitter
+        if splitter.size + len(data) > LINE_LIMIT:
+            at = time.time()
+            for lines, continued in splitter.feed_parts(data):
+                self._deliver(lines, at, pump, continued)
+            return
+        lines = splitter.feed(data)
         if lines:
-            self._deliver(lines, time.time(), pump)
+            self._deliver(lines, time.time(), pump, False)
 
     def eof(self) -> None:
         rest = self._splitter.rest()
         if rest:
-            self._deliver([rest], time.time(), None)
+            self._deliver([rest], time.time(), None, False)
 
 
 class CallbackTap(LineTap):
@@ -100,9 +146,9 @@ class CallbackTap(LineTap):
     name = "callback"
 
     def __init__(self, rank: int, stream: str, callback: Callable[[Line], object]) -> None:
-        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+        def deliver(lines: list[bytes], at: float, pump: Pump | None, continued: bool) -> None:
             for data in lines:
-                callback(Line(rank, stream, data, at))
+                callback(Line(rank, stream, data, at, continued))
 
         super().__init__(deliver)
 
@@ -110,9 +156,9 @@ class CallbackTap(LineTap):
 class LineFeed:
     """`async for line in group.lines()`: all lines read since it was made, until the group's streams are over.
 
-    Policy: `when_full="block"` holds the workers' pipes once the reader is 1 MiB behind (lossless); `"drop"` forgets
-    the oldest and counts them in `dropped`. Leave it with `close()` (or by the end of the group): a blocking feed
-    that nobody reads stops the workers.
+    Policy: `when_full="block"` holds the workers' pipes once the reader is 1 MiB, or 4096 reads of them, behind
+    (lossless); `"drop"` forgets the oldest and counts them (of a long line, its parts) in `dropped`. Leave it with
+    `close()` (or by the end of the group): a blocking feed that nobody reads stops the workers.
     """
 
     def __init__(
@@ -125,8 +171,8 @@ class LineFeed:
         self._on_close = on_close
         self._ranks = ranks
         self._drop = when_full == "drop"
-        # batches of (rank, stream, lines reversed, time): split once, popped from the end
-        self._batches: deque[tuple[int, str, list[bytes], float]] = deque()
+        # batches of (rank, stream, lines reversed, time, continued): split once, popped from the end
+        self._batches: deque[tuple[int, str, list[bytes], float, bool]] = deque()
         self._size = 0
         self._pumps: set[Pump] = set()
         self._waiters: list[asyncio.Future[None]] = []
@@ -140,15 +186,17 @@ class LineFeed:
         self._pumps.clear()
         self._on_close = lambda feed: None
 
-    def deliver(self, rank: int, stream: str, lines: list[bytes], at: float, pump: Pump | None) -> None:
+    def deliver(
+        self, rank: int, stream: str, lines: list[bytes], at: float, pump: Pump | None, continued: bool = False
+    ) -> None:
         """Take a batch; called by the taps."""
         if self._over or (self._ranks is not None and rank not in self._ranks):
             return
-        self._batches.append((rank, stream, lines[::-1], at))
+        self._batches.append((rank, stream, lines[::-1], at, continued))
         self._size += _size(lines)
-        if self._size > HIGH:
+        if self._size > HIGH or len(self._batches) > MANY:
             if self._drop:
-                while self._size > HIGH and len(self._batches) > 1:
+                while len(self._batches) > MANY or (self._size > HIGH and len(self._batches) > 1):
                     oldest = self._batches.popleft()[2]
                     self._size -= _size(oldest)
                     self.dropped += len(oldest)
@@ -188,14 +236,14 @@ class LineFeed:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
-        rank, stream, lines, at = self._batches[0]
+        rank, stream, lines, at, continued = self._batches[0]
         data = lines.pop()
         self._size -= len(data) + 1
         if not lines:
             self._batches.popleft()
-        if self._pumps and self._size < HIGH // 2:
+        if self._pumps and self._size < HIGH // 2 and len(self._batches) < MANY // 2:
             self._release()
-        return Line(rank, stream, data, at)
+        return tuple.__new__(Line, (rank, stream, data, at, continued))  # Line(...), in less time
 
     async def aclose(self) -> None:
         """`close()`, for `contextlib.aclosing`."""
@@ -215,3 +263,19 @@ class LineFeed:
 
 def _size(lines: list[bytes]) -> int:
     return sum(map(len, lines)) + len(lines)
+
+
+def _parts(line: bytes) -> list[bytes]:
+    """Of at most `LINE_LIMIT` bytes each. No character of UTF-8 is cut, so the text of each part can be read."""
+    out = []
+    at = 0
+    while len(line) - at > LINE_LIMIT:
+        end = at + LINE_LIMIT
+        for back in range(4):
+            if line[end - back] & 0xC0 != 0x80:  # it begins a character
+                end -= back
+                break
+        out.append(line[at:end])
+        at = end
+    out.append(line[at:])
+    return out

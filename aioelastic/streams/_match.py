@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class MatchTap(LineTap):
-    """Copies matching lines of one stream to a shared file, each with the worker's prefix. Policy: block."""
+    """Copies matching lines of one stream to a shared file, each with the worker's prefix. Policy: block.
+
+    A line longer than `LINE_LIMIT` is looked at in parts, and each part that matches is copied as a line.
+    """
 
     def __init__(self, match: Match, prefix: Callable[[float], bytes], sink: FileSink) -> None:
         wanted = _predicate(match)
         self.name = sink.name
 
-        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+        def deliver(lines: list[bytes], at: float, pump: Pump | None, continued: bool) -> None:
             kept = [line for line in lines if wanted(line)]
             if kept:
                 head = prefix(at)

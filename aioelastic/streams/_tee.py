@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import itertools
 import json
 import re
 import time
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 PARTIAL = 65_536  # an unfinished line longer than this is shown as far as it goes
 QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar) is shown
+AT_ONCE = 1000  # lines that are made JSON before they are written: of an empty line that makes a hundred bytes
+_BREAKS = re.compile("[\x80-\x9f\u2028\u2029]")  # JSON allows them; some readers end lines there, terminals obey some
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_sources = itertools.count(1)  # of all taps of this process: consoles share what they write to
 _LONE_CR = re.compile(rb"\r(?!\n)")
 
 
@@ -33,7 +39,7 @@ class ConsoleTap:
         constant: it does not depend on the time.
     """
 
-    __slots__ = ("_armed", "_carry", "_console", "_constant", "_fed", "_loop", "_prefix", "name")
+    __slots__ = ("_armed", "_carry", "_console", "_constant", "_fed", "_loop", "_prefix", "_shown", "_source", "name")
 
     def __init__(
         self,
@@ -50,6 +56,8 @@ class ConsoleTap:
         self._carry = b""  # the part of an unfinished line that is not shown yet
         self._armed: asyncio.TimerHandle | None = None
         self._fed = False
+        self._source = next(_sources)
+        self._shown = False  # the beginning of an unfinished line was
 
     def feed(self, data: bytes, pump: Pump) -> None:
         console = self._console
@@ -70,8 +78,8 @@ class ConsoleTap:
         rest = data[end + 1 :]
         body = data.replace(b"\n", b"\n" + prefix)
         cut = len(body) - len(prefix) - len(rest)
-        console.write([self._head(prefix), self._carry, memoryview(body)[:cut]], pump)
-        console.open_line = None
+        console.write((self._carry, memoryview(body)[:cut]), pump, self._source, prefix, self._shown)
+        self._shown = False
         self._carry = rest
         if rest:
             self._arm()
@@ -82,25 +90,19 @@ class ConsoleTap:
             self._armed = None
         if self._carry:
             self._show(self._now(), None)
-        if self._console.open_line is self:
-            self._console.write([b"\n"], None)
-            self._console.open_line = None
+        if self._shown:
+            self._shown = False
+            self._console.end(self._source)
 
     def _now(self) -> bytes:
         return self._constant if self._constant is not None else self._prefix(time.time())
-
-    def _head(self, prefix: bytes) -> bytes:
-        """What comes before our next byte, given what stands at the end of the console."""
-        if self._console.open_line is self:
-            return b""
-        return prefix if self._console.open_line is None else b"\n" + prefix
 
     def _show(self, prefix: bytes, pump: Pump | None) -> None:
         shown, held = (self._carry[:-1], b"\r") if self._carry.endswith(b"\r") else (self._carry, b"")
         self._carry = held
         if shown:
-            self._console.write([self._head(prefix), shown], pump)
-            self._console.open_line = self
+            self._console.write((shown,), pump, self._source, prefix, self._shown)
+            self._shown = True
 
     def _arm(self) -> None:
         self._fed = True
@@ -119,27 +121,30 @@ class ConsoleTap:
 
 
 class JsonTap(LineTap):
-    """One stream's lines on the console as JSON objects, one per line."""
+    """One stream's lines on the console as JSON objects (RFC 8259, UTF-8), one per line. `Logs.json` tells the keys."""
 
     def __init__(self, console: Console, name: str, rank: int, stream: str) -> None:
         self.name = console.name
 
-        def deliver(lines: list[bytes], at: float, pump: Pump | None) -> None:
+        def deliver(lines: list[bytes], at: float, pump: Pump | None, continued: bool) -> None:
             when = iso_time(at)
-            out = [
-                json.dumps(
-                    {
-                        "time": when,
-                        "name": name,
-                        "rank": rank,
-                        "stream": stream,
-                        "line": line.decode(errors="backslashreplace"),
-                    },
-                    ensure_ascii=False,
-                )
-                for line in lines
-            ]
-            console.write([("\n".join(out) + "\n").encode(errors="backslashreplace")], pump)
+            for first in range(0, len(lines), AT_ONCE):
+                out = []
+                for line in lines[first : first + AT_ONCE]:
+                    record: dict[str, object] = {"time": when, "name": name, "rank": rank, "stream": stream}
+                    try:
+                        record["line"] = line.decode()
+                    except UnicodeDecodeError:
+                        record["line"] = line.decode(errors="backslashreplace")
+                        record["raw"] = base64.b64encode(line).decode()
+                    if continued:
+                        record["continued"] = True
+                    out.append(_encode(record))
+                out.append("")
+                text = "\n".join(out)
+                if not text.isascii():
+                    text = _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+                console.write([text.encode()], pump)
 
         super().__init__(deliver)
 

@@ -291,8 +291,8 @@ def wchan(pid: int) -> str:
 def caught_signals(pid: int) -> set[int]:
     """The signals for which a process has a handler of its own (SigCgt of proc(5))."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            mask = next((int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")), 0)
+        with open(f"/proc/{pid}/status", "rb") as file:  # its name, in the first line, may hold any bytes
+            mask = next((int(line.split()[1], 16) for line in file if line.startswith(b"SigCgt:")), 0)
     except OSError:
         mask = 0
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}

@@ -1,0 +1,277 @@
+"""What a new process inherits from this one, beside its environment, directory and descriptors: read before each start.
+
+Workers are children of a guardian or a zygote, which are older than the start, and shall have what a child of this
+program would have now. A part of it any process may set for itself, and is sent with the order (`given`); another part
+cannot be given to a process that is older: then there has to be a new guardian, born now (`fixed`).
+
+Some of it belongs to a thread (capabilities(7), nice, CPUs, namespaces): it is read for the thread that starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import threading
+from typing import Any, NamedTuple
+
+from .. import forked
+from ..child import _place
+
+_PR_GET_SECUREBITS = 27  # linux/prctl.h
+_CAP_SYS_ADMIN = 1 << 21  # capabilities(7): without it no namespace can be entered but a new user namespace
+# that of control groups changes what /proc/self/cgroup says
+_NAMESPACES = ("pid_for_children", "ipc", "mnt", "net", "time_for_children", "uts")
+_ENOUGH = 8192  # bytes of one of these files, but where a user has hundreds of groups
+_RESET_ON_FORK = 0x4000_0000  # SCHED_RESET_ON_FORK, sched(7)
+_PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # which it ignores for itself
+_LIMITS = tuple(range(resource.RLIMIT_RTTIME))  # the last one holds the mark (child/_mark.py)
+
+
+class HostState(NamedTuple):
+    """At one moment, as values that can be compared.
+
+    Attributes:
+        fixed: ids, groups, capabilities, no_new_privs, seccomp(2) filters, control group, namespaces, root directory.
+        given: what `child/_place.become` takes.
+    """
+
+    fixed: tuple[Any, ...]
+    given: tuple[Any, ...]
+
+    @property
+    def no_guardian(self) -> str:
+        """Why there cannot be one; empty: there can."""
+        if self.fixed[-1] is None:
+            return "there is no /proc here"
+        own, childrens = self.fixed[-1][2:4]  # of pids: see unshare(2), CLONE_NEWPID
+        return "" if own == childrens else "children of this program begin in another pid namespace"
+
+    def within(self, other: HostState) -> bool:
+        """Whether a child of a process that has been in the state `other` can be in this one, without privileges."""
+        if self.fixed != other.fixed:
+            return False
+        if self.given == other.given:
+            return True
+        _, nice, policy, ioprio, oom, _, _, limits, _ = self.given
+        _, least_nice, had_policy, had_ioprio, least_oom, _, _, most, _ = other.given
+        return (
+            nice >= least_nice
+            and policy == had_policy
+            and ioprio == had_ioprio
+            and (oom is None or oom >= least_oom)
+            and all(_at_most(hard, highest) for (_, (_, hard)), (_, (_, highest)) in zip(limits, most, strict=True))
+        )
+
+
+class Reader:
+    """Reads it for the thread that has made this one. Keeps five descriptors, since opening takes as long as reading.
+
+    Raises:
+        OSError: there is no /proc here, or this process may have no more descriptors.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._fds: list[int] = []
+        try:
+            for name in ("status", "cgroup", "limits", "oom_score_adj", "coredump_filter"):
+                where = "/proc/self" if name == "coredump_filter" else "/proc/thread-self"
+                try:
+                    fd = os.open(f"{where}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    if name == "status":
+                        raise
+                    fd = -1  # not in every kernel
+                self._fds.append(fd)
+            self._namespaces = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fds.append(self._namespaces)
+        except BaseException:
+            self.close()
+            raise
+        self._pids = os.readlink("pid", dir_fd=self._namespaces)  # that of a process never changes
+        self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
+        self._raw: tuple[Any, ...] = ()
+        self._last: HostState | None = None
+
+    def read(self) -> HostState:
+        """As it is now."""
+        status_fd, cgroup_fd, limits_fd, oom_fd, filter_fd, _ = self._fds
+        status = _all_of(status_fd)
+        umask = status.find(b"\nUmask:")
+        ids, ids_end = status.find(b"\nUid:"), status.find(b"\nFDSize:")
+        groups, groups_end = status.find(b"\nGroups:"), status.find(b"\nNStgid:")
+        ignored = status.find(b"\nSigIgn:")
+        rights = status.find(b"\nCapInh:", ignored)
+        rights_end = status.find(b"\nCpus_allowed:", rights)
+        policy = os.sched_getscheduler(0)
+        raw = (
+            status[umask : umask + 12],
+            status[ids:ids_end],
+            status[groups:groups_end],
+            status[ignored : ignored + 25],
+            status[rights:rights_end],
+            b"" if cgroup_fd < 0 else _all_of(cgroup_fd),
+            b"" if limits_fd < 0 else _all_of(limits_fd),
+            b"" if oom_fd < 0 else os.pread(oom_fd, 16, 0),
+            b"" if filter_fd < 0 else os.pread(filter_fd, 16, 0),
+            os.getpriority(os.PRIO_PROCESS, 0),
+            (policy, 0 if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE) else _priority()),
+            _libc.syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
+            os.sched_getaffinity(0),
+            _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
+            self._links(status, rights),
+        )
+        if self._last is None or raw != self._raw:
+            self._raw, self._last = raw, _parsed(raw)
+        return self._last
+
+    def close(self) -> None:
+        """Nobody on this thread needs it any more."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def _links(self, status: bytes, rights: int) -> tuple[Any, ...]:
+        """The namespaces that children begin in (namespaces(7)), and the root directory."""
+        where = self._namespaces
+        user = os.readlink("user", dir_fd=where)
+        if self._raw and not int(status[(at := status.find(b"CapEff:") + 8) : at + 16], 16) & _CAP_SYS_ADMIN:
+            last: tuple[Any, ...] = self._raw[-1]
+            if last[0] == user and status.startswith(self._raw[4], rights):
+                return last  # who may not enter others, and has not left its user namespace, is where it was
+        root = os.stat("/")
+        found: list[Any] = [user, (root.st_dev, root.st_ino), self._pids]
+        for name in _NAMESPACES:
+            try:
+                found.append(os.readlink(name, dir_fd=where))
+            except OSError:
+                found.append("")  # not in every kernel
+        return tuple(found)
+
+
+def reader() -> Reader:
+    """That of this thread, to be given back with `release`.
+
+    Raises:
+        OSError: see `Reader`.
+    """
+    key = threading.get_native_id()
+    with _lock:
+        one = _readers.get(key)
+        if one is None:
+            _close_idle()
+            one = _readers[key] = Reader()
+        one.users += 1
+        return one
+
+
+def release(one: Reader) -> None:
+    """The counterpart of `reader`; from any thread. The one that was used last stays for the next group."""
+    with _lock:
+        one.users -= 1
+        _close_idle(one)
+
+
+def close_idle() -> None:
+    """Keep none of those that nobody uses."""
+    with _lock:
+        _close_idle()
+
+
+def _close_idle(spared: Reader | None = None) -> None:
+    for key, one in list(_readers.items()):
+        if not one.users and one is not spared:
+            del _readers[key]
+            one.close()
+
+
+def now() -> HostState:
+    """The state of this thread, for those that ask seldom.
+
+    Raises:
+        OSError: see `Reader`.
+    """
+    one = reader()
+    try:
+        return one.read()
+    finally:
+        release(one)
+
+
+def without_proc() -> HostState:
+    """As far as system calls tell it. (The umask is told by nothing else, and must be set to be asked for.)"""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    ignored = tuple(
+        int(one) for one in signal.valid_signals() if signal.getsignal(one) == signal.SIG_IGN and one not in _PYTHONS
+    )
+    given = (
+        umask,
+        os.getpriority(os.PRIO_PROCESS, 0),
+        (os.sched_getscheduler(0) & ~_RESET_ON_FORK, os.sched_getparam(0).sched_priority),
+        0,
+        None,
+        None,
+        tuple(sorted(os.sched_getaffinity(0))),
+        tuple((one, resource.getrlimit(one)) for one in _LIMITS),
+        ignored,
+    )
+    return HostState((os.getresuid(), os.getresgid(), tuple(os.getgroups()), None), given)
+
+
+def _parsed(raw: tuple[Any, ...]) -> HostState:
+    umask, ids, groups, ignored, rights, cgroup, _, oom, dumped, nice, policy, ioprio, cpus, secure, links = raw
+    mask = int(ignored.split()[1], 16)
+    limits = tuple((one, resource.getrlimit(one)) for one in _LIMITS)
+    policy = (os.SCHED_OTHER, 0) if policy[0] & _RESET_ON_FORK else policy
+    if ioprio >> 13 == 2 and ioprio & 7 == (nice + 20) // 5:
+        ioprio = 0  # what the kernel makes of the niceness where nothing was set (ioprio_set(2))
+    given = (
+        int(umask.split()[1], 8) if umask.startswith(b"\nUmask:") else 0o022,
+        nice,
+        policy,
+        ioprio,
+        int(oom or b"0"),
+        int(dumped, 16) if dumped else None,
+        tuple(sorted(cpus)),
+        limits,
+        tuple(one for one in range(1, 65) if mask >> (one - 1) & 1),
+    )
+    return HostState((ids, groups, rights, cgroup, secure, links), given)
+
+
+def _all_of(fd: int) -> bytes:
+    data = os.pread(fd, _ENOUGH, 0)
+    size = _ENOUGH
+    while len(data) == size:
+        size *= 4
+        data = os.pread(fd, size, 0)
+    return data
+
+
+def _priority() -> int:
+    return os.sched_getparam(0).sched_priority
+
+
+def _at_most(one: int, other: int) -> bool:
+    return other == resource.RLIM_INFINITY or (one != resource.RLIM_INFINITY and one <= other)
+
+
+@forked.in_copies
+def _renew() -> None:
+    """The copy's own state is read anew: these files tell of its parent."""
+    global _lock
+    _lock = threading.Lock()
+    for one in _readers.values():
+        with contextlib.suppress(OSError):
+            one.close()
+    _readers.clear()
+
+
+_libc = ctypes.PyDLL(None)  # does not let go of the interpreter's lock, which takes longer than these calls
+_lock = threading.Lock()
+_readers: dict[int, Reader] = {}

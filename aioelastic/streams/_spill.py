@@ -1,0 +1,135 @@
+"""What a slow console has not taken yet, in an unnamed temporary file, in order."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..thread import HelperThread
+from ._piece import NEWLINE
+from ._target import Target
+from ._way import words
+
+if TYPE_CHECKING:
+    from ._console import Console
+    from ._pump import Pump
+
+BATCH = 1_048_576  # bytes read at once
+BEHIND = 4_194_304  # bytes on their way into the file before the pipes of those who write more are held
+WHOLE, TORN = 1, 2  # gaps: something before it was lost; the beginning of its first line too
+_HEAD = struct.Struct("<qIIIB")  # source, bytes of prefix, bytes of data, size, gap
+Record = tuple[int, bytes, bytes, int, int]
+
+
+class Spill:
+    """The file, which is written and read by a thread.
+
+    What the file does not take is lost, counted and told; what comes later is tried again.
+    """
+
+    def __init__(self, console: Console, target: Target, thread: HelperThread) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0, prefix="aioelastic-spill-")  # noqa: SIM115  # see close()
+        self._fd = self._file.fileno()
+        self._console = console
+        self._target = target
+        self._thread = thread
+        self._count = 0  # pieces, ever
+        self._behind = 0  # bytes that the thread has not stored yet
+        self._pumps: set[Pump] = set()
+        self._fetching = False
+        self._closed = False
+        # of the thread
+        self._begin = 0
+        self._end = 0
+        self._gaps: dict[int, bool] = {}
+
+    def write(self, source: int, prefix: bytes, data: bytes, size: int, pump: Pump | None) -> None:
+        """Store a piece."""
+        self._count += 1
+        self._behind += size
+        self._thread.put(partial(self._store, source, prefix, data, size))
+        if pump is not None and self._behind > BEHIND:
+            self._pumps.add(pump)
+            pump.hold(self)
+
+    def fetch(self, take: Callable[[list[Record], bool], None]) -> None:
+        """Give the next pieces to `take`, and whether they are the last."""
+        if not self._fetching:
+            self._fetching = True
+            count = self._count
+            self._thread.put(lambda: self._thread.tell(self._give, take, self._load(), count))
+
+    def close(self) -> None:
+        """After the jobs that it has."""
+        self._closed = True
+        self._release()
+        self._thread.put(self._file.close)
+
+    def disown(self) -> None:
+        """In a forked copy (see `forked`)."""
+        self._closed = True
+        self._file.close()
+
+    def _give(self, take: Callable[[list[Record], bool], None], records: list[Record], count: int) -> None:
+        self._fetching = False
+        if not self._closed:
+            take(records, not records and count == self._count)
+
+    def _stored(self, size: int) -> None:
+        self._behind -= size
+        if self._behind < BEHIND // 2:
+            self._release()
+
+    def _release(self) -> None:
+        pumps, self._pumps = self._pumps, set()
+        for pump in pumps:
+            pump.release(self)
+
+    # --- in the thread ---
+
+    def _store(self, source: int, prefix: bytes, data: bytes, size: int) -> None:
+        gap = self._gaps.get(source)
+        head = _HEAD.pack(source, len(prefix), len(data), size, 0 if gap is None else TORN if gap else WHOLE)
+        view, at = memoryview(b"".join((head, prefix, data))), self._end
+        try:
+            while view:
+                sent = os.pwrite(self._fd, view, at)
+                view, at = view[sent:], at + sent
+        except OSError as exc:  # what is there of it will be written over
+            with self._target.lock:
+                self._console.lose(size, f"cannot spill: {words(exc)}")
+            self._gaps[source] = len(data) > 0 and data[-1] != NEWLINE
+        else:
+            self._end = at
+            self._gaps.pop(source, None)
+        self._thread.tell(self._stored, size)
+
+    def _load(self) -> list[Record]:
+        records: list[Record] = []
+        size = min(self._end - self._begin, BATCH)
+        if not size:
+            self._begin = self._end = 0
+            return records
+        data, at = self._read(size), 0
+        while len(data) - at >= _HEAD.size:
+            source, prefix, body, cost, gap = _HEAD.unpack_from(data, at)
+            end = at + _HEAD.size + prefix + body
+            if end > len(data):
+                if records:
+                    break
+                data = self._read(end)
+            middle = at + _HEAD.size + prefix
+            records.append((source, data[middle - prefix : middle], data[middle:end], cost, gap))
+            at = end
+        self._begin += at
+        return records
+
+    def _read(self, size: int) -> bytes:
+        out = b""
+        while len(out) < size:
+            out += os.pread(self._fd, size - len(out), self._begin + len(out))
+        return out
