@@ -14,7 +14,7 @@ import select
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import shm
+from . import forked, shm
 from .child._read import slurp
 from .errors import SpecError
 from .remains import Process, Remains
@@ -56,6 +56,8 @@ class ControlGroups:
             problem = f"cannot be had: {exc.strerror or exc}"
             raise SpecError("Placement.cgroup", below or True, problem, _HINT) from None
         self._made: list[tuple[int, Path]] = []
+        self._lost = False
+        forked.register(self)
 
     def make(self, rank: int, attempt: int) -> Path:
         """One for a worker. Raises `SpecError`: the system has no more of them."""
@@ -68,6 +70,13 @@ class ControlGroups:
         self._made.append((rank, path))
         return path
 
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        if self._lock < 0:
+            return []
+        self._lost = True
+        return [self._lock]
+
     def left(self) -> list[Remains]:
         """What still runs in them."""
         found = []
@@ -79,10 +88,13 @@ class ControlGroups:
 
     def close(self) -> None:
         """Remove them, but for those in which something runs."""
+        if self._lost:
+            return
         for _, path in self._made:
             _rmdir(path)
         _rmdir(self.path)
         os.close(self._lock)
+        self._lock = -1
 
 
 def own() -> Path:

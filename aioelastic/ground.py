@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import forked
 from .cgroups import ControlGroups
 from .child import _record
 from .entry import Command
@@ -71,6 +72,9 @@ class Ground:
         on_trouble: Callable[[str, str, int], None],
         launcher: Launcher | By = "guardian",
     ):
+        self.loop = loop
+        self._lost = False  # this is a forked copy
+        forked.register(self)
         self._launcher = launcher
         self.environ: Mapping[str, str] = dict(os.environ)
         self._spec = spec
@@ -123,6 +127,11 @@ class Ground:
         Programs are those that the first attempt has found. Should one be gone, the system will say so.
         """
         return await completed(self._proc.submit(lambda: self._prepare_again(attempt, ranks)))
+
+    def disown(self) -> list[int]:
+        """See `forked`: what it stands on has each its own; its loop is told by this."""
+        self._lost = True
+        return []
 
     def launcher(self) -> Launcher:
         """What starts the workers."""
@@ -293,6 +302,8 @@ class Ground:
         return replace(planned, workers=workers)
 
     def _release(self) -> None:
+        if self._lost:
+            return
         self._launchers.close()
         self._calls.close()
         self.witness.close()

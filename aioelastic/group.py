@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import inspect
 import os
 import signal
@@ -14,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from . import forked
 from .account import account
 from .checks import check_choice, check_seconds
 from .child import _context
@@ -105,6 +107,7 @@ class Group:
         self._leaked: list[Process] = []
         self._timeout: float | None = None
         self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
+        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
 
     # --- what users call ---
 
@@ -121,6 +124,8 @@ class Group:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._lost is not None:
+            return  # the original will
         for feed in self._feeds:
             feed.relax()
         self.begin_reading()
@@ -147,10 +152,12 @@ class Group:
     @property
     def pids(self) -> dict[int, int]:
         """rank → pid of the workers that run."""
+        self._check_ours()
         return {w.rank: w.pid for w in self._workers if w.state in ALIVE and w.pid is not None}
 
     def events(self) -> AsyncIterator[Event]:
         """All events from the group's beginning on, until `GroupDone`. Late subscribers get the earlier ones too."""
+        self._check_ours()
         return self._hub.read()
 
     def lines(self, *, ranks: Iterable[int] | None = None, when_full: Literal["block", "drop"] = "block") -> LineFeed:
@@ -161,6 +168,7 @@ class Group:
             when_full: once the reader is 1 MiB, or 4096 reads, behind: `"block"` lets the workers wait, `"drop"`
                 forgets the oldest.
         """
+        self._check_ours()
         check_choice("when_full", when_full, ("block", "drop"))
         feed = LineFeed(when_full, None if ranks is None else frozenset(ranks), self._feed_closed)
         if self._finished:
@@ -190,7 +198,9 @@ class Group:
 
         Raises:
             GroupFailed: `check`, and a worker failed by itself.
+            RuntimeError: this is a forked copy of the program that started it.
         """
+        self._check_ours()
         self.begin_reading()
         result = await asyncio.shield(self._end)
         self._told = True
@@ -200,11 +210,13 @@ class Group:
 
     async def stop(self) -> GroupResult:
         """Stop all workers, in reverse order, and wait for the end. They count as stopped by us."""
+        self._check_ours()
         self.begin_stop("stopped")
         return await self.wait()
 
     def send_signal(self, signum: int) -> int:
         """Send a signal to each running worker (not to its children); returns how many got it."""
+        self._check_ours()
         return sum(worker.send_signal(signum) for worker in self._workers)
 
     def forget(self) -> None:
@@ -223,11 +235,13 @@ class Group:
         `timeout` seconds, has the reason instead of stacks. Texts are kept in `Result.stacks`, and in `stacks.txt`
         beside the worker's logs.
         """
+        self._check_ours()
         check_seconds("timeout", timeout)
         return {} if self._end.done() else await self._passes.dump(bound=timeout)
 
     def hurry(self) -> None:
         """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
+        self._check_ours()
         self._passes.hurry()
 
     def begin_stop(self, reason: Reason = "stopped", stop: Stop | None = None) -> None:
@@ -257,9 +271,24 @@ class Group:
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
-        if os.getpid() == self._owner_pid:  # a forked copy of us owns nothing
+        if self._lost is None:
             for worker in self._workers:
                 worker.signal_group(signal.SIGKILL)
+
+    def disown(self) -> list[int]:
+        """See `forked`: nothing is told to anybody any more, and no worker started or stopped."""
+        if self._finished:
+            return []
+        self._lost = forked.error(f"group {self.spec.name!r}")
+        self._stopping = self._closing = True
+        self._hub.fail(self._lost)
+        for feed in self._feeds:
+            feed.fail(self._lost)
+        if self._outcome is not None:
+            with contextlib.suppress(RuntimeError):  # a loop in debug mode, of another thread
+                self._outcome.set_exception(self._lost)
+            self._outcome.exception()  # seen
+        return [fd for one in (*self._passes.workers, *self._passes.ended) for fd in one.disown(self._lost)]
 
     # --- what its workers call ---
 
@@ -281,6 +310,9 @@ class Group:
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a part of the group's own work; a bug in it ends the group with that error, and never in a hang."""
+        if self._lost is not None:
+            work.close()
+            return
         task = self.loop.create_task(_done(work))
         self._tasks.add(task)
         task.add_done_callback(partial(self._background_done, work))
@@ -339,8 +371,17 @@ class Group:
             raise RuntimeError("enter the Group first: async with Group(...) as group:")
         return self._outcome
 
+    def _check_ours(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
     async def _start(self) -> None:
         self.loop = asyncio.get_running_loop()
+        if forked.is_lost(self.loop):
+            raise RuntimeError("this event loop is a forked copy of another program's: use a new one (asyncio.run)")
+        if os.getpid() != self._owner_pid:  # made before a fork: whatever carries the old name may be the original's
+            self._owner_pid, self.run_id = os.getpid(), new_run_id(self.spec.name)
+        forked.register(self)
         self._outcome = self.loop.create_future()
         reap_abandoned()
         self._ground = Ground(self.loop, self.spec, self.sink_trouble, self._launcher)
@@ -437,6 +478,7 @@ async def _done(work: Coroutine[Any, Any, None]) -> None:
 
 # Groups that hold processes: an interpreter that ends without closing its loop must not leave them.
 _alive: weakref.WeakSet[Group] = weakref.WeakSet()
+forked.in_copies(_alive.clear)
 
 
 @atexit.register

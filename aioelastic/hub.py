@@ -38,6 +38,13 @@ class Hub:
                     {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
                 )
 
+    def fail(self, problem: Exception) -> None:
+        """Nothing more will come: that is raised for who reads on."""
+        self._hook = None
+        self._history.clear()
+        for reader in self._readers:
+            reader.fail(problem)
+
     def forget(self) -> None:
         """Let go of what was told."""
         self._history.clear()
@@ -53,6 +60,11 @@ class _Reader:
     def __init__(self, earlier: Iterable[Event]) -> None:
         self._queue = deque(earlier)
         self._waiter: asyncio.Future[None] | None = None
+        self._problem: Exception | None = None
+
+    def fail(self, problem: Exception) -> None:
+        self._queue.clear()
+        self._problem = problem
 
     def tell(self, event: Event) -> None:
         self._queue.append(event)
@@ -67,6 +79,8 @@ class _Reader:
                     yield event
                     if isinstance(event, GroupDone):
                         return
+                if self._problem is not None:
+                    raise self._problem
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
         finally:

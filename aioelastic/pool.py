@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from typing import Any
 
+from . import forked
 from .account import failure_of
 from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
 from .events import Event, Ready
@@ -76,7 +76,8 @@ class Pool:
         self._false_starts = 0
         self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Event | None = None
-        self._pid = os.getpid()
+        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
+        forked.register(self)
 
     # --- from any thread ---
 
@@ -112,6 +113,7 @@ class Pool:
 
     def resize(self, workers: int) -> None:
         """More of them, or fewer: those that are too many end after the task they hold."""
+        self.check_ours()
         with self._lock:
             self._most = workers
             begun = self._thread is not None
@@ -146,21 +148,39 @@ class Pool:
     def join(self) -> None:
         """Wait until nothing is left."""
         thread = self._thread
-        if thread is not None and os.getpid() == self._pid:
+        if thread is not None:
             thread.join()
+
+    def disown(self) -> list[int]:
+        """See `forked`: there is no thread in the copy, and whoever had the lock is not there."""
+        self._lost = forked.error(f"executor {self._spec.name!r}")
+        self._lock, self._thread, self._closed = threading.Lock(), None, True
+        self._queue.clear()
+        self._idle.clear()
+        return [fd for worker in self._slots for fd in worker.disown(self._lost)]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this is a forked copy."""
+        return self._lost is not None
+
+    def check_ours(self) -> None:
+        """Raises `RuntimeError`: this is a forked copy."""
+        if self._lost is not None:
+            raise self._lost
 
     @property
     def pids(self) -> list[int]:
         """Of the workers that run."""
+        self.check_ours()
         return [one.pid for one in list(self._slots) if one.pid is not None and one.exit is None]
 
     def _check_open(self) -> None:
+        self.check_ours()
         if self._broken is not None:
             raise BrokenExecutor(f"no worker can be started: {self._broken}") from self._broken
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if os.getpid() != self._pid:
-            raise RuntimeError("this executor belongs to the process that this one was forked from; make one here")
 
     def _make_room(self, _: Future[Any]) -> None:
         assert self._room is not None

@@ -104,6 +104,13 @@ class Replies(Answer):
         self._close()
         _look_again()  # its channel may have ended before its other descriptors
 
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        channel, self._channel = self._channel, None
+        self._on_ready, self._on_task, self._on_whole = _nothing, None, _nothing
+        self.whole = True
+        return [channel.detach()] if channel is not None and channel.fileno() >= 0 else []
+
     def _read(self) -> bool:
         """One message. False: there was none, or it was the last."""
         assert self._channel is not None
@@ -221,6 +228,9 @@ class Correspondent:
     rank: int
     replies: Replies | None
 
+    def _check(self) -> None:
+        """Whether it is ours."""
+
     async def send(self, value: Any) -> None:
         """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
 
@@ -267,6 +277,7 @@ class Correspondent:
             yield value
 
     def _correspondence(self) -> Replies:
+        self._check()
         if self.replies is None:
             raise RuntimeError(f"worker {self.rank} is no function worker that was started in a process of its own")
         return self.replies

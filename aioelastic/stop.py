@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from . import forked
 from .lifecycle import State
 from .remains import Process
 from .thread import insist
@@ -57,6 +58,8 @@ class Patience:
             try:
                 await self._waiter
             except asyncio.CancelledError:
+                if forked.is_lost(loop):
+                    raise
                 self.hurried = True  # the loop shuts down: it has no time for a grace
             finally:
                 timer.cancel()

@@ -12,6 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from . import forked
 from .errors import SpecError
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ class HelperThread:
         self._thread: threading.Thread | None = None
         self._news: list[tuple[Callable[..., object], tuple[Any, ...]]] = []  # the thread's own
         self._news_since = 0.0
+        self._lost = False
+        forked.register(self)
 
     def put(self, job: Callable[[], None]) -> None:
         """Do `job` after all earlier ones. What it raises is told to the loop's exception handler.
@@ -42,6 +45,8 @@ class HelperThread:
         Raises:
             SpecError: it is the first job, and this process may have no more threads.
         """
+        if self._lost:
+            return
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
@@ -55,6 +60,9 @@ class HelperThread:
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do `work` after all earlier jobs; await its result or exception."""
         future: asyncio.Future[T] = self.loop.create_future()
+        if self._lost:
+            future.cancel()
+            return future
 
         def job() -> None:
             try:
@@ -84,6 +92,11 @@ class HelperThread:
             self._jobs.put(lambda: self._last(thread, ended))
             self._jobs.put(None)
         return ended
+
+    def disown(self) -> list[int]:
+        """See `forked`: there is no thread in the copy."""
+        self._lost, self._thread = True, None
+        return []
 
     def _last(self, thread: threading.Thread, ended: asyncio.Future[None]) -> None:
         self.tell(_ended, thread, ended)
@@ -117,12 +130,14 @@ async def finished(future: asyncio.Future[Any]) -> None:
     """Wait for what cannot be taken back: a cancellation is raised when it is done, never lost."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
+        _check(future.get_loop())
         waiter = future.get_loop().create_future()
         wake = partial(_settle_by, waiter)
         future.add_done_callback(wake)
         try:
             await waiter  # asyncio.wait() does the same in thrice the time, and each start of a worker comes here
         except asyncio.CancelledError as exc:
+            _check(future.get_loop())
             cancelled = exc
         finally:
             future.remove_done_callback(wake)
@@ -143,11 +158,18 @@ async def completed(future: asyncio.Future[T]) -> T:
 async def insist(future: asyncio.Future[T]) -> T:
     """Wait for `future` even while we are being cancelled: for the steps of a clean-up that must not be left out."""
     while not future.done():
+        _check(future.get_loop())
         try:
             await asyncio.wait({future})
         except asyncio.CancelledError:
             continue
     return future.result()
+
+
+def _check(loop: asyncio.AbstractEventLoop) -> None:
+    """In a forked copy nothing can be waited for that the original had begun."""
+    if forked.is_lost(loop):
+        raise asyncio.CancelledError("this is a forked copy")
 
 
 def anyio_shield() -> contextlib.AbstractContextManager[object]:

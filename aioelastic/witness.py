@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import forked
 from .thread import HelperThread
 from .why import Evidence, Kills, is_kill
 
@@ -48,6 +49,7 @@ class Witness:
         self._asked = False
         self._kills: dict[Worker, Kills] = {}
         self._lines: dict[int, list[str]] = {}  # by pid, latest last
+        forked.register(self)
 
     def begin(self) -> None:
         """Before the first worker starts; in the helper thread."""
@@ -83,6 +85,11 @@ class Witness:
             kernel = self._lines.get(one.pid, ()) if one.pid is not None else ()
             found[one] = Evidence(None, self._kills.pop(one, Kills()), tuple(kernel), core, words)
         return found
+
+    def disown(self) -> list[int]:
+        """See `forked`: who reads that descriptor takes it out of what the original reads."""
+        log, self._log = self._log, None
+        return [] if log is None else [log]
 
     def close(self) -> None:
         if self._log is not None:

@@ -77,6 +77,7 @@ class Worker(Correspondent):
         self._sinks: dict[Std, FileSink | None] = {}
         self._holders: dict[Std, tuple[int, ...]] = {}
         self._waiters: list[asyncio.Future[None]] = []
+        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
 
     def __repr__(self) -> str:
         return f"<Worker rank={self.rank} pid={self.pid} {self.state.value}>"
@@ -91,12 +92,15 @@ class Worker(Correspondent):
 
         Raises:
             PermissionError: it has changed its user.
+            RuntimeError: this is a forked copy of the program that started it.
         """
+        self._check()
         sent = self.state in ALIVE and self._process is not None and self._process.send_signal(signum)
         return self.trail.sending(signum, sent)
 
     def signal_group(self, signum: int) -> bool:
         """Send a signal to the worker's whole process group. False: it does not run."""
+        self._check()
         sent = self.state in ALIVE and self._process is not None and self._process.signal_group(signum)
         return self.trail.sending(signum, sent)
 
@@ -106,6 +110,7 @@ class Worker(Correspondent):
         None: it never started, or could not be killed. Cancelling the wait changes nothing for the worker.
         """
         while self.exit is None and self.state not in FINAL:
+            self._check()
             waiter = self.keeper.loop.create_future()
             self._waiters.append(waiter)
             await waiter
@@ -113,6 +118,7 @@ class Worker(Correspondent):
 
     async def stop(self) -> Exit | None:
         """Stop this worker by the group's `Stop` and wait until it has ended. It then counts as stopped by us."""
+        self._check()
         try:
             await self.keeper.before_stop(self)
         finally:
@@ -120,6 +126,21 @@ class Worker(Correspondent):
         return await self.wait()
 
     # --- what its group calls ---
+
+    def disown(self, problem: RuntimeError) -> list[int]:
+        """See `forked`."""
+        self._lost = problem
+        disown = getattr(self._process, "disown", None)  # one of the caller's may have none
+        fds: list[int] = [] if disown is None else [*disown()]
+        if self.replies is not None:
+            fds += self.replies.disown()
+        for pump in self._pumps.values():
+            fds += pump.disown()
+        return fds
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
 
     def launch(self, launcher: Launcher) -> None:
         """Begin to start it; `adopt` when `starting` is done."""
@@ -201,7 +222,7 @@ class Worker(Correspondent):
     def ask_to_stop(self) -> bool:
         """Send the stop signal, and no more: many workers get theirs before anything else is done. False: there is
         nothing to stop, or it was asked before."""
-        if self.state is not State.RUNNING or self._to_stop:
+        if self.state is not State.RUNNING or self._to_stop or self._lost is not None:
             return False
         assert self._process is not None
         self._to_stop = True
@@ -284,7 +305,7 @@ class Worker(Correspondent):
     def kill(self, leader_only: bool) -> None:
         """SIGKILL it and its process group."""
         assert self._process is not None
-        if self.state not in (State.RUNNING, State.STOPPING):
+        if self.state not in (State.RUNNING, State.STOPPING) or self._lost is not None:
             return
         before = Moment(time.monotonic_ns(), time.time())
         try:
@@ -303,7 +324,7 @@ class Worker(Correspondent):
     def give_up(self, state: str, wchan: str) -> None:
         """SIGKILL did not end it within the bound: say so, let go, go on."""
         assert self._process is not None
-        if self.state is not State.KILLING:
+        if self.state is not State.KILLING or self._lost is not None:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()

@@ -32,6 +32,7 @@ ORDER = [
     "blame",
     "events",
     "lifecycle",
+    "forked",
     "thread",
     "turns",
     "shm",

@@ -81,9 +81,9 @@ def copied(
         if mark:
             _mark.put(mark)
         _context.forget()
-        letters = sys.modules.get("aioelastic.child._letters")
-        if letters is not None:
-            letters.forget()
+        for name in ("aioelastic.child._letters", "aioelastic.forked"):
+            if name in sys.modules:
+                sys.modules[name].forget()
         atexit._clear()  # those of the process we were are not ours to run
         _forget_loop()
         _reseed()

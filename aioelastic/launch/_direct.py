@@ -12,19 +12,21 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from .. import forked
 from ..child import _mark
 from ..child._read import slurp
 from ..thread import HelperThread
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
 from ._call import interpreter
 from ._contract import RawExit
-from ._ends import Ends
+from ._ends import Ends, disowned
 from ._plan import WorkerPlan
 from ._spawn import Spawner, defaults
 from ._standard import standard
 
 # SIGKILLed children that did not die in time, still ours to reap one day
 _abandoned: set[int] = set()
+forked.in_copies(_abandoned.clear)
 
 # linux/pidfd.h: since 6.15 a pidfd tells the exit status even after somebody else has reaped the process
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -81,6 +83,7 @@ class DirectLauncher:
 
     def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> DirectProcess:
         ends = Ends(worker)
+        forked.register(ends)
         try:
             started_at, started_ns = time.time(), time.monotonic_ns()
             pid = self._spawn(worker, ends)
@@ -99,7 +102,9 @@ class DirectLauncher:
         finally:
             ends.close_theirs()
         watch = self._threads_on(loop) if pidfd is None else self._poller_on(loop)
-        return DirectProcess(pid, pidfd, ends, started_ns, started_at, watch)
+        forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, watch))
+        ends.stdout = ends.stderr = ends.channel = None
+        return process
 
     def _spawn(self, worker: WorkerPlan, ends: Ends) -> int:
         argv: Sequence[str] = worker.argv
@@ -143,11 +148,13 @@ class DirectProcess:
     answer = None
 
     __slots__ = (
+        "__weakref__",
         "_child",
         "_on_exit",
         "_pidfd",
         "_reaped",
         "_watch",
+        "_watched",
         "channel",
         "pid",
         "rss_floor",
@@ -177,10 +184,19 @@ class DirectProcess:
         self._child = pid if pidfd is None else pidfd  # as its watch knows it
         self._reaped = False
         self._watch = watch
+        self._watched = False
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
-        self._on_exit = on_exit
+        self._on_exit, self._watched = on_exit, True
         self._watch.add_exit(self._child, self._ended)
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        if self._reaped:
+            return []
+        self._reaped, self._on_exit = True, _nothing
+        pidfd, self._pidfd = self._pidfd, None
+        return [*([] if pidfd is None else [pidfd]), *disowned(self, self._watched)]
 
     def send_signal(self, signum: int) -> bool:
         if self._has_ended():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from typing import Any
 
 from ..child import _socket, _wire
 from ..spec import Std
@@ -51,6 +52,14 @@ class Ends:
             self.close_theirs()
             raise
 
+    def disown(self) -> list[int]:
+        """In a forked copy (see `forked`): the descriptors, which are not ours to close any more."""
+        fds = disowned(self)
+        fds += [fd for fd in (self.their_stdout, self.their_stderr, self.their_channel) if fd is not None]
+        self.stdout = self.stderr = self.channel = None
+        self.their_stdout = self.their_stderr = self.their_channel = None
+        return fds
+
     def close_ours(self) -> None:
         """It was not started."""
         for fd in (self.stdout, self.stderr):
@@ -66,6 +75,14 @@ class Ends:
             if fd is not None:
                 os.close(fd)
         self.their_stdout = self.their_stderr = self.their_channel = None
+
+
+def disowned(one: Any, read: bool = False) -> list[int]:
+    """The descriptors of our ends, in a forked copy; those of pipes are another's once somebody `read` there."""
+    fds = [fd for fd in (one.stdout, one.stderr) if fd is not None and not read]
+    if one.channel is not None and one.channel.fileno() >= 0:
+        fds.append(one.channel.detach())
+    return fds
 
 
 def _pipe() -> tuple[int, int]:

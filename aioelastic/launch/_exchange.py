@@ -11,8 +11,8 @@ import os
 import socket
 import struct
 import threading
-import weakref
 
+from .. import forked
 from ..child import _hosted, _socket
 from ..child._letters import Packed
 
@@ -43,7 +43,7 @@ class Exchange:
         self._left: dict[int, Packed] = {}
         self._thread = threading.Thread(target=self._serve, name="aioelastic-exchange", daemon=True)
         self._thread.start()
-        _exchanges.add(self)
+        forked.register(self)
 
     def place(self, packed: Packed | None = None) -> _hosted.Place:
         """Where that can be fetched, as often as wanted, and one thing can be left. It is ours to close now."""
@@ -63,21 +63,23 @@ class Exchange:
 
     def close(self) -> None:
         """Nothing more is served, and nobody needs what is here."""
-        _exchanges.discard(self)
+        if self._listener.fileno() < 0:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._listener.shutdown(socket.SHUT_RDWR)  # for copies of it too, in processes that were forked
         self._thread.join()
-        self.forget()
+        _socket.close(self.disown())
 
-    def forget(self) -> None:
-        """Close all: in a forked copy, too."""
-        self._listener.close()
-        for _, fds in (*self._offered.values(), *self._left.values()):
-            _socket.close(fds)
+    def disown(self) -> list[int]:
+        """The descriptors, which are not its own any more; see `forked`, too."""
+        fds = [self._listener.detach()] if self._listener.fileno() >= 0 else []
+        for _, more in (*self._offered.values(), *self._left.values()):
+            fds += more
         self._offered.clear()
         self._left.clear()
+        return fds
 
     def _serve(self) -> None:
         while True:
@@ -108,13 +110,3 @@ class Exchange:
                 self._changed.notify_all()
             elif number in self._offered:
                 _socket.send(peer, *self._offered[number])
-
-
-def _forked() -> None:
-    for one in list(_exchanges):
-        one.forget()
-    _exchanges.clear()
-
-
-_exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_forked)

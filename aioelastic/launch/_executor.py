@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
+from .. import forked
 from ..borrowed import kind_of
 from ..child import _failure, _hosted, _socket, _wire
 from ..entry import Function
@@ -131,6 +132,7 @@ class ExecutorProcess:
         self._stopped_by = 0
         self._asking = {*_ASKING, int(worker.overlay.get("AIOELASTIC_STOP_SIGNAL") or 0)}
         self._pipe = -1  # to ask it in another process
+        self._lost = False
         stop_at = None
         lent = kind_of(worker.executor).processes
         if lent:
@@ -154,6 +156,13 @@ class ExecutorProcess:
             words = f"its executor takes no more work ({told(exc)})"
             raise OSError(errno.ESHUTDOWN, words) from exc
         self._future.add_done_callback(self._ended)
+        forked.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        pipe, self._pipe = self._pipe, -1
+        self._on_exit, self._lost = None, True
+        return [pipe] if pipe >= 0 else []
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
         self._on_exit = on_exit
@@ -161,7 +170,7 @@ class ExecutorProcess:
             self._loop.call_soon(on_exit, self._told)
 
     def send_signal(self, signum: int) -> bool:
-        if self._future.done() or (signum != signal.SIGKILL and signum not in self._asking):
+        if self._lost or self._future.done() or (signum != signal.SIGKILL and signum not in self._asking):
             return False
         self._stopped_by = self._stopped_by or signum
         # a ProcessPoolExecutor that finds a cancelled future while it fails all it has loses its own thread of that
@@ -180,6 +189,8 @@ class ExecutorProcess:
 
     def abandon(self) -> None:
         self._on_exit = None
+        if self._lost:
+            return
         self._job.forget()
         self._ask()
         self._let_go()

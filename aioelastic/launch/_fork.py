@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import NoReturn
 
+from .. import forked
 from ..child import _work
 from ..watch import Poller, pidfd_or_none
 from ._direct import DirectProcess
@@ -75,7 +76,8 @@ class ForkLauncher:
             raise
         finally:
             ends.close_theirs()
-        return DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller)
+        forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
+        return process
 
     def _become(self, worker: WorkerPlan, ends: Ends, environ: dict[str, str], parent: int) -> NoReturn:
         """In the new process."""

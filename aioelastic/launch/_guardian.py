@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import forked
 from ..child import _order, _socket
 from ..child._children import children_of_all_threads
 from ..child._read import slurp
@@ -41,7 +42,6 @@ class Guardian:
     """The process.
 
     Attributes:
-        pid: of the program whose it is.
         state: what the program had when it was born.
         session: that of the guardian and its keeper.
         users: connections, and zygotes, that are its. Guarded by the lock of this module.
@@ -54,14 +54,13 @@ class Guardian:
         if state.no_guardian:
             raise OSError(errno.EINVAL, state.no_guardian)
         _find_former()
-        self.pid = os.getpid()
         self.state = state
         self.users = 0
         self._helpers = 0
         self._control, end = _socket.pair()
         theirs = above_two(end.detach())
         try:
-            program = os.pidfd_open(self.pid)
+            program = os.pidfd_open(os.getpid())
             try:
                 self._send(_order.PROGRAM, (temporary(),), [program])
             finally:
@@ -73,6 +72,7 @@ class Guardian:
             raise
         finally:
             os.close(theirs)
+        forked.register(self)
 
     def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
         """A connection for the workers of a group, which begin with `environ` in the directory in which we are, and
@@ -177,13 +177,15 @@ class Guardian:
         if not ended.poll(seconds * 1000) and seconds < LAST:
             return False
         os.close(self._pidfd)
+        self._pidfd = -1
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.session, os.WNOHANG)
         return True
 
-    def disown(self) -> None:
-        """We are a forked copy, and the number of its descriptor may be something else's here."""
-        self._control.detach()
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fds, self._pidfd = [self._control.detach(), self._pidfd], -1
+        return [fd for fd in fds if fd >= 0]
 
     def _send(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         # blocks while it is full, which is while the guardian starts; datagrams of several threads do not mix
@@ -307,7 +309,7 @@ _former: set[int] = set()  # pids
 def has_one() -> bool:
     """Whether a guardian runs for this process: most likely workers can be started by it."""
     with _lock:
-        return bool(_guardians) and _guardians[-1].pid == os.getpid() and not _guardians[-1].has_left()
+        return bool(_guardians) and not _guardians[-1].has_left()
 
 
 def guardian(state: HostState | None) -> Guardian:
@@ -323,10 +325,7 @@ def guardian(state: HostState | None) -> Guardian:
     """
     with _lock:
         for one in list(_guardians):
-            if one.pid != os.getpid():
-                _guardians.remove(one)
-                one.disown()
-            elif one.has_left():
+            if one.has_left():
                 _dismiss(one)
         fits = [one for one in _guardians if state is None or state.within(one.state)]
         one = fits[-1] if fits else Guardian(state or _host_state.now())
@@ -408,14 +407,21 @@ def removed_at_the_end(path: str) -> None:
 def end_guardian() -> None:
     """End it, and with it whatever it still holds."""
     with _lock:
-        mine = [one for one in _guardians if one.pid == os.getpid()]
-        for one in mine:
+        for one in list(_guardians):
             _dismiss(one)
-        _guardians.clear()
         leaving, _leaving[:] = list(_leaving), []
     for one in leaving:
         one.wait(LAST)
     _host_state.close_idle()
+
+
+@forked.in_copies
+def _renew() -> None:
+    """Those of the original are not ours; and whoever had the lock there is not here."""
+    global _lock
+    _lock = threading.Lock()
+    _guardians.clear()
+    _leaving.clear()
 
 
 def _argv() -> list[str]:

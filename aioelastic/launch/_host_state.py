@@ -17,6 +17,7 @@ import signal
 import threading
 from typing import Any, NamedTuple
 
+from .. import forked
 from ..child import _place
 
 _PR_GET_SECUREBITS = 27  # linux/prctl.h
@@ -260,7 +261,8 @@ def _at_most(one: int, other: int) -> bool:
     return other == resource.RLIM_INFINITY or (one != resource.RLIM_INFINITY and one <= other)
 
 
-def _forked() -> None:
+@forked.in_copies
+def _renew() -> None:
     """The copy's own state is read anew: these files tell of its parent."""
     global _lock
     _lock = threading.Lock()
@@ -273,4 +275,3 @@ def _forked() -> None:
 _libc = ctypes.PyDLL(None)  # does not let go of the interpreter's lock, which takes longer than these calls
 _lock = threading.Lock()
 _readers: dict[int, Reader] = {}
-os.register_at_fork(after_in_child=_forked)

@@ -6,6 +6,7 @@ import errno
 import random
 import socket
 
+from .. import forked
 from ..errors import SpecError
 
 
@@ -43,8 +44,13 @@ class Port:
                 continue
             self.number = number
             self._held = held
+            forked.register(self)
             return
         raise SpecError("MASTER_PORT", None, "no free port was found", 'name one: env={"MASTER_PORT": "29500"}')
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        return [self._held.detach()] if self._held.fileno() >= 0 else []
 
     def close(self) -> None:
         """End the reservation."""

@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from .. import forked
 from ..child import _order, _socket
 from ..watch import Poller
 from ._contract import RawExit
 from ._direct import early_status, status_of_others
-from ._ends import Ends
+from ._ends import Ends, disowned
 from ._plan import WorkerPlan
 
 SLICE = 0.0005  # seconds of taking messages after which the loop gets its turn
@@ -47,6 +48,8 @@ class Server:
         self._count = 0
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._full = False  # the rest waits for room
+        self._lost = False  # this is a forked copy
+        forked.register(self)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear it on that loop."""
@@ -74,6 +77,8 @@ class Server:
 
     def end(self) -> None:
         """No more of it: what it has started ends."""
+        if self._lost:
+            return
         self.gone = True
         self.detach()
         with contextlib.suppress(OSError):
@@ -83,9 +88,19 @@ class Server:
             _socket.close(fds)
         self._unsent.clear()
 
-    def disown(self) -> None:
-        """We are a forked copy, and the number of its descriptor may be something else's here."""
-        self._control.detach()
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        self.gone, self.loop, self._lost = True, None, True
+        fds = [self._control.detach()] if self._control.fileno() >= 0 else []
+        for _, kept in self._unsent:
+            fds += kept
+        for _, ends, *_ in self._starting.values():
+            fds += ends.disown()
+        for process in self._running.values():
+            fds += process.disown()
+        for one in (self._unsent, self._starting, self._running, self._unwatched):
+            one.clear()
+        return fds
 
     def signal_group(self, number: int, signum: int) -> bool:
         """Have the whole process group of that worker signalled. False: there is nobody to do it any more."""
@@ -272,6 +287,7 @@ class ServedProcess:
         "_rusage",
         "_server",
         "_told",
+        "_watched",
         "channel",
         "pid",
         "rss_floor",
@@ -308,9 +324,10 @@ class ServedProcess:
         self._reaped = False
         self._orphan = ""  # what its server's end means for it
         self._left = True  # others of its process group
+        self._watched = False
 
     def watch(self, on_exit: Callable[[RawExit], None]) -> None:
-        self._on_exit = on_exit
+        self._on_exit, self._watched = on_exit, True
         if self._told is not None:
             asyncio.get_running_loop().call_soon(on_exit, self._told)
         else:
@@ -329,6 +346,13 @@ class ServedProcess:
         except ProcessLookupError:
             return False
         return True
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        if self._reaped:
+            return []
+        self._reaped, self._on_exit = True, None
+        return [self._pidfd, *disowned(self, self._watched)]
 
     def signal_group(self, signum: int) -> bool:
         # by its server, which alone knows that the number is not somebody else's by now

@@ -16,6 +16,7 @@ import stat
 import struct
 import threading
 
+from .. import forked
 from ..errors import SpecError
 
 _lock = threading.Lock()
@@ -55,6 +56,14 @@ def let_standard_go() -> None:
                     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
                         os.close(fd)
             _held.clear()
+
+
+@forked.in_copies
+def _renew() -> None:
+    """Their users are the original's."""
+    global _lock, _users
+    _lock, _users = threading.Lock(), 1
+    let_standard_go()
 
 
 def standard(number: int) -> int | None:

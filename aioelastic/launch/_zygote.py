@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from .. import forked
 from ..child import _order, _socket
 from ..child._read import slurp
 from ..errors import SpecError
@@ -100,6 +101,8 @@ class Zygote(Server):
     def end(self) -> None:
         """It goes, and with it what it has forked."""
         super().end()
+        if self._lost:
+            return
         if self.guardian is not None:
             self.guardian.end_helper(self._number)
             self._let_go()
@@ -216,13 +219,10 @@ def _acquire(
     loop: asyncio.AbstractEventLoop,
     state: HostState,
 ) -> Zygote:
-    key = (os.getpid(), sys.executable, preload, main, here(), tuple(search_path()), frozenset(environ.items()))
+    key = (sys.executable, preload, main, here(), tuple(search_path()), frozenset(environ.items()))
     with _lock:
         for one in list(_zygotes):
-            if one.key[0] != os.getpid():
-                _zygotes.remove(one)  # we are a copy of the process that has it, without its descriptors
-                one.disown()
-            elif one.loop is None and (one.has_left() or one.state.fixed != state.fixed):
+            if one.loop is None and (one.has_left() or one.state.fixed != state.fixed):
                 _zygotes.remove(one)  # it has gone, or has rights that this program has given up
                 one.end()
         for one in _zygotes:
@@ -248,7 +248,13 @@ def end_helpers() -> None:
     """End what stays warm, zygotes and the guardian: at the interpreter's end, or to leave nothing running before."""
     with _lock:
         for one in _zygotes:
-            if one.key[0] == os.getpid():
-                one.end()
+            one.end()
         _zygotes.clear()
     end_guardian()
+
+
+@forked.in_copies
+def _renew() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _zygotes.clear()

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
+from .. import forked
 from ..watch import Poller
 
 _MODIFY = 2  # IN_MODIFY, sys/inotify.h
@@ -22,6 +23,12 @@ class Changes:
         self._fd: int | None = None
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._callbacks: dict[int, Callable[[], object]] = {}
+        forked.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fd, self._fd = self._fd, None
+        return [] if fd is None else [fd]
 
     def add(self, path: str, callback: Callable[[], object]) -> int:
         """From now on; returns what `remove` wants.
@@ -43,8 +50,9 @@ class Changes:
     def remove(self, number: int) -> None:
         """No more."""
         del self._callbacks[number]
-        self._libc.inotify_rm_watch(self._fd, number)
-        self._close_if_idle()
+        if self._fd is not None:
+            self._libc.inotify_rm_watch(self._fd, number)
+            self._close_if_idle()
 
     def _open(self) -> int:
         fd: int = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)

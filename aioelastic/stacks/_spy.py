@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
+from .. import forked
 from ..launch import DirectLauncher, DirectProcess, RawExit, WorkerPlan
 from ..spec import Std
 from ..stop import Patience
@@ -90,10 +91,17 @@ class _Running:
         self._patience = Patience()
         self._texts = {Std.OUT: bytearray(), Std.ERR: bytearray()}
         self._fds = {Std.OUT: process.stdout, Std.ERR: process.stderr}
+        forked.register(self)
         process.watch(self._on_exit)
         for std, fd in self._fds.items():
             assert fd is not None
             poller.add_reader(fd, partial(self._read, std))
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fds = [fd for fd in self._fds.values() if fd is not None]
+        self._fds = dict.fromkeys(self._fds)
+        return fds
 
     def text(self, std: Std) -> str:
         return self._texts[std].decode(errors="replace")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from .. import forked
 from ..thread import HelperThread
 from ._spill import TORN, Record, Spill
 from ._target import Target
@@ -90,6 +91,17 @@ class Console:
         else:
             self._lock = self._target.lock
             self._flush(self._target, stream)
+        forked.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked`: what it has not written yet, the original will."""
+        self._target, self._lock, self.gone = None, threading.Lock(), True
+        self._on_trouble = lambda *_: None
+        self._pumps.clear()
+        if self._spill is not None:
+            self._spill.disown()
+            self._spill = None
+        return []
 
     async def leave(self, patience: Patience, bound: float) -> None:
         """See to it that all that was given so far is written, then let go.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import forked
 from ..thread import HelperThread
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class FileSink:
         self._size = 0  # of the file; kept for rotation only
         self._limit = rotate.size if rotate is not None else 0  # the size at which the next file is due
         self._line_at = 0  # where the unfinished line at the file's end begins; 0: it is all of the file, or none
+        forked.register(self)
 
     @property
     def lost(self) -> int:
@@ -129,6 +131,11 @@ class FileSink:
         """Make the file (it must not exist, unless to `append`). Runs in the writer's thread. Raises `OSError`."""
         if self.path is not None:
             self._open(0 if append else os.O_EXCL)
+
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fd, self._fd = self._fd, -1
+        return [fd] if fd >= 0 and self.path is not None else []
 
     def try_open(self, append: bool = False) -> None:
         """The same, but what prevents it is told; it is tried again when there is something to write."""

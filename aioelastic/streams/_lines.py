@@ -177,6 +177,14 @@ class LineFeed:
         self._pumps: set[Pump] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self._over = False
+        self._problem: Exception | None = None
+
+    def fail(self, problem: Exception) -> None:
+        """Nothing more will come: that is raised for who reads on. Nobody is told, nothing released."""
+        self._over, self._problem = True, problem
+        self._batches.clear()
+        self._pumps.clear()
+        self._on_close = lambda feed: None
 
     def deliver(
         self, rank: int, stream: str, lines: list[bytes], at: float, pump: Pump | None, continued: bool = False
@@ -221,6 +229,8 @@ class LineFeed:
 
     async def __anext__(self) -> Line:
         while not self._batches:
+            if self._problem is not None:
+                raise self._problem
             if self._over:
                 raise StopAsyncIteration
             waiter = asyncio.get_running_loop().create_future()

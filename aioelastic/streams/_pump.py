@@ -108,6 +108,13 @@ class Pump:
             self._on_eof()
             self._on_eof, self._on_trouble = _nothing, _nothing  # who has us shall not be held by us
 
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        fd, self._fd = self._fd, -1
+        self.taps, self._reading = [], False
+        self._on_eof, self._on_trouble = _nothing, _nothing
+        return [fd] if fd >= 0 else []
+
     def _pause(self) -> None:
         if self._reading:
             self._reading = False

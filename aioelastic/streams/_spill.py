@@ -69,6 +69,11 @@ class Spill:
         self._release()
         self._thread.put(self._file.close)
 
+    def disown(self) -> None:
+        """In a forked copy (see `forked`)."""
+        self._closed = True
+        self._file.close()
+
     def _give(self, take: Callable[[list[Record], bool], None], records: list[Record], count: int) -> None:
         self._fetching = False
         if not self._closed:

@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .. import forked
 from ._piece import NEWLINE, Piece
 from ._way import Key, Way, blocked, words
 
@@ -57,6 +58,7 @@ class Target:
         self._closing = False
         self._on_end: Callable[[threading.Thread], object] | None = None
         self._bell = -1  # an eventfd, while the thread may wait for the target
+        forked.register(self)
 
     @classmethod
     def of(cls, key: Key, make: Callable[[], Way], name: str, loop: asyncio.AbstractEventLoop) -> Target:
@@ -171,13 +173,15 @@ class Target:
             self._ring()
             return True
 
-    def forget(self) -> None:
-        """In a forked copy, which owns nothing of it, and has no such thread."""
+    def disown(self) -> list[int]:
+        """See `forked`: the copy has no such thread."""
         self.lock = threading.Lock()  # whoever had it is not there
+        self._work, self._thread = threading.Condition(self.lock), None
         self.problem = "belongs to the program of which this is a copy"
-        self.way.close()
-        if self._bell >= 0:
-            os.close(self._bell)
+        self._queue.clear()
+        self._armed.clear()
+        bell, self._bell = self._bell, -1
+        return [*self.way.disown(), *([bell] if bell >= 0 else [])]
 
     @staticmethod
     def _head(before: int, source: int, prefix: bytes) -> bytes:
@@ -431,15 +435,12 @@ class Target:
             os.eventfd_write(self._bell, 1)
 
 
-def _forget() -> None:
-    """In a forked copy: neither the threads nor what they hold is there."""
+@forked.in_copies
+def _renew() -> None:
     global _registry
     _registry = threading.Lock()
-    for target in _targets.values():
-        target.forget()
     _targets.clear()
 
 
 _registry = threading.Lock()
 _targets: dict[Key, Target] = {}
-os.register_at_fork(after_in_child=_forget)

@@ -67,6 +67,11 @@ class Way:
         """No more."""
         loop.remove_writer(self.fd)
 
+    def disown(self) -> list[int]:
+        """In a forked copy (see `forked`): the descriptors, which are not its own any more."""
+        fd, self.fd = self.fd, -1
+        return [fd] if fd >= 0 else []
+
     def close(self) -> None:
         """Let go of it."""
         if self.fd >= 0:
@@ -109,6 +114,13 @@ class Stream(Way):
     def unwatch(self, loop: AbstractEventLoop) -> None:
         if self._epoll is not None:
             loop.remove_reader(self._epoll.fileno())
+
+    def disown(self) -> list[int]:
+        fds, self.fd = [self._socket.detach()], -1
+        if self._epoll is not None:
+            fds.append(self._epoll.fileno())
+            self._epoll.close()
+        return [fd for fd in fds if fd >= 0]
 
     def close(self) -> None:
         self.fd = -1
@@ -204,6 +216,9 @@ class Text(Way):
             raise
         sent, self._unflushed = self._unflushed, 0
         return sent
+
+    def disown(self) -> list[int]:
+        return []
 
     def close(self) -> None:
         del self._text

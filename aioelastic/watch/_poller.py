@@ -8,6 +8,8 @@ import select
 import time
 from collections.abc import Callable
 
+from .. import forked
+
 BATCH = 8  # events taken from the kernel at once
 SLICE = 0.0005  # seconds after which the loop gets its turn, however much there is to do
 
@@ -28,6 +30,8 @@ class Poller:
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._pipes: set[int] = set()
         self._kept = False
+        self._lost = False
+        forked.register(self)
 
     def keep(self) -> None:
         """Keep the epoll until `let_go()`, though it be empty at times: making one costs what ten starts should."""
@@ -55,6 +59,18 @@ class Poller:
         self._epoll.unregister(fd)
         self._close_if_unused()
 
+    def disown(self) -> list[int]:
+        """See `forked`."""
+        self._lost = True
+        self._callbacks.clear()
+        self._pipes.clear()
+        epoll, self._epoll = self._epoll, None
+        if epoll is None:
+            return []
+        number = epoll.fileno()
+        epoll.close()  # the object would do it later
+        return [number]
+
     def _close_if_unused(self) -> None:
         if self._epoll is not None and not self._callbacks and not self._kept:
             if not self._loop.is_closed():
@@ -63,6 +79,8 @@ class Poller:
             self._epoll = None
 
     def _add(self, fd: int, callback: Callable[[], object]) -> None:
+        if self._lost:
+            return
         if self._epoll is None:
             self._epoll = select.epoll()  # close-on-exec
             self._loop.add_reader(self._epoll.fileno(), self._ready)
@@ -70,7 +88,8 @@ class Poller:
         self._callbacks[fd] = callback
 
     def _ready(self) -> None:
-        assert self._epoll is not None
+        if self._epoll is None:
+            return  # in a forked copy
         events = self._epoll.poll(0, BATCH)
         if events and events[-1][1] == select.EPOLLHUP and not self._exits(events):
             # an output has just ended: most likely its process is dying, and our waking up took the CPU from it

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .. import forked
 from ..child import _mark
 from ..child._read import slurp
 from ..remains import Process
@@ -189,6 +190,13 @@ class Census:
 
 _all: weakref.WeakSet[Census] = weakref.WeakSet()  # of this program: what is theirs is not ours
 _lock = threading.Lock()
+
+
+@forked.in_copies
+def _renew() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _all.clear()
 
 
 def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Snapshot:
