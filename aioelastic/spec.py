@@ -51,6 +51,7 @@ class Std(enum.IntFlag):
 
 STREAM = {Std.OUT: "stdout", Std.ERR: "stderr"}
 PATTERNS = 10_000  # of them, and of modules: more is a mistake
+STACKS = _signal.SIGRTMAX - 2  # as in child/_stacks.py
 NAME_MOST = 200  # bytes of a group's name: it is a part of its directory's, which may have 255 bytes
 
 
@@ -240,6 +241,9 @@ class Stop:
                 "cannot be caught by a worker",
                 "use SIGTERM with grace=0 to kill at once",
             )
+        if number == STACKS:
+            problem = "is the one by which a worker is asked for its stacks"
+            raise SpecError("Stop.signal", signal_name(number), problem, "use another, as SIGRTMIN+3")
         object.__setattr__(self, "signal", number)
         check_seconds("Stop.grace", self.grace)
         check_seconds("Stop.bound", self.bound)

@@ -14,20 +14,21 @@ Imports little, and not `ctypes`, `signal` or `socket` but their C halves: the f
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import errno
 import os
 import resource
 import select
 import time
 from _socket import socket
 
-from . import _mark, _order, _place, _socket
+from . import _mark, _order, _place, _socket, _start
 from ._children import children, end_all, end_children, listed, own_list
 from ._libc import function
-from ._link import Environ, Link
+from ._link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
@@ -151,16 +152,25 @@ class Guardian:
 
     def _hear(self) -> bool | None:
         """None: there will be more. True: it was the last word of the program. False: the program is gone."""
-        packet, fds = _socket.receive(self._control)
+        try:
+            packet, fds = _socket.receive(self._control)
+        except ValueError:
+            return None  # no descriptors left: whoever sent it sees his socket close
         if not packet:
             return False
         if packet[:1] == _order.LEAVE:
+            (ends,) = _order.decode(packet, fds)[0]
             self._end_own()
+            if not ends:
+                self.directories.clear()  # the program goes on, with another guardian
             return True
         try:
             body, given = _order.decode(packet, fds)
             if packet[:1] == _order.CONNECT:
-                sock = socket(fileno=os.dup(given[0]))
+                try:
+                    sock = socket(fileno=os.dup(given[0]))
+                except OSError:
+                    return None  # as above
                 sock.setblocking(False)
                 self._epoll.register(sock, select.EPOLLIN)
                 self._links[sock.fileno()] = Link(sock, self._epoll)
@@ -171,9 +181,9 @@ class Guardian:
                     os.chdir("/")
                     stdio = (stdin, self._null, stderr)
                     if state is None:
-                        pid = self._spawn(argv[0], argv, environ, stdio, _place.BLOCKED)
+                        pid = _start.spawn(argv[0], argv, environ, stdio, _place.BLOCKED)
                     else:
-                        pid = self._fork(argv[0], argv, environ, stdio, _place.BLOCKED, state=state)
+                        pid = _start.fork(argv[0], argv, environ, stdio, _place.BLOCKED, state=state)
                     self._keep(pid, 0, number, None)
                 except OSError:
                     pass  # its own socket closes, which says it
@@ -203,6 +213,12 @@ class Guardian:
             packet, fds = _socket.receive(link.sock)
         except BlockingIOError:
             return
+        except _socket.Missing as exc:  # no descriptors left: that start is refused, and no other
+            packet, fds = exc.packet, []
+            if packet[:1] == _order.EXEC and packet[1:2] == _order.HERE:
+                number = _order.decode(packet, fds)[0][0]
+                link.say(_order.REFUSED, (number, errno.EMFILE, "pipes"))
+                return
         except (OSError, ValueError):
             packet, fds = b"", []
         if not packet:
@@ -222,7 +238,7 @@ class Guardian:
             elif packet[:1] == _order.GROUP:
                 link.environ, link.cwd, link.lost = body
             elif packet[:1] == _order.TRY:
-                link.say(_order.TRIED, self._try(*body))
+                link.say(_order.TRIED, _start.attempt(*body))
         except Exception:  # not a message of ours
             self._forget(link)
         finally:
@@ -272,112 +288,21 @@ class Guardian:
             os.chdir(where)
             where = program
             if state is None and place is None:
-                pid = self._spawn(program, argv, environ, stdio, (), stop, mark)
+                pid = _start.spawn(program, argv, environ, stdio, (), stop, mark)
             else:
-                pid = self._fork(program, argv, environ, stdio, (), stop, mark, state, place)
+                pid = _start.fork(program, argv, environ, stdio, (), stop, mark, state, place)
             pidfd = self._keep(pid, mark, number, link)
         except OSError as exc:
             link.say(_order.REFUSED, (number, exc.errno, exc.filename or os.fsdecode(where)))
             return
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
-
-    def _spawn(
-        self,
-        program: bytes,
-        argv: list[bytes],
-        environ: Environ,
-        stdio: tuple[int, ...],
-        blocked: Iterable[int],
-        stop: int = 0,
-        mark: int = 0,
-    ) -> int:
-        """By vfork(2): it is what this process is, so what it shall have, this process has for that moment."""
-        had = _mark.put(mark) if mark else None
         try:
-            return os.posix_spawn(
-                program,
-                argv,
-                environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)],
-                setsid=True,
-                setsigmask=blocked,
-                setsigdef=(*_place.DEFAULT, stop) if stop else _place.DEFAULT,
-            )
-        finally:
-            if had is not None:
-                _mark.take_off(had)
-
-    def _fork(
-        self,
-        program: bytes,
-        argv: list[bytes],
-        environ: Environ,
-        stdio: tuple[int, ...],
-        blocked: Iterable[int],
-        stop: int = 0,
-        mark: int = 0,
-        state: tuple[Any, ...] | None = None,
-        place: tuple[tuple[Any, ...], str] | None = None,
-    ) -> int:
-        """The same where it shall have what this process could not take back."""
-        orders, cgroup = place or (None, "")
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        try:
-            pid, later = _place.fork(cgroup)
-        except OSError:
-            os.close(ours)
-            os.close(theirs)
-            raise
-        if pid == 0:
-            try:
-                os.setsid()
-                if later:
-                    _place.move(later)
-                for at, fd in enumerate(stdio):
-                    os.dup2(fd, at)
-                _place.dispositions(None if state is None else state[-1], stop)
-                if state is not None:
-                    _place.become(state)
-                if orders is not None:
-                    _place.take(orders)
-                if mark:
-                    _mark.put(mark)
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
-                os.execve(program, argv, environ)
-            except OSError as exc:
-                os.write(theirs, b"%d %s" % (exc.errno or 1, os.fsencode(exc.filename or "")))
-            finally:
-                os._exit(127)
-        os.close(theirs)
-        code, _, what = os.read(ours, 4096).partition(b" ")
-        os.close(ours)
-        if code:
-            os.waitpid(pid, 0)
-            raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what) or None)
-        return pid
-
-    def _try(self, place: tuple[tuple[Any, ...], str], state: tuple[Any, ...] | None) -> tuple[int, str]:
-        """Whether a process could have that place: (0, ""), or errno and field of what the system refused."""
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            told = b"1 "
-            try:
-                if state is not None:
-                    _place.become(state)
-                _place.take(place[0])
-                told = b"0 "
-            except OSError as exc:
-                told = b"%d %s" % (exc.errno or 1, os.fsencode(exc.filename or ""))
-            finally:
-                os.write(theirs, told)
-                os._exit(0)
-        os.close(theirs)
-        code, _, field = os.read(ours, 4096).partition(b" ")
-        os.close(ours)
-        os.waitpid(pid, 0)
-        return int(code or b"1"), os.fsdecode(field)
+            link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
+        except OSError as exc:  # no descriptor left: it goes, and nobody else
+            child = self._children[pidfd]
+            child.link, child.number = None, 0
+            self._kill(child)
+            link.say(_order.REFUSED, (number, exc.errno, os.fsdecode(program)))
 
     def _keep(self, pid: int, mark: int, number: int, link: Link | None) -> int:
         """Watch it; returns its pidfd."""

@@ -25,7 +25,7 @@ CONNECT = b"O"  # (); descriptor: the other end of a new connection
 HELPER = b"H"  # (id, argv, environ, state): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper
 REMOVE = b"C"  # (path,): a directory of a group, control groups too, to be removed when the program is gone
-LEAVE = b"V"  # (): the program ends, and asks for nothing but the end of what it has started
+LEAVE = b"V"  # (whether the program ends,): it asks for nothing but the end of what was started for it
 # supervisor → guardian, over one of the connections
 GROUP = b"P"  # (environ, cwd, lost): what its workers begin with, and how they end with the program:
 # None at once, or (signal, seconds of grace)
@@ -45,7 +45,7 @@ REFUSED = b"X"  # (id, errno, words or path)
 EXITED = b"Q"  # (id, wait status, rusage as a tuple, monotonic ns, wall clock s, whether its group has others)
 
 INLINE = 32_768  # bytes a body may have beside its datagram: several wait in a socket of the default size
-_HERE, _MEMFD = b"\0", b"\1"
+HERE, _MEMFD = b"\0", b"\1"
 
 
 def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
@@ -56,7 +56,7 @@ def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
     """
     data = marshal.dumps(body)
     if len(data) <= INLINE:
-        return kind + _HERE + data, []
+        return kind + HERE + data, []
     fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
     try:
         rest = memoryview(data)
@@ -74,7 +74,7 @@ def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
     Raises:
         ValueError, EOFError, TypeError: it is not one of ours.
     """
-    if packet[1:2] == _HERE:
+    if packet[1:2] == HERE:
         body, rest = marshal.loads(memoryview(packet)[2:]), fds
     elif packet[1:2] == _MEMFD and fds:
         size = os.fstat(fds[0]).st_size

@@ -62,13 +62,13 @@ def copied(
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)  # first: a handler of the process that we were is told by it
+        faulthandler.disable()  # or it believes later that its handlers are there
         _place.dispositions(None if state is None else state[-1], stop)
         for signum in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_IGN)  # as in any Python program
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _stacks.forget()
         mine = _only(stdout, stderr, channel)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.environ.clear()
         os.environ.update(environ)
         if state is not None:
@@ -160,6 +160,7 @@ def adopt(path: Sequence[str], argv: Sequence[str]) -> None:
 def _work(channel: socket.socket, call: Call | None) -> int:
     phase, with_locals, pid = IMPORT, False, os.getpid()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # only here is somebody who knows what to do with a Ctrl-C
         if call is None:
             packet, fds = _socket.receive(channel)
             path, argv, main, with_locals = _wire.decode(packet, fds)

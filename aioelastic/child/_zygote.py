@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import importlib
@@ -26,7 +27,7 @@ from . import _order, _place, _socket, _wire, _work
 _PR_SET_PDEATHSIG = 1
 # that end a process by default and are not its own fault
 _LATER = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR),
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
 
@@ -77,7 +78,11 @@ class Zygote:
             while events := self._epoll.poll(None if self._children else idle):
                 for fd, _ in events:
                     if fd == self._control.fileno():
-                        packet, fds = _socket.receive(self._control)
+                        try:
+                            packet, fds = _socket.receive(self._control)
+                        except _socket.Missing as exc:  # no descriptors left: that start is refused, and no other
+                            self._refuse(exc.packet)
+                            continue
                         if not packet:
                             return
                         self._take(packet, fds)
@@ -121,6 +126,11 @@ class Zygote:
         finally:
             _socket.close(fds)
 
+    def _refuse(self, packet: bytes) -> None:
+        body, _ = _order.decode(packet, [])
+        if packet[:1] == _order.FORK:
+            self._say(_order.REFUSED, (body[0], errno.EMFILE, os.strerror(errno.EMFILE)))
+
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
         number, environ, cwd, place, streams, mark, lost, state, stop = body
         ends = iter(fds)
@@ -137,10 +147,12 @@ class Zygote:
         try:
             pid = os.fork()
             if pid == 0:
-                self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                if os.getppid() != me:  # it died before we could ask to be told
+                try:
+                    self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                    if os.getppid() == me:  # else it died before we could ask to be told
+                        _work.copied(channel, stdout, stderr, environ, cwd, state, stop, place, mark)
+                finally:
                     os._exit(1)
-                _work.copied(channel, stdout, stderr, environ, cwd, state, stop, place, mark)
         except OSError as exc:
             self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
             return

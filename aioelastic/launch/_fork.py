@@ -60,7 +60,10 @@ class ForkLauncher:
                 try:
                     pid = os.fork()
                     if pid == 0:
-                        self._become(worker, ends, environ, me)
+                        try:
+                            self._become(worker, ends, environ, me)
+                        finally:
+                            os._exit(1)  # whatever happens, nothing of the program goes on in its copy
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             try:

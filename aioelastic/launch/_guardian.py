@@ -36,6 +36,7 @@ from ._spawn import start_helper
 from ._standard import standard
 
 LAST = 5.0  # seconds for what it holds to die
+SOON = 0.05  # seconds for one that holds nothing
 
 
 class Guardian:
@@ -57,9 +58,11 @@ class Guardian:
         self.state = state
         self.users = 0
         self._helpers = 0
+        self.session = 0
         self._control, end = _socket.pair()
-        theirs = above_two(end.detach())
+        theirs = -1
         try:
+            theirs = above_two(end.detach())
             program = os.pidfd_open(os.getpid())
             try:
                 self._send(_order.PROGRAM, (temporary(),), [program])
@@ -69,9 +72,12 @@ class Guardian:
             self._pidfd = os.pidfd_open(self.session)
         except BaseException:
             self._control.close()
+            if self.session:
+                _former.add(self.session)  # it leaves, and is to be reaped
             raise
         finally:
-            os.close(theirs)
+            if theirs >= 0:
+                os.close(theirs)
         forked.register(self)
 
     def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
@@ -164,10 +170,10 @@ class Guardian:
         """Whether it is gone."""
         return _socket.has_ended(self._control)
 
-    def leave(self) -> None:
-        """It is to go, and whatever it still holds ends before; not waited for."""
+    def leave(self, ends: bool) -> None:
+        """It is to go, and whatever it still holds ends before; not waited for. `ends`: this program ends, too."""
         with contextlib.suppress(OSError):
-            self._send(_order.LEAVE, (), [])
+            self._send(_order.LEAVE, (ends,), [])
         self._control.close()
 
     def wait(self, seconds: float) -> bool:
@@ -352,7 +358,7 @@ def _dismiss_unused() -> None:
     for one in _guardians[:-1]:
         if one.users == 0:
             _dismiss(one)
-    _leaving[:] = [one for one in _leaving if not one.wait(0)]
+    _leaving[:] = [one for one in _leaving if not one.wait(SOON)]
     if _former:
         _former.difference_update([pid for pid in _former if _is_reaped(pid)])
 
@@ -373,10 +379,16 @@ def _is_reaped(pid: int) -> bool:
         return True
 
 
-def _dismiss(one: Guardian) -> None:
+def _dismiss(one: Guardian, ends: bool = False) -> None:
     _guardians.remove(one)
-    one.leave()
+    one.leave(ends)
     _leaving.append(one)
+
+
+def is_current(one: Guardian | None) -> bool:
+    """Whether it is the one that was needed last."""
+    with _lock:
+        return one is not None and _guardians[-1:] == [one]
 
 
 def left_to_guardian(session: int) -> list[int]:
@@ -408,7 +420,7 @@ def end_guardian() -> None:
     """End it, and with it whatever it still holds."""
     with _lock:
         for one in list(_guardians):
-            _dismiss(one)
+            _dismiss(one, ends=True)
         leaving, _leaving[:] = list(_leaving), []
     for one in leaving:
         one.wait(LAST)
@@ -422,6 +434,7 @@ def _renew() -> None:
     _lock = threading.Lock()
     _guardians.clear()
     _leaving.clear()
+    _former.clear()
 
 
 def _argv() -> list[str]:

@@ -57,8 +57,10 @@ class HostState(NamedTuple):
             return True
         _, nice, policy, ioprio, oom, _, _, limits, _ = self.given
         _, least_nice, had_policy, had_ioprio, least_oom, _, _, most, _ = other.given
+        most_files = dict(most)[resource.RLIMIT_NOFILE][0]  # an older process opens descriptors of its own for a start
         return (
-            nice >= least_nice
+            _at_most(dict(limits)[resource.RLIMIT_NOFILE][0], most_files)
+            and nice >= least_nice
             and policy == had_policy
             and ioprio == had_ioprio
             and (oom is None or oom >= least_oom)
@@ -76,6 +78,12 @@ class Reader:
     def __init__(self) -> None:
         self.users = 0
         self._fds: list[int] = []
+        self._open()
+        self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
+        self._raw: tuple[Any, ...] = ()
+        self._last: HostState | None = None
+
+    def _open(self) -> None:
         try:
             for name in ("status", "cgroup", "limits", "oom_score_adj", "coredump_filter"):
                 where = "/proc/self" if name == "coredump_filter" else "/proc/thread-self"
@@ -91,28 +99,28 @@ class Reader:
         except BaseException:
             self.close()
             raise
-        self._pids = os.readlink("pid", dir_fd=self._namespaces)  # that of a process never changes
-        self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
-        self._raw: tuple[Any, ...] = ()
-        self._last: HostState | None = None
+        self._pids = _link("pid", self._namespaces)  # that of a process never changes
 
     def read(self) -> HostState:
         """As it is now."""
+        try:
+            return self._read()
+        except ProcessLookupError:  # that thread is gone, and we have its number
+            self.close()
+            self._open()
+            return self._read()
+
+    def _read(self) -> HostState:
         status_fd, cgroup_fd, limits_fd, oom_fd, filter_fd, _ = self._fds
         status = _all_of(status_fd)
-        umask = status.find(b"\nUmask:")
-        ids, ids_end = status.find(b"\nUid:"), status.find(b"\nFDSize:")
-        groups, groups_end = status.find(b"\nGroups:"), status.find(b"\nNStgid:")
-        ignored = status.find(b"\nSigIgn:")
-        rights = status.find(b"\nCapInh:", ignored)
-        rights_end = status.find(b"\nCpus_allowed:", rights)
+        rights = _part(status, b"\nCapInh:", b"\nCpus_allowed:")
         policy = os.sched_getscheduler(0)
         raw = (
-            status[umask : umask + 12],
-            status[ids:ids_end],
-            status[groups:groups_end],
-            status[ignored : ignored + 25],
-            status[rights:rights_end],
+            _part(status, b"\nUmask:", b"\n"),
+            _part(status, b"\nUid:", b"\nFDSize:"),
+            _part(status, b"\nGroups:", b"\n"),
+            _part(status, b"\nSigIgn:", b"\n"),
+            rights,
             b"" if cgroup_fd < 0 else _all_of(cgroup_fd),
             b"" if limits_fd < 0 else _all_of(limits_fd),
             b"" if oom_fd < 0 else os.pread(oom_fd, 16, 0),
@@ -122,7 +130,7 @@ class Reader:
             _libc.syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
             os.sched_getaffinity(0),
             _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
-            self._links(status, rights),
+            self._links(rights),
         )
         if self._last is None or raw != self._raw:
             self._raw, self._last = raw, _parsed(raw)
@@ -135,22 +143,23 @@ class Reader:
             if fd >= 0:
                 os.close(fd)
 
-    def _links(self, status: bytes, rights: int) -> tuple[Any, ...]:
+    def _links(self, rights: bytes) -> tuple[Any, ...]:
         """The namespaces that children begin in (namespaces(7)), and the root directory."""
         where = self._namespaces
-        user = os.readlink("user", dir_fd=where)
-        if self._raw and not int(status[(at := status.find(b"CapEff:") + 8) : at + 16], 16) & _CAP_SYS_ADMIN:
+        user, root = _link("user", where), os.stat("/")
+        here = (root.st_dev, root.st_ino)
+        if self._raw and not int(_part(rights, b"CapPrm:", b"\n")[7:] or b"0", 16) & _CAP_SYS_ADMIN:
             last: tuple[Any, ...] = self._raw[-1]
-            if last[0] == user and status.startswith(self._raw[4], rights):
+            if last[:2] == (user, here) and rights == self._raw[4]:
                 return last  # who may not enter others, and has not left its user namespace, is where it was
-        root = os.stat("/")
-        found: list[Any] = [user, (root.st_dev, root.st_ino), self._pids]
-        for name in _NAMESPACES:
-            try:
-                found.append(os.readlink(name, dir_fd=where))
-            except OSError:
-                found.append("")  # not in every kernel
-        return tuple(found)
+        return (user, here, self._pids, *(_link(name, where) for name in _NAMESPACES))
+
+
+def _link(name: str, where: int) -> str:
+    try:
+        return os.readlink(name, dir_fd=where)
+    except OSError:
+        return ""  # not in every kernel, and not while a new pid namespace has no process
 
 
 def reader() -> Reader:
@@ -209,10 +218,12 @@ def without_proc() -> HostState:
     ignored = tuple(
         int(one) for one in signal.valid_signals() if signal.getsignal(one) == signal.SIG_IGN and one not in _PYTHONS
     )
+    policy = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    policy, nice = _as_a_child(policy, os.getpriority(os.PRIO_PROCESS, 0))
     given = (
         umask,
-        os.getpriority(os.PRIO_PROCESS, 0),
-        (os.sched_getscheduler(0) & ~_RESET_ON_FORK, os.sched_getparam(0).sched_priority),
+        nice,
+        policy,
         0,
         None,
         None,
@@ -225,13 +236,13 @@ def without_proc() -> HostState:
 
 def _parsed(raw: tuple[Any, ...]) -> HostState:
     umask, ids, groups, ignored, rights, cgroup, _, oom, dumped, nice, policy, ioprio, cpus, secure, links = raw
-    mask = int(ignored.split()[1], 16)
+    mask = int(ignored[8:] or b"0", 16)
     limits = tuple((one, resource.getrlimit(one)) for one in _LIMITS)
-    policy = (os.SCHED_OTHER, 0) if policy[0] & _RESET_ON_FORK else policy
+    policy, nice = _as_a_child(policy, nice)
     if ioprio >> 13 == 2 and ioprio & 7 == (nice + 20) // 5:
         ioprio = 0  # what the kernel makes of the niceness where nothing was set (ioprio_set(2))
     given = (
-        int(umask.split()[1], 8) if umask.startswith(b"\nUmask:") else 0o022,
+        int(umask[7:] or b"22", 8),
         nice,
         policy,
         ioprio,
@@ -242,6 +253,17 @@ def _parsed(raw: tuple[Any, ...]) -> HostState:
         tuple(one for one in range(1, 65) if mask >> (one - 1) & 1),
     )
     return HostState((ids, groups, rights, cgroup, secure, links), given)
+
+
+def _as_a_child(policy: tuple[int, int], nice: int) -> tuple[tuple[int, int], int]:
+    """What a child has of its parent's scheduling (sched(7), SCHED_RESET_ON_FORK)."""
+    return ((os.SCHED_OTHER, 0), max(nice, 0)) if policy[0] & _RESET_ON_FORK else (policy, nice)
+
+
+def _part(text: bytes, begin: bytes, end: bytes) -> bytes:
+    """From `begin` up to `end`; b"" where it is not in every kernel."""
+    at = text.find(begin)
+    return text[at : text.find(end, at + 1)] if at >= 0 else b""
 
 
 def _all_of(fd: int) -> bytes:

@@ -6,7 +6,6 @@ the application once more.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import subprocess
@@ -38,7 +37,7 @@ def python() -> str:
 
 
 def _may_run(path: str) -> bool:
-    return os.access(path, os.X_OK, effective_ids=True) and not os.path.isdir(path)
+    return os.access(path, os.X_OK) and not os.path.isdir(path)
 
 
 def _others() -> Iterator[str]:
@@ -54,14 +53,17 @@ def _others() -> Iterator[str]:
         pass  # no /proc
 
 
-@functools.lru_cache(32)
 def _is_like_this_one(path: str) -> bool:
-    """Whether it is a Python whose messages this one understands. It is only asked if it is called so."""
-    if not _NAME.fullmatch(os.path.basename(path)):
-        return False
+    """Whether it is a Python whose messages this one understands. It is only asked if it is called so, and once."""
+    if path in _known or not _NAME.fullmatch(os.path.basename(path)):
+        return _known.get(path, False)
     words = [path, "-I", "-S", "-c", "import sys; print(sys.implementation.cache_tag, sys.hexversion)"]
     try:
         told = subprocess.run(words, capture_output=True, timeout=_PATIENCE, check=False, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
-        return False
-    return told.stdout.split() == [str(sys.implementation.cache_tag).encode(), str(sys.hexversion).encode()]
+        return False  # at the moment
+    _known[path] = told.stdout.split() == [str(sys.implementation.cache_tag).encode(), str(sys.hexversion).encode()]
+    return _known[path]
+
+
+_known: dict[str, bool] = {}

@@ -183,6 +183,8 @@ class Launchers:
             started = launcher.start(worker, self.state())
             keeper = launcher.server
         elif worker.start in (None, "spawn"):
+            if worker.place is not None or self._lost is not None:
+                raise OSError(errno.EPERM, "its placement or if_lost is given by the guardian, which cannot run here")
             # its helper thread is older: what a child inherits of a thread may be something else now
             started = self._direct.start(worker, here=self.state() != self._opened_with)
         else:

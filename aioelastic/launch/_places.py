@@ -49,7 +49,7 @@ def _check(place: Placement, attempt: Try) -> None:
         code, where = attempt((place.orders, ""))
     except OSError:
         return  # the start itself will tell
-    if code:
+    if code and where.startswith("Placement."):  # else it is about what the program itself has
         raise _refused(place, code, where.removeprefix("Placement."))
 
 

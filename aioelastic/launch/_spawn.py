@@ -149,7 +149,7 @@ def start_helper(argv: Sequence[str], environ: Mapping[str, str], stdin: int) ->
 def defaults(stop: int = 0, blocked: bool = False) -> Callable[[], None] | None:
     """What `subprocess.Popen` is to call between fork(2) and execve(2), where there is no `Spawner`; None: nothing."""
     ignored = any(one and signal.getsignal(one) is signal.SIG_IGN for one in (*_place.DEFAULT[2:], stop))
-    if not ignored and not blocked:
+    if not ignored and not blocked and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return None
 
     def set_them() -> None:

@@ -19,7 +19,7 @@ from ..errors import SpecError
 from ..watch import Poller
 from ._call import Main, interpreter, own_argv, search_path
 from ._ends import Ends, above_two
-from ._guardian import Guardian, end_guardian, guardian, here, let_go
+from ._guardian import Guardian, end_guardian, guardian, here, is_current, let_go
 from ._host_state import HostState
 from ._plan import WorkerPlan
 from ._served import Lost, ServedProcess, Server
@@ -48,24 +48,29 @@ class Zygote(Server):
         self._ready: asyncio.Future[None] | None = None
         self._is_ready = False
         self.guardian: Guardian | None = None  # to which falls what its workers leave behind
-        theirs = above_two(end.detach())
+        self._pid = 0  # where this process has started it itself
+        self._number = 0
+        theirs = -1
         try:
+            theirs = above_two(end.detach())
             try:
                 self.guardian = guardian(state)
             except OSError:
-                self._number = start_helper(argv, environ, theirs)
+                self._pid = start_helper(argv, environ, theirs)
             else:
                 self._number = self.guardian.start_helper(argv, environ, theirs, state)
+            packet, fds = _order.encode(_order.SETUP, (here(), search_path(), own_argv(), main, list(preload), IDLE))
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
+                    _socket.send(control, packet, fds)
+            finally:
+                _socket.close(fds)
         except BaseException:
-            control.close()
-            self._let_go()
+            self.end()
             raise
         finally:
-            os.close(theirs)
-        packet, fds = _order.encode(_order.SETUP, (here(), search_path(), own_argv(), main, list(preload), IDLE))
-        with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
-            _socket.send(control, packet, fds)
-        _socket.close(fds)
+            if theirs >= 0:
+                os.close(theirs)
         control.setblocking(False)
 
     def serves(self, state: HostState) -> bool:
@@ -106,10 +111,11 @@ class Zygote(Server):
         if self.guardian is not None:
             self.guardian.end_helper(self._number)
             self._let_go()
-            return
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._number, 9)  # not reaped, so the pid is its own
-            os.waitpid(self._number, 0)
+        pid, self._pid = self._pid, 0
+        if pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, 9)  # not reaped, so it is its own
+                os.waitpid(pid, 0)
 
     def _let_go(self) -> None:
         parent, self.guardian = self.guardian, None
@@ -206,6 +212,7 @@ class ZygoteLauncher:
                 one.users -= 1
                 if one.users == 0 and not one.gone:
                     one.detach()
+        dismiss_stale()
 
 
 _lock = threading.Lock()
@@ -221,12 +228,10 @@ def _acquire(
 ) -> Zygote:
     key = (sys.executable, preload, main, here(), tuple(search_path()), frozenset(environ.items()))
     with _lock:
-        for one in list(_zygotes):
-            if one.loop is None and (one.has_left() or one.state.fixed != state.fixed):
-                _zygotes.remove(one)  # it has gone, or has rights that this program has given up
-                one.end()
         for one in _zygotes:
             if one.key == key and one.loop in (loop, None) and one.serves(state):
+                if one.loop is None and one.has_left():
+                    continue  # `dismiss_stale` sees to it
                 break
         else:
             one = Zygote(key, environ, preload, main, state)
@@ -234,7 +239,18 @@ def _acquire(
         if one.loop is None:
             one.attach(loop)
         one.users += 1
+    dismiss_stale()
     return one
+
+
+def dismiss_stale() -> None:
+    """End those that nobody uses and that are gone, or not of the present guardian: what their workers would begin with
+    is older, perhaps with rights that this program has given up."""
+    with _lock:
+        for one in list(_zygotes):
+            if one.loop is None and (one.has_left() or (one.guardian is not None and not is_current(one.guardian))):
+                _zygotes.remove(one)
+                one.end()
 
 
 def _forget(zygote: Zygote) -> None:
