@@ -10,10 +10,12 @@ Numbers of closed descriptors stay taken until those loops are gone, which may s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
 import socket
+import sys
 import weakref
 from asyncio import AbstractEventLoop, events
 from collections.abc import Callable, Iterable
@@ -132,32 +134,39 @@ def _shut(fd: int) -> None:
 
 def _part(loop: Any) -> None:
     """Give the copy of a loop an epoll set, and a bell, of its own. What others watch by it stays in it."""
-    if hasattr(loop, "_get_backend_id"):  # uvloop's
-        number = loop._get_backend_id()
-    elif hasattr(getattr(loop, "_selector", None), "fileno"):
+    if hasattr(loop, "_get_backend_id"):
+        _part_uvloop(loop)
+        return
+    bell = [one for name in ("_ssock", "_csock") if (one := getattr(loop, name, None)) is not None]
+    if len(bell) == 2:
+        for one, theirs in zip(socket.socketpair(), bell, strict=True):
+            with one:
+                one.setblocking(False)
+                os.dup2(one.fileno(), theirs.fileno(), inheritable=False)
+    if hasattr(getattr(loop, "_selector", None), "fileno"):
         number = loop._selector.fileno()
-    else:
-        return  # it has no set
-    ssock, csock = getattr(loop, "_ssock", None), getattr(loop, "_csock", None)
-    with select.epoll() as fresh:
-        if ssock is not None and csock is not None:  # asyncio's bell
-            for one, theirs in zip(socket.socketpair(), (ssock, csock), strict=True):
-                with one:
-                    one.setblocking(False)
-                    os.dup2(one.fileno(), theirs.fileno(), inheritable=False)
-            fresh.register(ssock.fileno(), select.EPOLLIN)
-        else:  # a signal shall not ring that of the original
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.set_wakeup_fd(-1)
-        for fd, mask in _watched(number):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]":  # libuv's
-                    bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                    os.dup2(bell, fd, inheritable=False)
-                    os.close(bell)
-                if not _is_end_of_pair(fd):
-                    fresh.register(fd, mask)
-        os.dup2(fresh.fileno(), number, inheritable=False)
+        with select.epoll() as fresh:
+            for fd, mask in _watched(number):
+                if fd == (bell[0].fileno() if bell else -1) or not _is_end_of_pair(fd):
+                    with contextlib.suppress(OSError):
+                        fresh.register(fd, mask)
+            os.dup2(fresh.fileno(), number, inheritable=False)
+
+
+def _part_uvloop(loop: Any) -> None:
+    """By libuv's own means: it has rings in shared memory, too."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.set_wakeup_fd(-1)  # ours shall not ring the original's bell
+    module = sys.modules["uvloop.loop"]
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    try:
+        fork = ctypes.PyDLL(module.__file__).uv_loop_fork
+        pointer = pointer_of(module.libuv_get_loop_t_ptr(loop), None)
+    except (AttributeError, OSError):
+        return  # of a libuv that is not its own
+    fork.argtypes = [ctypes.c_void_p]
+    fork(pointer)
 
 
 def _watched(epoll: int) -> list[tuple[int, int]]:

@@ -34,6 +34,8 @@ class Hub:
             except (KeyboardInterrupt, SystemExit) as exc:
                 raise_soon(exc)
             except Exception as exc:
+                if self._hook is None:
+                    raise  # it has forked, and this is the copy
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": f"on_event raised for {type(event).__name__}", "exception": exc}
                 )

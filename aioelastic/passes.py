@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator,
 from functools import partial
 from typing import Any, Protocol
 
+from . import forked
 from . import stop as _stop
 from .errors import LaunchFailed
 from .events import GaveUp, Restarting
@@ -316,6 +317,8 @@ class Passes:
                 self.exited(worker)
             except BaseException as exc:
                 problem = problem or exc
+                if forked.is_lost(self._host.loop):
+                    raise
                 self._host.begin_stop("stopped")
             if worker.state is State.UNSTARTED:
                 self.settled(worker)

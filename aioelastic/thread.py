@@ -188,7 +188,10 @@ def raise_soon(exc: BaseException) -> None:
     def out() -> None:
         raise exc
 
-    asyncio.get_running_loop().call_soon(out)
+    loop = asyncio._get_running_loop()
+    if loop is None:  # the caller's code has forked, and this is the copy, whose loop does not run
+        raise exc
+    loop.call_soon(out)
 
 
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:

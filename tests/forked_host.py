@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from aioelastic import Command, Function, Group, Logs, Std, sharing, supervise
@@ -89,21 +90,13 @@ async def in_the_copy(how: str, group: Group, lines: LineFeed) -> int:
 
 
 def told(call: Callable[[], object]) -> None:
-    try:
+    with pytest.raises(RuntimeError, match=f"^{WORDS}$"):
         call()
-    except RuntimeError as exc:
-        assert str(exc) == WORDS, exc
-    else:
-        raise AssertionError(call)
 
 
 async def told_async(call: Awaitable[object]) -> None:
-    try:
+    with pytest.raises(RuntimeError, match=f"^{WORDS}$"):
         await call
-    except RuntimeError as exc:
-        assert str(exc) == WORDS, exc
-    else:
-        raise AssertionError(call)
 
 
 async def afresh() -> None:
