@@ -21,6 +21,7 @@ import pytest
 from helpers import QUIET, no_descriptors_left, py, sh
 
 from aioelastic import Command, Function, Group, Restart, SpecError, Stop, events, supervise
+from aioelastic.child._stacks import SIGNAL
 from aioelastic.testing import Unavailable
 
 HEAD = """
@@ -468,6 +469,113 @@ asyncio.run(main())
     if out == "not here\n":
         pytest.skip("needs root")
     assert out == "True 2 [0]\n1\n"
+
+
+def test_a_warm_zygote_with_rights_that_were_given_up_goes() -> None:
+    """And with it its guardian, though only commands are started afterwards."""
+    program = """
+import ctypes, psutil
+def helpers():
+    mine = psutil.Process().children(recursive=True)
+    return sorted(one.name() for one in mine if one.status() != "zombie")
+async def main():
+    await supervise(Function(abs, -1), logs=QUIET)
+    before = helpers()
+    if ctypes.CDLL(None).prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
+        print("not here")
+    result = await supervise(Command("grep", "NoNewPrivs", "/proc/self/status"), logs=QUIET)
+    print(str(result[0].stdout).split()[1], len(before), helpers())
+asyncio.run(main())
+"""
+    assert run(program) == "1 3 ['aio-guardian', 'aio-keeper']\n"
+
+
+def test_a_root_directory_of_its_own() -> None:
+    """With CAP_SYS_CHROOT alone, as in containers; there is no /proc in there."""
+    program = """
+import ctypes
+libc = ctypes.CDLL(None)
+async def main():
+    show = Command("/bin/ls", "/", stdin="inherit")
+    await supervise(show, logs=QUIET)
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, data)
+    for at in range(3):
+        data[at] &= ~(1 << 21)  # CAP_SYS_ADMIN
+    libc.capset(header, data)
+    await supervise(show, logs=QUIET)
+    try:
+        os.chroot("/usr")
+    except PermissionError:
+        print("not here")
+        return
+    print(str((await supervise(show, logs=QUIET))[0].stdout) == "".join(f"{one}\\n" for one in sorted(os.listdir("/"))))
+asyncio.run(main())
+"""
+    if not os.path.exists("/usr/bin/ls") or not os.path.exists("/usr/lib64"):
+        pytest.skip("needs root, and a system with all programs below /usr")
+    out = run(program, stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
+    if out == "not here\n":
+        pytest.skip("needs root")
+    assert out == "True\n"
+
+
+def test_a_limit_on_descriptors_that_was_raised() -> None:
+    """The guardian opens descriptors for each start, within the limit that it was born with."""
+    program = """
+import resource
+async def main():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    await supervise(Command("true"), logs=QUIET)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    async with Group(Command("sleep", "60"), n=100, logs=QUIET) as group:
+        print(len(group.pids))
+asyncio.run(main())
+"""
+    assert run(program) == "100\n"
+
+
+@pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
+def test_the_trace_of_a_crash(start: str) -> None:
+    """Where the program itself has faulthandler on, too."""
+    program = """
+import ctypes, faulthandler
+faulthandler.enable()
+result = asyncio.run(supervise(Function(ctypes.string_at, 0), logs=QUIET, start=sys.argv[1], check=False))
+print("Fatal Python error: Segmentation fault" in str(result[0].stderr), result[0].exit.signal)
+"""
+    assert run(program, start) == "True 11\n"
+
+
+@pytest.mark.parametrize("start", ["zygote", "fork"])
+def test_an_early_ctrl_c_is_nothing_but_a_stop(tmp_path: Path, start: str) -> None:
+    """Whenever it comes to a function that is just being set up."""
+    program = """
+def work():
+    signal.pause()
+async def main():
+    for _ in range(25):
+        stop = Stop(signal="SIGINT")
+        async with Group(Function(work), n=2, logs=QUIET, start=sys.argv[1], stop=stop, check=False) as group:
+            result = await group.stop()
+        assert not result.failures, result.failures
+        told = [str(one.stderr) for one in result]
+        assert not any("could not be set up" in one for one in told), told
+    print("fine")
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    ran = subprocess.run([sys.executable, tmp_path / "program.py", start], capture_output=True, text=True, timeout=100)
+    assert (ran.stdout, ran.stderr) == ("fine\n", "")
+
+
+def test_the_stacks_signal_stops_nobody() -> None:
+    with pytest.raises(
+        SpecError, match=r"Stop\.signal='SIGRTMIN\+\d+' is the one by which a worker is asked for its stacks"
+    ):
+        Stop(signal=SIGNAL)
 
 
 async def test_umask_of_each_group() -> None:
