@@ -87,10 +87,13 @@ def _exception(lines: list[str], index: int, margin: str, like: re.Pattern[str])
     return "", index
 
 
+_LEVELS = ("TRACE", "DEBUG", "INFO", "NOTICE", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL")  # of loggers
+
+
 def _is_noise(line: str, following: list[str], margin: str) -> bool:
     """Whether it is somebody else's in the midst of a traceback, which goes on behind it, or a line of a logger."""
     word = line.partition(":")[0]
-    if len(word) > 1 and word.isupper():  # INFO: ...
+    if word in _LEVELS:  # INFO: ...
         return True
     goes_on = any(one.startswith(margin) and _FRAME.match(one[len(margin) :]) for one in following)
     return goes_on and _LIKELY.match(line) is None

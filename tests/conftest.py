@@ -8,7 +8,9 @@ import faulthandler
 import gc
 import os
 import re
+import shutil
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -24,6 +26,17 @@ pytest_plugins = ["aioelastic.testing.plugin", "pytester"]
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_signum) == signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
+
+
+# temporary files of its own: what a killed program leaves stays until the next one comes, and would be told as a leak by
+# tests that run beside these
+_before = tempfile.gettempdir()
+os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-of-aioelastic-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = _before
 
 
 # --- a test that hangs ends the run, with the stacks of all threads ---

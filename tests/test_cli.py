@@ -797,3 +797,36 @@ def test_stray_children_are_told_and_ended() -> None:
 def test_each_in_a_control_group() -> None:
     done = run("-n", "2", "--cgroup", "--dry-run", "--", "true")
     assert done.stdout.count("  placement: a control group of its own\n") == 2
+
+
+# --- a stderr or stdout that does not wait ---
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_what_is_printed_arrives_whole_where_nobody_waits(buffered: bool) -> None:
+    """A parent written in Node has non-blocking streams, and may be slow to read: a long plan, and a long summary."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    for words, stream, end in (
+        (["-n", "400", "--dry-run", "--", "true"], "stdout", b"rank 399: true"),
+        (["-n", "3000", "--tee", "none", "--max-restarts", "0", "--", "no such program"], "stderr", b"PATH"),
+        (
+            ["-n", "40", "--tee", "none", "--", "sh", "-c", "head -c 15000 /dev/zero | tr '\\0' x >&2; exit 3"],
+            "stderr",
+            b"x",
+        ),
+    ):
+        ours, theirs = os.pipe()
+        os.set_blocking(theirs, False)
+        both = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: theirs}
+        with subprocess.Popen([*RUN, *words], env=env, **both) as program:
+            os.close(theirs)
+            data = b"".join(iter(lambda ours=ours: os.read(ours, 512), b""))
+        os.close(ours)
+        assert program.returncode in (0, 3, 127)
+        assert end in data
+        assert data.endswith(b"\n")
+
+
+def test_the_status_of_an_error_that_cannot_be_told() -> None:
+    assert shell("$RUN -- nosuchprogram 2>/dev/full").returncode == 127
+    assert shell("$RUN -n 0 -- true 2>/dev/full").returncode == 2

@@ -276,7 +276,7 @@ async def test_crlf_is_no_progress_bar() -> None:
         (b"\rstart\rstop\n", b"> \r> start\r> stop\n"),
         (b"a\n\nb", b"> a\n> \n> b\n"),
         (b"\n\n\n", b"> \n> \n> \n"),
-        (b"end\r", b"> end\n"),
+        (b"end\r", b"> end\r\n"),
         (b"end\r\n", b"> end\r\n"),
         (b"a\r\rb\n", b"> a\r> \r> b\n"),
     ],

@@ -717,3 +717,61 @@ async def test_a_group_in_a_forked_copy_writes_by_itself(tmp_path: Path) -> None
         ran = subprocess.run([sys.executable, "-c", code], stdout=out, stdin=subprocess.PIPE, timeout=60)
     assert ran.returncode == 0
     assert sorted((tmp_path / "out").read_text().splitlines()) == ["[worker0]: parent", "child"]
+
+
+# --- hosts that meddle with descriptor 1, and what opens as something else ---
+
+TEED = """
+import asyncio, os, sys
+from aioelastic import Command, supervise
+{before}
+lost = []
+asyncio.run(supervise(Command("echo", "hello"), n=1, on_event=lambda event: lost.append(getattr(event, "problem", ""))))
+sys.stderr.write("".join(lost))
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["os.set_inheritable(1, False)", "os.close(1); sys.stdout = open(sys.argv[1], 'w')"],
+    ids=["hidden", "new"],
+)
+def test_a_stdout_that_is_close_on_exec(tmp_path: Path, before: str) -> None:
+    words = [sys.executable, "-c", TEED.format(before=before), str(tmp_path / "log")]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    written = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ran.stdout
+    assert (written, ran.stderr) == ("[worker0]: hello\n", "")
+
+
+async def test_the_master_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    master, slave = os.openpty()
+    try:
+        with open(master, "w") as file, contextlib.redirect_stdout(file):
+            await supervise(sh("echo hello"))
+        assert os.read(slave, 4096) == b"[worker0]: hello\n"
+    finally:
+        os.close(slave)
+
+
+async def test_no_thread_for_a_file_is_told_and_counted(tmp_path: Path, monkeypatch: Any) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "aioelastic-stdout":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    told: list[Event] = []
+    with open(tmp_path / "out", "w") as file, contextlib.redirect_stdout(file):
+        await supervise(sh("for i in 1 2 3 4; do echo $i; done"), on_event=told.append)
+    assert lost_by_the_end(told) == 4 * len("[worker0]: 1\n")
+    assert "can't start new thread" in str([one.problem for one in told if isinstance(one, SinkTrouble)])
+
+
+async def test_a_carriage_return_at_the_end_arrives() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        await supervise(sh("printf 'abc\\r'"))
+    assert out.getvalue() == "[worker0]: abc\r\n"

@@ -24,6 +24,7 @@ from ..restart import Restart
 from ..shown import printable, text_of
 from ..spec import GroupSpec, Logs, Std, Stop, check_timeout
 from . import _module
+from ._print import put
 from ._run import run_group
 from ._status import of_error, table
 
@@ -109,26 +110,27 @@ def _check_descriptors() -> None:
 def _say(text: str) -> int:
     """Print, and see that it arrived: a full disk or a reader that went away is said here, not at the interpreter's
     end."""
-    try:
-        if sys.stdout is not None:
-            encoding = sys.stdout.encoding or "utf-8"
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            sys.stdout.flush()
-    except OSError as exc:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must go somewhere
-        return _complain(exc)
-    return 0
+    problem = put(sys.stdout, text)
+    return 0 if problem is None else _complain(problem)
 
 
 def _complain(problem: Exception) -> int:
-    if sys.stderr is not None:
-        words = refusal(problem) if isinstance(problem, OSError) else text_of(problem)
-        print(f"aioelastic run: {printable(words)}", file=sys.stderr)
+    words = refusal(problem) if isinstance(problem, OSError) else text_of(problem)
+    put(sys.stderr, f"aioelastic run: {printable(words)}\n")
     return of_error(problem)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Prints as we do: argparse drops what cannot be written at once."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        problem = put(file or sys.stderr, message)
+        if problem is not None:
+            self.exit(_complain(problem))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aioelastic",
         description="Start, watch and stop groups of worker processes; leave nothing behind.",
         allow_abbrev=False,

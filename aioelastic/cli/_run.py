@@ -19,6 +19,7 @@ from ..shown import printable, shown
 from ..spec import GroupSpec
 from ..watch import Signals, caught_signals
 from ._module import FIELD
+from ._print import put
 from ._stacks import short_form
 from ._status import Facts, of_run
 
@@ -89,14 +90,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
     """The summary, then the failures with the root cause last, then the stacks of the others, on stderr."""
-    if sys.stderr is None:
-        return
-    try:
-        print(printable("\n".join(_report(result, troubles, require_clean))), file=sys.stderr, flush=True)
-    except ValueError:
-        pass  # stderr is closed: the exit status still tells
-    except OSError:  # nobody reads it, either; what is buffered must go somewhere, or Python exits with 120
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    put(sys.stderr, printable("\n".join(_report(result, troubles, require_clean))) + "\n")
 
 
 def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> list[str]:

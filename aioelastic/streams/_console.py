@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import select
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from .. import forked
 from ..thread import HelperThread
 from ._spill import TORN, Record, Spill
 from ._target import Target
-from ._way import Closed, way_to, words
+from ._way import Closed, room, way_to, words
 
 if TYPE_CHECKING:
     from ..stop import Patience
@@ -61,8 +60,7 @@ class Console:
         # the accounts of our bytes, guarded by the lock of the target
         self.taken = 0  # given to us, ever
         self.given = 0  # ... of these: written, or lost
-        self.queued = 0  # ... of the others: in the queue of the target
-        self.in_hand = 0  # ... or in the hands of its thread
+        self.queued = 0  # ... of the others: in the queue of the target, and not in the hands of its thread
         self.lost = 0
         self.gone = False  # nobody waits for the rest any more
         self.gaps: dict[int, bool] = {}  # sources of which something was lost; True: the beginning of their next line
@@ -236,9 +234,7 @@ class Console:
         """What was printed before us comes before us."""
         if stream is None or target.way.foreign:  # what we write there goes through its buffer
             return
-        poll = select.poll()
-        poll.register(target.way.fd, select.POLLOUT)
-        if poll.poll(0):
+        if room(target.way.fd):
             with contextlib.suppress(OSError):  # the program's own bytes, and its own trouble
                 stream.flush()
         else:

@@ -109,6 +109,15 @@ class Spill:
         self._thread.tell(self._stored, size)
 
     def _load(self) -> list[Record]:
+        try:
+            return self._records()
+        except OSError as exc:  # what is in it is lost, which is counted at the end
+            with self._target.lock:
+                self._console.lose(0, f"cannot read what was spilled: {words(exc)}")
+            self._begin = self._end = 0
+            return []
+
+    def _records(self) -> list[Record]:
         records: list[Record] = []
         size = min(self._end - self._begin, BATCH)
         if not size:

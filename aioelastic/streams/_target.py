@@ -211,8 +211,13 @@ class Target:
 
     def _wake_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"aioelastic-{self._name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"aioelastic-{self._name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                self._fail(f"cannot be written to: {exc}")
+                return
+            self._thread = thread
         self._work.notify()
 
     def _cut(self, piece: Piece, torn: bool) -> bool:
@@ -264,8 +269,12 @@ class Target:
             if piece.data:
                 self._mend(piece.console, {piece.source: piece.torn})
             return
-        self.problem = problem
         piece.console.lose(piece.size, problem, final=True)
+        self._fail(problem)
+
+    def _fail(self, problem: str) -> None:
+        """Nothing can be written any more."""
+        self.problem = problem
         for one in self._queue:
             one.console.queued -= one.size
             one.console.lose(one.size, problem, final=True)
@@ -328,7 +337,10 @@ class Target:
                     break
                 taken, parts = self._take()
                 self._busy = True
-            sent, problem = self._send(taken, parts)
+            try:
+                sent, problem = self._send(taken, parts)
+            except BaseException as exc:  # somebody else's object says that the program is to end: not here
+                sent, problem = 0, RuntimeError(f"{type(exc).__name__}: {exc}")
             consoles = {id(one.console): one.console for one, _ in taken}.values()
             full = blocked(problem) if problem is not None else sent < sum(map(len, parts))
             with self.lock:
@@ -373,8 +385,6 @@ class Target:
             elif head:
                 before = 0
             size += len(head) + len(piece.data)
-        for one, _ in taken:
-            one.console.in_hand += one.size
         return taken, parts
 
     def _send(self, taken: list[tuple[Piece, bytes]], parts: list[bytes | memoryview]) -> tuple[int, Exception | None]:
@@ -389,8 +399,6 @@ class Target:
 
     def _settle(self, taken: list[tuple[Piece, bytes]], sent: int, problem: Exception | None) -> None:
         """So many bytes of it were written; what was not goes back to the head of the queue."""
-        for piece, _ in taken:
-            piece.console.in_hand -= piece.size
         refused = taken.pop(0)[0] if problem is not None and not blocked(problem) else None
         done = 0
         while problem is None and done < len(taken):

@@ -88,8 +88,9 @@ class ConsoleTap:
         if self._armed is not None:
             self._armed.cancel()
             self._armed = None
-        if self._carry:
-            self._show(self._now(), None)
+        if self._carry:  # the \r too that _show() holds back
+            self._console.write((self._carry,), None, self._source, self._now(), self._shown)
+            self._carry, self._shown = b"", True
         if self._shown:
             self._shown = False
             self._console.end(self._source)

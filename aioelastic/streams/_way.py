@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import codecs
+import contextlib
 import errno
 import fcntl
 import io
@@ -10,6 +12,8 @@ import os
 import select
 import socket
 import stat
+import sys
+import termios
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -186,7 +190,7 @@ class Text(Way):
         self._text = text
         self.direct = _in_memory(text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._unflushed = 0  # bytes that are written, and whose flush had to wait
+        self._due = False  # a flush of what is written had to wait
         if not self.direct:
             self.fd = _nonblocking(text)  # not ours
         if self.fd >= 0:
@@ -195,27 +199,24 @@ class Text(Way):
 
     def send(self, parts: Parts) -> int:
         data = b"".join(parts)
-        if not self._unflushed:
-            if self.fd >= 0:  # what it cannot pass on it may lose: give it what a pipe takes whole
-                if not self._poll.poll(0):
-                    raise BlockingIOError
-                data = data[: select.PIPE_BUF]
-            before = self._decoder.getstate()
-            try:
-                self._write(self._decoder.decode(data))
-            except BaseException:
-                self._decoder.setstate(before)
-                raise
-            self._unflushed = len(data)
+        if self._due:
+            self._text.flush()
+            self._due = False
+        if self.fd >= 0:  # what it cannot pass on it may lose: give it what a pipe takes whole
+            if not self._poll.poll(0):
+                raise BlockingIOError
+            data = data[: select.PIPE_BUF]
+        before = self._decoder.getstate()
+        try:
+            self._write(self._decoder.decode(data))
+        except BaseException:
+            self._decoder.setstate(before)
+            raise
         try:
             self._text.flush()
         except BlockingIOError:
-            raise
-        except BaseException:
-            self._unflushed = 0
-            raise
-        sent, self._unflushed = self._unflushed, 0
-        return sent
+            self._due = True  # it has taken the text, and will pass it on
+        return len(data)
 
     def disown(self) -> list[int]:
         return []
@@ -251,8 +252,7 @@ def way_to(stream: TextIO | None) -> tuple[Key, bool, Callable[[], Way]]:
     except Exception as exc:  # somebody else's object: anything may come
         raise Closed(f"is closed ({exc})") from exc
     kind = stat.S_IFMT(info.st_mode)
-    if flags & os.O_PATH or not kind or (fd <= 2 and fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC):
-        # a program's own standard streams have come through an execve(2), or by dup2(2)
+    if flags & os.O_PATH or not kind or (stream in (sys.__stdout__, sys.__stderr__) and _is_another(fd, info)):
         raise Closed(f"is closed (descriptor {fd} is something else by now)")
     if flags & os.O_ACCMODE == os.O_RDONLY:
         raise Closed(f"is not open for writing (descriptor {fd})")
@@ -262,7 +262,7 @@ def way_to(stream: TextIO | None) -> tuple[Key, bool, Callable[[], Way]]:
         if kind == stat.S_IFSOCK:
             sock = _socket(fd)
             return Stream(sock) if sock.type == socket.SOCK_STREAM else Records(sock)
-        if kind in (stat.S_IFIFO, stat.S_IFCHR):
+        if kind == stat.S_IFIFO or (kind == stat.S_IFCHR and _can_be_opened(fd, info)):
             try:
                 return Opened(fd)
             except OSError:
@@ -270,6 +270,43 @@ def way_to(stream: TextIO | None) -> tuple[Key, bool, Callable[[], Way]]:
         return File(fd, kind == stat.S_IFREG)
 
     return key, os.isatty(fd), make
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        info = os.fstat(fd)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+_AT_FIRST = {fd: _identity(fd) for fd in (1, 2)}
+
+
+def _is_another(fd: int, info: os.stat_result) -> bool:
+    """Whether the number of a standard stream that was closed has been given to something else. What a program has by
+    execve(2) or dup2(2) is not close-on-exec; what it opens itself is."""
+    if not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+        return False
+    return fd in _AT_FIRST and _AT_FIRST[fd] != (info.st_dev, info.st_ino)
+
+
+def _can_be_opened(fd: int, info: os.stat_result) -> bool:
+    """Whether to open that device anew gives the same one: a terminal, but not the master of one; /dev/null and its
+    like."""
+    return os.major(info.st_rdev) == 1 or (os.isatty(fd) and info.st_rdev != os.makedev(5, 2))
+
+
+def room(fd: int) -> bool:
+    """Whether what a stream of Python's holds back could be written there at once."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            waiting = array.array("i", [0])
+            fcntl.ioctl(fd, termios.FIONREAD, waiting)
+            return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) - waiting[0] >= 4 * io.DEFAULT_BUFFER_SIZE
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _socket(fd: int) -> socket.socket:
