@@ -199,7 +199,7 @@ class WorkerExecutor(Executor):
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool.is_lost:
+        if self._pool.lost is not None:
             return
         # what nobody will wait for need not be done
         self.shutdown(wait=False, cancel_futures=exc is not None)

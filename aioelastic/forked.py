@@ -32,6 +32,21 @@ class Held(Protocol):
         nobody else closes them."""
 
 
+class Owned:
+    """What the calls of are for the program that has it, and not for its copies.
+
+    Attributes:
+        lost: what they raise, in a copy.
+    """
+
+    lost: RuntimeError | None = None
+
+    def check_ours(self) -> None:
+        """Raises `RuntimeError`: this is a forked copy."""
+        if self.lost is not None:
+            raise self.lost
+
+
 _held: weakref.WeakSet[Held] = weakref.WeakSet()
 _calls: list[Callable[[], object]] = []
 _running: AbstractEventLoop | None = None  # of the thread that forks

@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import contextlib
 import inspect
-import os
 import signal
 import time
 import weakref
@@ -35,17 +34,12 @@ from .restart import Restart
 from .shown import printable, told
 from .spec import GroupSpec, Logs, Start, Std, Stop
 from .stacks import BOUND
-from .streams import FileSink, LineFeed, Tap
+from .streams import Feeds, FileSink, LineFeed, Tap
 from .thread import anyio_shield
 from .worker import Worker
 
-# Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
-HISTORY_PER_START = 8
-HISTORY = 1_000
-HISTORY_MOST = 100_000
 
-
-class Group:
+class Group(forked.Owned):
     """A live group. Entering the block starts all workers; leaving it stops what still runs.
 
     Takes the arguments of `supervise` but `timeout`, or one `GroupSpec` that holds them. With `check`, `wait()` raises
@@ -95,19 +89,17 @@ class Group:
         self._launcher = launcher
         self._passes = Passes(self, spec.restart)
         self._entered = False
-        self._owner_pid = os.getpid()
         self._reading = False
         self._stopping = False
         self._reason: Reason = "done"
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        starts = len(spec.entries) * (1 + spec.restart.max)
-        self._hub = Hub(on_event, min(max(HISTORY, HISTORY_PER_START * starts), HISTORY_MOST))
-        self._feeds: list[LineFeed] = []
+        self._hub = Hub(on_event, len(spec.entries) * (1 + spec.restart.max))
+        self._feeds = Feeds(lambda: self._workers)
         self._leaked: list[Process] = []
         self._timeout: float | None = None
+        forked.register(self)
         self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
-        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
 
     # --- what users call ---
 
@@ -124,10 +116,9 @@ class Group:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lost is not None:
+        if self.lost is not None:
             return  # the original will
-        for feed in self._feeds:
-            feed.relax()
+        self._feeds.relax()
         self.begin_reading()
         self.begin_stop("stopped")
         await self._until_done(int(isinstance(exc, asyncio.CancelledError)))
@@ -152,12 +143,12 @@ class Group:
     @property
     def pids(self) -> dict[int, int]:
         """rank → pid of the workers that run."""
-        self._check_ours()
+        self.check_ours()
         return {w.rank: w.pid for w in self._workers if w.state in ALIVE and w.pid is not None}
 
     def events(self) -> AsyncIterator[Event]:
         """All events from the group's beginning on, until `GroupDone`. Late subscribers get the earlier ones too."""
-        self._check_ours()
+        self.check_ours()
         return self._hub.read()
 
     def lines(self, *, ranks: Iterable[int] | None = None, when_full: Literal["block", "drop"] = "block") -> LineFeed:
@@ -168,17 +159,9 @@ class Group:
             when_full: once the reader is 1 MiB, or 4096 reads, behind: `"block"` lets the workers wait, `"drop"`
                 forgets the oldest.
         """
-        self._check_ours()
+        self.check_ours()
         check_choice("when_full", when_full, ("block", "drop"))
-        feed = LineFeed(when_full, None if ranks is None else frozenset(ranks), self._feed_closed)
-        if self._finished:
-            feed.end()
-            return feed
-        self._feeds.append(feed)
-        if len(self._feeds) == 1:  # streams are split into lines only while somebody wants lines
-            for worker in self._workers:
-                worker.split_lines(self._deliver)
-        return feed
+        return self._feeds.add(when_full, ranks, self._finished)
 
     async def as_completed(self) -> AsyncIterator[tuple[int, Any]]:
         """(rank, value) of each worker the moment it has ended well; a command's value is None.
@@ -200,7 +183,7 @@ class Group:
             GroupFailed: `check`, and a worker failed by itself.
             RuntimeError: this is a forked copy of the program that started it.
         """
-        self._check_ours()
+        self.check_ours()
         self.begin_reading()
         result = await asyncio.shield(self._end)
         self._told = True
@@ -210,13 +193,13 @@ class Group:
 
     async def stop(self) -> GroupResult:
         """Stop all workers, in reverse order, and wait for the end. They count as stopped by us."""
-        self._check_ours()
+        self.check_ours()
         self.begin_stop("stopped")
         return await self.wait()
 
     def send_signal(self, signum: int) -> int:
         """Send a signal to each running worker (not to its children); returns how many got it."""
-        self._check_ours()
+        self.check_ours()
         return sum(worker.send_signal(signum) for worker in self._workers)
 
     def forget(self) -> None:
@@ -235,13 +218,13 @@ class Group:
         `timeout` seconds, has the reason instead of stacks. Texts are kept in `Result.stacks`, and in `stacks.txt`
         beside the worker's logs.
         """
-        self._check_ours()
+        self.check_ours()
         check_seconds("timeout", timeout)
         return {} if self._end.done() else await self._passes.dump(bound=timeout)
 
     def hurry(self) -> None:
         """Skip every grace from now on: what is being stopped gets SIGKILL. What a second Ctrl-C does."""
-        self._check_ours()
+        self.check_ours()
         self._passes.hurry()
 
     def begin_stop(self, reason: Reason = "stopped", stop: Stop | None = None) -> None:
@@ -271,24 +254,24 @@ class Group:
 
     def kill_at_exit(self) -> None:
         """SIGKILL every worker's process group, at once: the interpreter ends and nobody will wait."""
-        if self._lost is None:
-            for worker in self._workers:
-                worker.signal_group(signal.SIGKILL)
+        for worker in self._workers if self.lost is None else ():
+            worker.signal_group(signal.SIGKILL)
 
     def disown(self) -> list[int]:
         """See `forked`: nothing is told to anybody any more, and no worker started or stopped."""
-        if self._finished:
+        if self._outcome is None:  # the copy may enter it; whatever carries its name is the original's
+            self.run_id = new_run_id(self.spec.name)
+            forked.register(self)
+        if self._outcome is None or self._finished:
             return []
-        self._lost = forked.error(f"group {self.spec.name!r}")
+        self.lost = forked.error(f"group {self.spec.name!r}")
         self._stopping = self._closing = True
-        self._hub.fail(self._lost)
-        for feed in self._feeds:
-            feed.fail(self._lost)
-        if self._outcome is not None:
-            with contextlib.suppress(RuntimeError):  # a loop in debug mode, of another thread
-                self._outcome.set_exception(self._lost)
-            self._outcome.exception()  # seen
-        return [fd for one in (*self._passes.workers, *self._passes.ended) for fd in one.disown(self._lost)]
+        self._hub.fail(self.lost)
+        self._feeds.fail(self.lost)
+        with contextlib.suppress(RuntimeError):  # a loop in debug mode, of another thread
+            self._outcome.set_exception(self.lost)
+        self._outcome.exception()  # seen
+        return [fd for one in (*self._passes.workers, *self._passes.ended) for fd in one.disown(self.lost)]
 
     # --- what its workers call ---
 
@@ -310,7 +293,7 @@ class Group:
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a part of the group's own work; a bug in it ends the group with that error, and never in a hang."""
-        if self._lost is not None:
+        if self.lost is not None:
             work.close()
             return
         task = self.loop.create_task(_done(work))
@@ -344,8 +327,7 @@ class Group:
 
     def started(self, worker: Worker) -> None:
         """A worker runs: let it be read as the others are."""
-        if self._feeds:
-            worker.split_lines(self._deliver)
+        self._feeds.started(worker)
         if self._reading:
             worker.begin_reading()
 
@@ -371,17 +353,10 @@ class Group:
             raise RuntimeError("enter the Group first: async with Group(...) as group:")
         return self._outcome
 
-    def _check_ours(self) -> None:
-        if self._lost is not None:
-            raise self._lost
-
     async def _start(self) -> None:
         self.loop = asyncio.get_running_loop()
         if forked.is_lost(self.loop):
             raise RuntimeError("this event loop is a forked copy of another program's: use a new one (asyncio.run)")
-        if os.getpid() != self._owner_pid:  # made before a fork: whatever carries the old name may be the original's
-            self._owner_pid, self.run_id = os.getpid(), new_run_id(self.spec.name)
-        forked.register(self)
         self._outcome = self.loop.create_future()
         reap_abandoned()
         self._ground = Ground(self.loop, self.spec, self.sink_trouble, self._launcher)
@@ -452,24 +427,13 @@ class Group:
             duration=(time.monotonic_ns() - passes.started_ns) / 1e9,
         )
         self.emit(GroupDone(None, None, None, time.time(), result))
-        for feed in self._feeds:
-            feed.end()
+        self._feeds.end()
         passes.rest()
         del self._ground
         if passes.problem is not None:
             self._end.set_exception(passes.problem)
         else:
             self._end.set_result(result)
-
-    def _deliver(self, *batch: Any) -> None:
-        for feed in self._feeds:
-            feed.deliver(*batch)
-
-    def _feed_closed(self, feed: LineFeed) -> None:
-        self._feeds = [one for one in self._feeds if one is not feed]
-        if not self._feeds:
-            for worker in self._workers:
-                worker.stop_splitting()
 
 
 async def _done(work: Coroutine[Any, Any, None]) -> None:
@@ -478,7 +442,6 @@ async def _done(work: Coroutine[Any, Any, None]) -> None:
 
 # Groups that hold processes: an interpreter that ends without closing its loop must not leave them.
 _alive: weakref.WeakSet[Group] = weakref.WeakSet()
-forked.in_copies(_alive.clear)
 
 
 @atexit.register

@@ -9,18 +9,24 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from .events import Event, GroupDone
 from .thread import raise_soon
 
+# Events kept for subscribers that come late: so many for each start of a worker, within these bounds.
+HISTORY_PER_START = 8
+HISTORY = 1_000
+HISTORY_MOST = 100_000
+
 
 class Hub:
-    """Keeps the last `keep` events for readers that come late.
+    """Keeps the last events for readers that come late.
 
     Args:
+        starts: how many of workers there may be.
         hook: called with each event at once; what it raises is told to the loop's exception handler, and nobody else
             suffers for it. What would end the program ends the loop's run instead, a moment later.
     """
 
-    def __init__(self, hook: Callable[[Event], object] | None, keep: int) -> None:
+    def __init__(self, hook: Callable[[Event], object] | None, starts: int) -> None:
         self._hook = hook
-        self._history: deque[Event] = deque(maxlen=keep)
+        self._history: deque[Event] = deque(maxlen=min(max(HISTORY, HISTORY_PER_START * starts), HISTORY_MOST))
         self._readers: set[_Reader] = set()
 
     def emit(self, event: Event) -> None:

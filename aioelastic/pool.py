@@ -22,7 +22,7 @@ from .remains import Process
 from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
-from .tasks import Body, Limits, Line, Task, settle
+from .tasks import Body, Limits, Line, Slot, Task, settle
 from .thread import finished, insist
 from .why import Evidence
 from .worker import Worker
@@ -30,22 +30,7 @@ from .worker import Worker
 FALSE_STARTS = 3  # workers in a row that ended before their first task: then the next one will too
 
 
-class _Slot:
-    """One worker, and the task it holds."""
-
-    __slots__ = ("done", "expired", "ready", "retired", "task", "timer", "worker")
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.task: Task | None = None
-        self.done = 0
-        self.ready = False
-        self.retired = False  # it gets no more
-        self.expired = False
-        self.timer: asyncio.TimerHandle | None = None
-
-
-class Pool:
+class Pool(forked.Owned):
     """The keeper of an executor's workers. `submit`, `resize` and `close` may be called from any thread.
 
     A task goes straight from the caller's thread into the socket of an idle worker, if there is one; the pool's own
@@ -61,7 +46,7 @@ class Pool:
         self._lock = threading.Lock()
         # guarded by the lock
         self._queue = Line()
-        self._idle: list[_Slot] = []
+        self._idle: list[Slot] = []
         self._most = limits.workers
         self._alive = 0  # workers that are, or are being started, and are not retired
         self._closed = False
@@ -70,13 +55,12 @@ class Pool:
         self._room = None if limits.pending is None else threading.BoundedSemaphore(limits.pending)
         self._up = threading.Event()
         # the pool thread's own
-        self._slots: dict[Worker, _Slot] = {}
+        self._slots: dict[Worker, Slot] = {}
         self._count = 0
         self._starting = 0  # hired, and not ready yet
         self._false_starts = 0
         self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Event | None = None
-        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
         forked.register(self)
 
     # --- from any thread ---
@@ -153,21 +137,11 @@ class Pool:
 
     def disown(self) -> list[int]:
         """See `forked`: there is no thread in the copy, and whoever had the lock is not there."""
-        self._lost = forked.error(f"executor {self._spec.name!r}")
+        self.lost = forked.error(f"executor {self._spec.name!r}")
         self._lock, self._thread, self._closed = threading.Lock(), None, True
         self._queue.clear()
         self._idle.clear()
-        return [fd for worker in self._slots for fd in worker.disown(self._lost)]
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether this is a forked copy."""
-        return self._lost is not None
-
-    def check_ours(self) -> None:
-        """Raises `RuntimeError`: this is a forked copy."""
-        if self._lost is not None:
-            raise self._lost
+        return [fd for worker in self._slots for fd in worker.disown(self.lost)]
 
     @property
     def pids(self) -> list[int]:
@@ -195,7 +169,7 @@ class Pool:
         self._call(self._feed)
         self._call(self._fit)
 
-    def _give(self, slot: _Slot, task: Task) -> None:
+    def _give(self, slot: Slot, task: Task) -> None:
         """Send it. The slot is ours alone: it is neither idle nor busy."""
         while not task.begin():
             with self._lock:
@@ -284,7 +258,7 @@ class Pool:
         rank = {f"{ours}{key}": str(number) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
         overlay = {**template.overlay, **rank, **dict.fromkeys(ERROR_FILES)}  # a task tells its error itself
         worker = Worker(replace(template, rank=number, overlay=overlay, error_file=None), self)
-        slot = self._slots[worker] = _Slot(worker)
+        slot = self._slots[worker] = Slot(worker)
         worker.on_task = lambda packet, fds: self._done(slot, packet, fds)
         worker.launch(self._ground.launcher())
         try:
@@ -297,7 +271,7 @@ class Pool:
             except LaunchFailed as exc:
                 self._gone(slot, exc)
 
-    def _done(self, slot: _Slot, packet: bytes, fds: list[int]) -> None:
+    def _done(self, slot: Slot, packet: bytes, fds: list[int]) -> None:
         """A reply: first the next task for that worker, then what came of this one."""
         task, slot.task = slot.task, None
         if task is None:
@@ -316,7 +290,7 @@ class Pool:
         if rest is not None:
             self._start(rest)
 
-    def _next(self, slot: _Slot) -> None:
+    def _next(self, slot: Slot) -> None:
         with self._lock:
             over = self._alive > self._most or (self._closed and not self._queue)
             task = None if over else self._queue.next()
@@ -329,7 +303,7 @@ class Pool:
             self._give(slot, task)
             self._watch_time(slot)
 
-    def _retire(self, slot: _Slot) -> None:
+    def _retire(self, slot: Slot) -> None:
         """It ends by itself now; another takes its place when there is work."""
         if slot.retired:
             return
@@ -342,7 +316,7 @@ class Pool:
 
     def _fit(self) -> None:
         """After a resize, or at the end."""
-        spare: list[_Slot] = []
+        spare: list[Slot] = []
         with self._lock:
             ending = self._closed and not self._queue
             while self._idle and (ending or self._alive - len(spare) > self._most):
@@ -357,15 +331,15 @@ class Pool:
         if ending and not self._slots and self._over is not None:
             self._over.set()
 
-    def _watch_time(self, slot: _Slot) -> None:
+    def _watch_time(self, slot: Slot) -> None:
         if self.limits.timeout is not None and slot.task is not None:
             slot.timer = self.loop.call_later(self.limits.timeout, self._expire, slot)
 
-    def _expire(self, slot: _Slot) -> None:
+    def _expire(self, slot: Slot) -> None:
         slot.expired = True
         slot.worker.kill(leader_only=False)
 
-    def _gone(self, slot: _Slot, refused: LaunchFailed | None = None, found: Evidence | None = None) -> None:
+    def _gone(self, slot: Slot, refused: LaunchFailed | None = None, found: Evidence | None = None) -> None:
         """Nothing is left of that worker."""
         self._slots.pop(slot.worker, None)
         with self._lock:

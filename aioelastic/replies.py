@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from . import forked
 from .child import _context, _failure, _letters, _socket, _wire, _work
 from .errors import RemoteError
 from .launch import Answer
@@ -222,14 +223,11 @@ class Replies(Answer):
             self._wake()
 
 
-class Correspondent:
+class Correspondent(forked.Owned):
     """What a live function worker can be sent, and sends."""
 
     rank: int
     replies: Replies | None
-
-    def _check(self) -> None:
-        """Whether it is ours."""
 
     async def send(self, value: Any) -> None:
         """Send an object to the function that runs there; it gets it by `aioelastic.sharing.receive`.
@@ -277,7 +275,7 @@ class Correspondent:
             yield value
 
     def _correspondence(self) -> Replies:
-        self._check()
+        self.check_ours()
         if self.replies is None:
             raise RuntimeError(f"worker {self.rank} is no function worker that was started in a process of its own")
         return self.replies

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from .child import _letters, _socket, _wire
 from .child._packing import Packing
 from .replies import main_has_both_names, remote_error
+from .worker import Worker
 
 Body: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], Any]
 
@@ -85,6 +86,21 @@ class Task:
             self.making.cancel()
         _socket.close(self.fds)
         self.fds.clear()
+
+
+class Slot:
+    """One worker, and the task it holds."""
+
+    __slots__ = ("done", "expired", "ready", "retired", "task", "timer", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.task: Task | None = None
+        self.done = 0
+        self.ready = False
+        self.retired = False  # it gets no more
+        self.expired = False
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Line(deque[Task]):

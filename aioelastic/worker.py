@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -77,7 +76,6 @@ class Worker(Correspondent):
         self._sinks: dict[Std, FileSink | None] = {}
         self._holders: dict[Std, tuple[int, ...]] = {}
         self._waiters: list[asyncio.Future[None]] = []
-        self._lost: RuntimeError | None = None  # what any call raises in a forked copy
 
     def __repr__(self) -> str:
         return f"<Worker rank={self.rank} pid={self.pid} {self.state.value}>"
@@ -94,13 +92,13 @@ class Worker(Correspondent):
             PermissionError: it has changed its user.
             RuntimeError: this is a forked copy of the program that started it.
         """
-        self._check()
+        self.check_ours()
         sent = self.state in ALIVE and self._process is not None and self._process.send_signal(signum)
         return self.trail.sending(signum, sent)
 
     def signal_group(self, signum: int) -> bool:
         """Send a signal to the worker's whole process group. False: it does not run."""
-        self._check()
+        self.check_ours()
         sent = self.state in ALIVE and self._process is not None and self._process.signal_group(signum)
         return self.trail.sending(signum, sent)
 
@@ -110,7 +108,7 @@ class Worker(Correspondent):
         None: it never started, or could not be killed. Cancelling the wait changes nothing for the worker.
         """
         while self.exit is None and self.state not in FINAL:
-            self._check()
+            self.check_ours()
             waiter = self.keeper.loop.create_future()
             self._waiters.append(waiter)
             await waiter
@@ -118,7 +116,7 @@ class Worker(Correspondent):
 
     async def stop(self) -> Exit | None:
         """Stop this worker by the group's `Stop` and wait until it has ended. It then counts as stopped by us."""
-        self._check()
+        self.check_ours()
         try:
             await self.keeper.before_stop(self)
         finally:
@@ -129,18 +127,9 @@ class Worker(Correspondent):
 
     def disown(self, problem: RuntimeError) -> list[int]:
         """See `forked`."""
-        self._lost = problem
-        disown = getattr(self._process, "disown", None)  # one of the caller's may have none
-        fds: list[int] = [] if disown is None else [*disown()]
-        if self.replies is not None:
-            fds += self.replies.disown()
-        for pump in self._pumps.values():
-            fds += pump.disown()
-        return fds
-
-    def _check(self) -> None:
-        if self._lost is not None:
-            raise self._lost
+        self.lost = problem
+        parts: list[Any] = [self._process, self.replies, *self._pumps.values()]  # a process may be the caller's
+        return [fd for one in parts if hasattr(one, "disown") for fd in one.disown()]
 
     def launch(self, launcher: Launcher) -> None:
         """Begin to start it; `adopt` when `starting` is done."""
@@ -222,7 +211,7 @@ class Worker(Correspondent):
     def ask_to_stop(self) -> bool:
         """Send the stop signal, and no more: many workers get theirs before anything else is done. False: there is
         nothing to stop, or it was asked before."""
-        if self.state is not State.RUNNING or self._to_stop or self._lost is not None:
+        if self.state is not State.RUNNING or self._to_stop or self.lost is not None:
             return False
         assert self._process is not None
         self._to_stop = True
@@ -305,7 +294,7 @@ class Worker(Correspondent):
     def kill(self, leader_only: bool) -> None:
         """SIGKILL it and its process group."""
         assert self._process is not None
-        if self.state not in (State.RUNNING, State.STOPPING) or self._lost is not None:
+        if self.state not in (State.RUNNING, State.STOPPING) or self.lost is not None:
             return
         before = Moment(time.monotonic_ns(), time.time())
         try:
@@ -324,7 +313,7 @@ class Worker(Correspondent):
     def give_up(self, state: str, wchan: str) -> None:
         """SIGKILL did not end it within the bound: say so, let go, go on."""
         assert self._process is not None
-        if self.state is not State.KILLING or self._lost is not None:
+        if self.state is not State.KILLING or self.lost is not None:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
         self._process.abandon()
@@ -390,24 +379,15 @@ class Worker(Correspondent):
         assert process is not None
         self.parent = raw.reason
         if self.exit is None:
-            self.exit = self._exit_of(raw, process)
+            code, signum, core = raw.how
+            times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
+            self.exit = Exit(code, signum, core, *times, self._stopped_by)
             self._to(Trigger.EXIT)
             self._tell_waiters()  # first: somebody may be counting microseconds
         if not raw.early:
             # its parent may have seen it before us: the earliest makes the order of exits
             at_ns = min(raw.ended_ns, self.exit.ended_ns)
             self.keeper.loop.call_soon(self._follow_exit, self.exit, at_ns)
-
-    def _exit_of(self, raw: RawExit, process: LiveProcess) -> Exit:
-        code = sig = None
-        core = False
-        if raw.status is not None:
-            if os.WIFSIGNALED(raw.status):
-                sig, core = os.WTERMSIG(raw.status), os.WCOREDUMP(raw.status)
-            else:
-                code = os.WEXITSTATUS(raw.status)
-        times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
-        return Exit(code, sig, core, *times, self._stopped_by)
 
     def _follow_exit(self, exit: Exit, at_ns: int) -> None:
         assert self._process is not None

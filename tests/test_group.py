@@ -506,5 +506,5 @@ async def test_closed_feeds_are_forgotten() -> None:
     async with Group(sh("exec sleep 1000"), logs=QUIET) as group:
         for _ in range(100):
             group.lines().close()
-        assert group._feeds == []
+        assert group._feeds._feeds == []
         assert all(len(pump.taps) == 1 for pump in group[0]._pumps.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 from collections.abc import Callable
@@ -20,6 +21,15 @@ class RawExit(NamedTuple):
     ended_at: float
     reason: str = ""  # what ended it, where the status alone does not say it
     early: bool = False  # it will be told once more, when it can be reaped
+
+    @property
+    def how(self) -> tuple[int | None, int | None, bool]:
+        """Exit code, signal, and whether there is a core dump, as `Exit` has them."""
+        if self.status is None:
+            return None, None, False
+        if os.WIFSIGNALED(self.status):
+            return None, os.WTERMSIG(self.status), os.WCOREDUMP(self.status)
+        return os.WEXITSTATUS(self.status), None, False
 
 
 class LiveProcess(Protocol):

@@ -7,6 +7,7 @@ the worker waits: that is the `block` policy. Never here: processes, and blockin
 from __future__ import annotations
 
 from ._console import Console
+from ._feeds import Feeds
 from ._files import FileSink, FileTap, FileThread
 from ._lines import LINE_LIMIT, CallbackTap, Line, LineFeed, LineTap
 from ._match import MatchTap
@@ -15,6 +16,7 @@ from ._tail import Tail
 from ._tee import ConsoleTap, JsonTap, iso_time
 
 __all__ = [
+    "Feeds",
     "LINE_LIMIT",
     "CallbackTap",
     "Console",
