@@ -28,8 +28,8 @@ for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
 
-# temporary files of its own: what a killed program leaves stays until the next one comes, and would be told as a leak by
-# tests that run beside these
+# temporary files of its own: what a killed program leaves stays until the next one comes, and would be told as a leak
+# by tests that run beside these
 _before = tempfile.gettempdir()
 os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-of-aioelastic-")
 

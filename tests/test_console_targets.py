@@ -749,7 +749,7 @@ async def test_the_master_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     try:
         with open(master, "w") as file, contextlib.redirect_stdout(file):
             await supervise(sh("echo hello"))
-        assert os.read(slave, 4096) == b"[worker0]: hello\n"
+            assert os.read(slave, 4096) == b"[worker0]: hello\n"
     finally:
         os.close(slave)
 
