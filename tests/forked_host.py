@@ -110,6 +110,7 @@ async def afresh() -> None:
 async def main(kind: str, where: str) -> int:
     events: list[Event] = []
     logs = Logs(dir=where, tee=Std.ALL)
+    over, held = os.pipe()  # which each copy has while it lives
     async with Group(**entry(kind), n=2, name="w", logs=logs, on_event=events.append) as group:
         lines = group.lines()
         for _ in range(2):
@@ -126,6 +127,8 @@ async def main(kind: str, where: str) -> int:
             await ask(group, number, kind)
             said = sorted([(await anext(lines))[:3] for _ in range(2)])
             assert said == [(rank, "stdout", b"line %d" % number) for rank in range(2)], (how, said)
+        os.close(held)
+        assert await asyncio.to_thread(os.read, over, 1) == b""
         result = await group.stop()
     assert {one.exit.stopped_by for one in result if one.exit is not None} == {signal.SIGTERM}, result
     assert result.clean or kind in ("direct", "fork"), result.remains
