@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-of-aioe
 
 
 def pytest_unconfigure() -> None:
+    multiprocessing.util._run_finalizers()  # it removes a directory there, at the end of the interpreter
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     os.environ["TMPDIR"] = tempfile.tempdir = _before
 

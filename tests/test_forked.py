@@ -19,13 +19,16 @@ from aioelastic.launch import end_helpers
 
 LOOPS = ["asyncio", "uvloop"]
 
+# Python 3.12 and later warn of each fork of a process with threads
+PYTHON = (sys.executable, "-W", "ignore::DeprecationWarning")
+
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", ["command", "direct", "zygote", "spawn", "fork"])
 def test_the_original_goes_on(kind: str, loop: str, tmp_path: Path) -> None:
     """Its workers live, its pids are complete, its output goes on and is whole in the log files, in `lines()` and in
     the tee; it stops as ever. In the copy each call tells why it is none, and new groups work."""
-    argv = [sys.executable, forked_host.__file__, loop, kind, str(tmp_path)]
+    argv = [*PYTHON, forked_host.__file__, loop, kind, str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     *shown, last = done.stdout.splitlines()
@@ -68,7 +71,7 @@ sys.stderr.write(f"{result.ok} {len(result.leaked)} {result.clean}\\n")
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("moment", ["Spawned", "Exited", "Leaked", "Drained", "GroupDone"])
 def test_a_fork_in_the_middle_of_the_groups_own_work(moment: str, loop: str, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", BUSY, loop, moment, str(tmp_path)]
+    argv = [*PYTHON, "-c", BUSY, loop, moment, str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     assert done.stderr == "3\nTrue 2 True\n"
     lines = [str(number) for number in range(20_000)]
@@ -104,7 +107,7 @@ async def main():
 @pytest.mark.parametrize("end", ["kill", "exec"])
 async def test_the_end_of_the_original_is_noticed_while_its_copy_lives(end: str, kind: str, loop: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", ENDS, loop, kind, end], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*PYTHON, "-c", ENDS, loop, kind, end], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:
         assert program.stdin is not None
         assert program.stdout is not None
@@ -166,7 +169,7 @@ if os.getpid() == me:
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("how", ["return", "sys.exit", "calls"])
 def test_an_executor_is_the_originals(how: str, loop: str) -> None:
-    argv = [sys.executable, "-c", EXECUTOR, loop, how]
+    argv = [*PYTHON, "-c", EXECUTOR, loop, how]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     assert (done.stdout, done.stderr) == ("original 1\n", "")
 
@@ -243,7 +246,7 @@ if __name__ == "__main__":
 def test_copies_of_all_kinds_have_none_of_our_descriptors_and_wait_for_no_lock(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(KINDS_OF_COPIES)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*PYTHON, script], capture_output=True, text=True, timeout=100)
     assert done.stdout == "original\n", done.stderr
     assert done.stderr == ""
 

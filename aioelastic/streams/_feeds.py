@@ -53,6 +53,7 @@ class Feeds:
         """All streams are over."""
         for feed in self._feeds:
             feed.end()
+        self._workers = tuple  # there are none any more; who has us shall not be held by us
 
     def fail(self, problem: Exception) -> None:
         """See `LineFeed.fail`."""
