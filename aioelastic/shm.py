@@ -44,6 +44,14 @@ def sweep(below: str = SHM) -> list[str]:
     return stay
 
 
+def has_left(below: str, pid: int) -> bool:
+    """Whether a directory is there of the process that had this pid."""
+    try:
+        return any(name.startswith(f"{_DIRECTORY}{pid}-") for name in os.listdir(below))
+    except OSError:
+        return False
+
+
 def own_directory(below: str, hold: bool = False) -> str:
     """That of this process, made if need be.
 

@@ -11,15 +11,17 @@ from .. import shm
 from ._read import slurp
 
 _SIGKILL = 9
+LOOKS = 20  # in a second, for what the program has left
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def end_all(graces: dict[int, float] | None, program: int | None, temporary: str) -> None:
+def end_all(graces: dict[int, float] | None, program: int | None, temporary: str, pid: int) -> None:
     """`end_children`, then remove what has a name and they and the program (its pidfd) have left: shared memory, and
     error files below `temporary`.
 
     Args:
         program: None: it has not ended, and goes on without us.
+        pid: that of the program.
     """
     end_children(graces)
     if program is None:
@@ -28,8 +30,12 @@ def end_all(graces: dict[int, float] | None, program: int | None, temporary: str
     gone.register(program, select.POLLIN)
     gone.poll(1000)  # its sockets close before its locks are free; but it may have closed them itself, and go on
     try:
-        shm.sweep()
-        shm.sweep(temporary)
+        for _ in range(LOOKS):
+            shm.sweep()
+            shm.sweep(temporary)
+            if not shm.has_left(temporary, pid) and not shm.has_left(shm.SHM, pid):
+                break
+            time.sleep(1 / LOOKS)  # a copy that it had just forked may have its lock, for an instant
     except Exception:
         pass
 

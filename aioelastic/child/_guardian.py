@@ -46,7 +46,7 @@ def main() -> NoReturn:
     packet, fds = _socket.receive(control)
     if not packet:
         os._exit(0)  # it has died meanwhile
-    (lifeline,), (temporary,) = fds, _order.decode(packet, fds)[0]
+    (lifeline,), (temporary, pid) = fds, _order.decode(packet, fds)[0]
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
@@ -57,9 +57,9 @@ def main() -> NoReturn:
         prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
         control.close()
         os.dup2(null, 2)
-        pid, status = os.waitpid(-1, 0)
-        while pid != guardian:  # others only come when it is gone
-            pid, status = os.waitpid(-1, 0)
+        ended, status = os.waitpid(-1, 0)
+        while ended != guardian:  # others only come when it is gone
+            ended, status = os.waitpid(-1, 0)
         if status:
             end_children()
         os._exit(0)
@@ -80,7 +80,7 @@ def main() -> NoReturn:
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
-            end_all(graces, lifeline if os.getppid() == keeper else None, temporary)
+            end_all(graces, lifeline if os.getppid() == keeper else None, temporary, pid)
         if guard is not None:
             _place.remove(guard.directories, kill=not asked)
         os._exit(0)

@@ -20,7 +20,7 @@ FORK = (
     b"F"  # (id, environ, cwd, place, streams, mark, lost, state, stop signal); descriptors: its channel, stdout, stderr
 )
 # supervisor → guardian, over its control socket
-PROGRAM = b"I"  # (directory of its temporary files,), the first of all; descriptor: the program's pidfd
+PROGRAM = b"I"  # (directory of its temporary files, its pid), the first of all; descriptor: the program's pidfd
 CONNECT = b"O"  # (); descriptor: the other end of a new connection
 HELPER = b"H"  # (id, argv, environ, state): a process for the program itself; descriptors: stdin, stderr
 END = b"K"  # (id,): of a helper

@@ -65,7 +65,7 @@ class Guardian:
             theirs = above_two(end.detach())
             program = os.pidfd_open(os.getpid())
             try:
-                self._send(_order.PROGRAM, (temporary(),), [program])
+                self._send(_order.PROGRAM, (temporary(), os.getpid()), [program])
             finally:
                 os.close(program)
             self.session = start_helper(_argv(), os.environ, theirs)
