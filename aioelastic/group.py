@@ -95,7 +95,7 @@ class Group(forked.Owned):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._hub = Hub(on_event, len(spec.entries) * (1 + spec.restart.max))
-        self._feeds = Feeds(lambda: self._workers)
+        self._feeds = Feeds(self._passes)
         self._leaked: list[Process] = []
         self._timeout: float | None = None
         forked.register(self)

@@ -293,3 +293,103 @@ async def test_an_inherited_loop_has_no_new_groups() -> None:
                 os._exit(code)
         assert os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, pid, 0))[1]) == 7
         assert alive(group.pids[0])
+
+
+SLOW = """
+import asyncio, os, sys, threading, uvloop
+from aioelastic import *
+loop, policy = sys.argv[1:]
+COUNT = "i=0; while [ $i -lt 300000 ]; do echo $i; i=$((i + 1)); done; echo all >&2"
+
+def forked():
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(0)
+    copies.append(pid)
+
+copies = []
+async def main():
+    logs = Logs(tee=Std.OUT, prefix="", when_full=policy)
+    async with Group(Command("sh", "-c", COUNT), logs=logs) as group:
+        lines = group.lines()
+        async for line in lines:  # nobody reads stdout: this waits in our memory, or in a file
+            if line.data == b"200000" or (policy == "block" and line.data == b"100000"):
+                break
+        lines.close()
+        thread = threading.Thread(target=forked)  # which is not the loop's
+        thread.start()
+        thread.join()
+        copies.append(os.fork())
+        if copies[-1] == 0:
+            return
+        os.write(2, b"forked\\n")
+        await group.wait()
+
+me = os.getpid()
+(asyncio if loop == "asyncio" else uvloop).run(main())
+if os.getpid() == me:
+    assert not any(os.waitpid(pid, 0)[1] for pid in copies)
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("policy", ["block", "spill"])
+def test_what_waits_to_be_written_is_written_once(policy: str, loop: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, loop, policy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stderr.readline() == "forked\n"
+        assert program.stdout.read().split() == [str(number) for number in range(300_000)]
+        assert program.stderr.read() == ""
+    assert program.returncode == 0
+
+
+LENT = """
+import asyncio, os, sys, uvloop
+from concurrent.futures import ProcessPoolExecutor
+from aioelastic import *
+
+def runs(fifo):
+    with open(fifo, "w") as file:
+        file.write("!")
+    stopping().wait()
+    return os.getpid()
+
+async def main():
+    with ProcessPoolExecutor(2) as pool:
+        fifo = sys.argv[2]
+        os.mkfifo(fifo)
+        end = os.open(fifo, os.O_RDWR)
+        async with Group(Function(runs, fifo), n=2, start=pool, logs=Logs(tee=Std.NONE)) as group:
+            for _ in range(2):
+                await asyncio.to_thread(os.read, end, 1)
+            pid = os.fork()
+            if pid == 0:
+                for worker in group:
+                    for call in (lambda: worker.send_signal(15), lambda: group.begin_stop() or group.pids):
+                        try:
+                            call()
+                        except RuntimeError:
+                            continue
+                        os._exit(1)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            assert not any(worker.exit for worker in group)
+            result = await group.stop()
+            assert len({one.value for one in result}) == 2, result
+
+if __name__ == "__main__":
+    (asyncio if sys.argv[1] == "asyncio" else uvloop).run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_calls_in_a_lent_executor_are_the_originals(loop: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LENT)
+    done = subprocess.run(
+        [sys.executable, script, loop, tmp_path / "fifo"], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from ._lines import LineFeed
@@ -16,15 +16,18 @@ class Splitting(Protocol):
     def stop_splitting(self) -> None: ...
 
 
+class Working(Protocol):
+    """What has workers, others at other times."""
+
+    @property
+    def workers(self) -> Sequence[Splitting]: ...
+
+
 class Feeds:
-    """Those that are read.
+    """Those that are read."""
 
-    Args:
-        workers: those that there are now.
-    """
-
-    def __init__(self, workers: Callable[[], Iterable[Splitting]]) -> None:
-        self._workers = workers
+    def __init__(self, passes: Working) -> None:
+        self._passes = passes
         self._feeds: list[LineFeed] = []
 
     def add(self, when_full: Literal["block", "drop"], ranks: Iterable[int] | None, over: bool) -> LineFeed:
@@ -35,7 +38,7 @@ class Feeds:
             return feed
         self._feeds.append(feed)
         if len(self._feeds) == 1:
-            for worker in self._workers():
+            for worker in self._passes.workers:
                 worker.split_lines(self._deliver)
         return feed
 
@@ -67,5 +70,5 @@ class Feeds:
     def _closed(self, feed: LineFeed) -> None:
         self._feeds = [one for one in self._feeds if one is not feed]
         if not self._feeds:
-            for worker in self._workers():
+            for worker in self._passes.workers:
                 worker.stop_splitting()
