@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import until
+
+from aioelastic.testing._family import descendants, strays
 
 PROGRAM = """
 import asyncio, json, os, select, sys, time
@@ -47,8 +50,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("uvloop", [False, True])
-def test_ten_times(tmp_path: Path, uvloop: bool) -> None:
+async def test_ten_times(tmp_path: Path, uvloop: bool) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM.replace("asyncio.run(main())", "__import__('uvloop').run(main())") if uvloop else PROGRAM)
     ran = subprocess.run([sys.executable, script, "10", "[]"], capture_output=True, text=True, timeout=120)
     assert (ran.stdout, ran.stderr) == ("20 True\n[]\n", "")
+    await until(lambda: not list(strays(descendants())))  # the guardian ends just after its program
