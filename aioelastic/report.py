@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -62,7 +61,7 @@ class ErrorFiles:
                     try:
                         os.unlink(path)
                     except OSError:
-                        shutil.rmtree(path, ignore_errors=True)  # whatever a worker has put there
+                        shm.remove(path)  # whatever a worker has put there
         shm.let_go(self._below)
 
 

@@ -37,7 +37,7 @@ def sweep(below: str = SHM) -> list[str]:
             lock = locked(old)
         except OSError:
             continue  # in use, gone meanwhile, or another user's
-        _remove(old)
+        remove(old)
         os.close(lock)
         if os.path.exists(old):
             stay.append(old)
@@ -116,25 +116,26 @@ def _make(below: str) -> tuple[str, int]:
 
 def _leave() -> None:
     for own, _ in _own.values():
-        _remove(own)  # by its name: the program may have closed our descriptor
+        remove(own)  # by its name: the program may have closed our descriptor
 
 
-def _remove(directory: str) -> None:
-    """As far as that can be done: we have put only files into it."""
+def remove(directory: str, within: int | None = None) -> None:
+    """A directory and what is in it, as far as that can be done: a worker may have put directories there, too."""
     try:
-        fd = os.open(directory, _DIRECTORY_ONLY)
+        fd = os.open(directory, _DIRECTORY_ONLY, dir_fd=within)
     except OSError:
         return
-    for name in os.listdir(fd):
-        try:
-            os.unlink(name, dir_fd=fd)
-        except OSError:
-            pass
-    os.close(fd)
     try:
-        os.rmdir(directory)
-    except OSError:
+        for name in os.listdir(fd):
+            try:
+                os.unlink(name, dir_fd=fd)
+            except OSError:
+                remove(name, fd)
+        os.rmdir(directory, dir_fd=within)
+    except (OSError, RecursionError):
         pass
+    finally:
+        os.close(fd)
 
 
 def forget() -> None:

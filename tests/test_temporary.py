@@ -104,6 +104,22 @@ async def test_killed_at_any_moment(tmp_path: Path, way: str) -> None:
         await until(lambda: os.listdir(tmp_path) == [] and not list(strays(descendants())))
 
 
+async def test_directories_that_a_worker_put_there_go_with_the_killed_program(tmp_path: Path) -> None:
+    program = """
+import asyncio, os, signal, sys
+from aioelastic import Command, Logs, supervise
+code = '''import os
+os.makedirs(os.environ["TORCHELASTIC_ERROR_FILE"] + "/a/b"); print(flush=True); os.kill(os.getpid(), 19)'''
+def kill(line):
+    assert os.listdir(os.environ["TMPDIR"])
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(supervise(Command(sys.executable, "-c", code), logs=Logs(callback=kill)))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environ(tmp_path), timeout=60)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    await until(lambda: os.listdir(tmp_path) == [] and not list(strays(descendants())))
+
+
 def test_what_nobody_could_remove_goes_with_the_next_program(tmp_path: Path) -> None:
     program = f"{HEAD}{ENDS['exits at once']}\nasyncio.run(main())\n"
     for _ in range(2):
