@@ -284,7 +284,7 @@ async def test_names_of_one_that_was_killed_are_removed() -> None:
 
 
 async def test_names_that_cannot_be_removed_are_told(monkeypatch: Any) -> None:
-    monkeypatch.setattr(shm, "_remove", lambda *_: None)
+    monkeypatch.setattr(shm, "remove", lambda *_: None)
     result = await supervise(Function(killed_with_files), logs=QUIET, check=False)
     path = Path("/dev/shm", str(result[0].stdout).strip())
     assert words(result, "memory") == [f"shared memory {path} could not be removed"]
