@@ -20,14 +20,14 @@ import _survivor
 HOME = Path(__file__).parent
 
 
-def command(path: str) -> list[str]:
+def command(door: str) -> list[str]:
     """The worker as a command."""
-    return [sys.executable, "-S", str(HOME / "_survivor.py"), path, "worker"]
+    return [sys.executable, "-S", str(HOME / "_survivor.py"), door, "worker"]
 
 
-def cancellable(work: Callable[[str], Coroutine[Any, Any, Any]], path: str, loop: Any = None) -> None:
+def cancellable(work: Callable[[str], Coroutine[Any, Any, Any]], door: str, loop: Any = None) -> None:
     async def main() -> None:
-        task = asyncio.ensure_future(work(path))
+        task = asyncio.ensure_future(work(door))
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, task.cancel)
         await asyncio.wait({task})
         if task.cancelled():
@@ -41,52 +41,52 @@ def cancellable(work: Callable[[str], Coroutine[Any, Any, Any]], path: str, loop
 # --- ours ---
 
 
-async def _ours_commands(path: str) -> None:
+async def _ours_commands(door: str) -> None:
     from aioelastic import Command, supervise
 
-    await supervise(Command(*command(path)))
+    await supervise(Command(*command(door)))
 
 
-async def _ours_functions(path: str) -> None:
+async def _ours_functions(door: str) -> None:
     from aioelastic import Function, supervise
 
-    await supervise(Function(_survivor.worker, path))
+    await supervise(Function(_survivor.worker, door))
 
 
 # --- asyncio and its like ---
 
 
-async def _asyncio(path: str) -> None:
-    process = await asyncio.create_subprocess_exec(*command(path))
+async def _asyncio(door: str) -> None:
+    process = await asyncio.create_subprocess_exec(*command(door))
     await process.wait()
 
 
-def _in_scope(work: Callable[[str], Coroutine[Any, Any, Any]], path: str) -> None:
+def _in_scope(work: Callable[[str], Coroutine[Any, Any, Any]], door: str) -> None:
     """anyio's own way to cancel: after a bare task.cancel() its run_process waits for the process to end by itself."""
     import anyio
 
     async def main() -> None:
         with anyio.CancelScope() as scope:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, scope.cancel)
-            await work(path)
+            await work(door)
         await asyncio.Event().wait()
 
     asyncio.run(main())
 
 
-async def _anyio(path: str) -> None:
+async def _anyio(door: str) -> None:
     import anyio
 
-    await anyio.run_process(command(path))
+    await anyio.run_process(command(door))
 
 
-async def _anyio_function(path: str) -> None:
+async def _anyio_function(door: str) -> None:
     from anyio import to_process
 
-    await to_process.run_sync(_survivor.worker, path, cancellable=True)
+    await to_process.run_sync(_survivor.worker, door, cancellable=True)
 
 
-def _trio(path: str) -> None:
+def _trio(door: str) -> None:
     import trio
 
     async def cancel_on_signal(scope: Any) -> None:
@@ -98,74 +98,74 @@ def _trio(path: str) -> None:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 nursery.start_soon(cancel_on_signal, scope)
-                await trio.run_process(command(path))
+                await trio.run_process(command(door))
             await trio.sleep_forever()
 
     trio.run(main)
 
 
-async def _simpervisor(path: str) -> None:
+async def _simpervisor(door: str) -> None:
     from simpervisor import SupervisedProcess
 
-    await SupervisedProcess("worker", *command(path)).start()
+    await SupervisedProcess("worker", *command(door)).start()
     await asyncio.Event().wait()
 
 
-async def _processkit(path: str) -> None:
+async def _processkit(door: str) -> None:
     import processkit
 
-    program, *args = command(path)
+    program, *args = command(door)
     async with processkit.ProcessGroup() as group:
         await group.aoutput(processkit.Command(program, args))
 
 
-async def _processkit_with_parent(path: str) -> None:
+async def _processkit_with_parent(door: str) -> None:
     import processkit
 
-    program, *args = command(path)
+    program, *args = command(door)
     await processkit.Command(program, args).kill_on_parent_death().aoutput()
 
 
-async def _executor(path: str) -> None:
+async def _executor(door: str) -> None:
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(1) as pool:
-        await asyncio.get_running_loop().run_in_executor(pool, _survivor.worker, path)
+        await asyncio.get_running_loop().run_in_executor(pool, _survivor.worker, door)
 
 
-async def _ours_executor(path: str) -> None:
+async def _ours_executor(door: str) -> None:
     from aioelastic import WorkerExecutor
 
     async with WorkerExecutor(1) as executor:
-        await asyncio.wrap_future(executor.submit(_survivor.worker, path))
+        await asyncio.wrap_future(executor.submit(_survivor.worker, door))
 
 
 # --- the standard library ---
 
 
-def _popen(path: str) -> None:
-    subprocess.Popen(command(path)).wait()
+def _popen(door: str) -> None:
+    subprocess.Popen(command(door)).wait()
 
 
-def _popen_pdeathsig(path: str) -> None:
+def _popen_pdeathsig(door: str) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    subprocess.Popen(command(path), preexec_fn=lambda: libc.prctl(1, signal.SIGKILL)).wait()
+    subprocess.Popen(command(door), preexec_fn=lambda: libc.prctl(1, signal.SIGKILL)).wait()
 
 
 def _multiprocessing(method: str) -> Callable[[str], None]:
-    def run(path: str) -> None:
+    def run(door: str) -> None:
         import multiprocessing
 
-        process = multiprocessing.get_context(method).Process(target=_survivor.worker, args=(path,))
+        process = multiprocessing.get_context(method).Process(target=_survivor.worker, args=(door,))
         process.start()
         process.join()
 
     return run
 
 
-def _psutil(path: str) -> None:
+def _psutil(door: str) -> None:
     """The recipe of psutil's documentation, run on SIGTERM too."""
     import psutil
 
@@ -179,59 +179,59 @@ def _psutil(path: str) -> None:
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, stop)
-    subprocess.Popen(command(path)).wait()
+    subprocess.Popen(command(door)).wait()
 
 
 # --- pools and launchers ---
 
 
-def _loky(path: str) -> None:
+def _loky(door: str) -> None:
     from loky import get_reusable_executor
 
-    get_reusable_executor(max_workers=1).submit(_survivor.worker, path).result()
+    get_reusable_executor(max_workers=1).submit(_survivor.worker, door).result()
 
 
-def _pebble(path: str) -> None:
+def _pebble(door: str) -> None:
     from pebble import ProcessPool
 
     with ProcessPool(max_workers=1) as pool:
-        pool.schedule(_survivor.worker, args=(path,)).result()
+        pool.schedule(_survivor.worker, args=(door,)).result()
 
 
-def _mpire(path: str) -> None:
+def _mpire(door: str) -> None:
     from mpire import WorkerPool
 
     with WorkerPool(n_jobs=1) as pool:
-        pool.apply(_survivor.worker, (path,))
+        pool.apply(_survivor.worker, (door,))
 
 
-def _torch_spawn(path: str) -> None:
+def _torch_spawn(door: str) -> None:
     import torch.multiprocessing
 
-    torch.multiprocessing.spawn(_indexed, (path,), nprocs=1)
+    torch.multiprocessing.spawn(_indexed, (door,), nprocs=1)
 
 
-def _indexed(_: int, path: str) -> None:
-    _survivor.worker(path)
+def _indexed(_: int, door: str) -> None:
+    _survivor.worker(door)
 
 
-def _torch_elastic(path: str) -> None:
+def _torch_elastic(door: str) -> None:
     import tempfile
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    argv = command(path)
+    argv = command(door)
     with tempfile.TemporaryDirectory() as home:
         logs = DefaultLogsSpecs(log_dir=home)
         start_processes("worker", argv[0], {0: tuple(argv[1:])}, {0: {}}, logs).wait()
 
 
-def _uvloop(path: str) -> None:
-    cancellable(_asyncio, path, importlib.import_module("uvloop").new_event_loop)
+def _uvloop(door: str) -> None:
+    cancellable(_asyncio, door, importlib.import_module("uvloop").new_event_loop)
 
 
 def _async(work: Callable[[str], Coroutine[Any, Any, Any]]) -> Callable[[str], None]:
-    return lambda path: cancellable(work, path)
+    return lambda door: cancellable(work, door)
 
 
 # name → (needed module, program); asyncio ones can be cancelled
@@ -241,8 +241,8 @@ CANCELLABLE: dict[str, tuple[str, Callable[[str], None]]] = {
     "ours: WorkerExecutor": ("aioelastic", _async(_ours_executor)),
     "asyncio": ("asyncio", _async(_asyncio)),
     "uvloop": ("uvloop", _uvloop),
-    "anyio.run_process": ("anyio", lambda path: _in_scope(_anyio, path)),
-    "anyio.to_process": ("anyio", lambda path: _in_scope(_anyio_function, path)),
+    "anyio.run_process": ("anyio", lambda door: _in_scope(_anyio, door)),
+    "anyio.to_process": ("anyio", lambda door: _in_scope(_anyio_function, door)),
     "trio.run_process": ("trio", _trio),
     "simpervisor": ("simpervisor", _async(_simpervisor)),
     "asyncio + ProcessPoolExecutor": ("concurrent.futures", _async(_executor)),

@@ -1,8 +1,9 @@
 """A worker and its family, for survival.py: each tells the benchmark who it is, then sleeps until it is ended.
 
-python -S _survivor.py PATH worker: the worker, which starts a grandchild, a grandchild in a session of its own, and a
-daemon (fork, setsid, fork, an empty environment). Each connects to the socket PATH, sends its role, and goes on once
-the benchmark, which learns the pid from the kernel (SO_PEERCRED), holds its pidfd. As a function: `worker(PATH)`.
+python -S _survivor.py NAME worker: the worker, which starts a grandchild, a grandchild in a session of its own, and a
+daemon (fork, setsid, fork, an empty environment). Each connects to the abstract socket NAME (unix(7)), sends its role,
+and goes on once the benchmark, which learns the pid from the kernel (SO_PEERCRED), holds its pidfd. As a function:
+`worker(NAME)`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ LIFE = 100  # seconds after which each ends by itself, should the benchmark be k
 ROLES = ("worker", "grandchild", "setsid", "daemon")
 
 
-def tell(path: str, role: str) -> None:
+def tell(name: str, role: str) -> None:
     """Say who we are, and wait until that was understood."""
     signal.alarm(LIFE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-        end.connect(path)
+        end.connect(f"\0{name}")
         end.send(role.encode())
         end.recv(1)
 
@@ -31,26 +32,26 @@ def sleep(*_: object) -> None:
         signal.pause()
 
 
-def daemon(path: str) -> None:
+def daemon(name: str) -> None:
     """What daemon(3) does, and an environment that says nothing of where it came from."""
     if os.fork():
         os._exit(0)
     os.setsid()
     if os.fork():
         os._exit(0)
-    os.execve(sys.executable, [sys.executable, "-S", __file__, path, "tell-daemon"], {})
+    os.execve(sys.executable, [sys.executable, "-S", __file__, name, "tell-daemon"], {})
 
 
-def worker(path: str) -> None:
+def worker(name: str) -> None:
     """The worker itself, also as a function of a pool."""
-    argv = [sys.executable, "-S", os.path.abspath(__file__), path]
+    argv = [sys.executable, "-S", os.path.abspath(__file__), name]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     family = [
         subprocess.Popen([*argv, "grandchild"], **quiet),
         subprocess.Popen([*argv, "setsid"], start_new_session=True, **quiet),
     ]
     subprocess.run([*argv, "daemon"], check=True, **quiet)
-    tell(path, "worker")
+    tell(name, "worker")
     sleep(family)  # which nobody waits for, but which must not be collected
 
 

@@ -66,44 +66,44 @@ def running(argv: list[str], home: Path) -> Iterator[int]:
 
 
 def program(name: str) -> SetUp:
-    return lambda home, path: running(
-        [sys.executable, str(Path(__file__).parent / "_survival_peers.py"), name, path], home
+    return lambda home, door: running(
+        [sys.executable, str(Path(__file__).parent / "_survival_peers.py"), name, door], home
     )
 
 
 def line(*before: str, after: tuple[str, ...] = ()) -> SetUp:
     """A program that runs a command given on its own command line."""
 
-    def start(home: Path, path: str) -> AbstractContextManager[int]:
+    def start(home: Path, door: str) -> AbstractContextManager[int]:
         found = shutil.which(before[0]) or shutil.which(before[0], path=os.path.dirname(sys.executable))
         if found is None:
             raise Absent("is not installed")
-        return running([found, *before[1:], *command(path), *after], home)
+        return running([found, *before[1:], *command(door), *after], home)
 
     return start
 
 
-def _honcho(home: Path, path: str) -> AbstractContextManager[int]:
-    (home / "Procfile").write_text(f"worker: exec {shlex.join(command(path))}\n")
+def _honcho(home: Path, door: str) -> AbstractContextManager[int]:
+    (home / "Procfile").write_text(f"worker: exec {shlex.join(command(door))}\n")
     return running([sys.executable, "-m", "honcho", "start"], home)
 
 
-def _make(home: Path, path: str) -> AbstractContextManager[int]:
+def _make(home: Path, door: str) -> AbstractContextManager[int]:
     if shutil.which("make") is None:
         raise Absent("is not installed")
-    (home / "Makefile").write_text(f"all:\n\t@{shlex.join(command(path))}\n")
+    (home / "Makefile").write_text(f"all:\n\t@{shlex.join(command(door))}\n")
     return running(["make", "-j", "2"], home)
 
 
 @contextmanager
-def _supervisord(home: Path, path: str, options: tuple[str, ...] = ()) -> Iterator[int]:
-    with supervisord(home, command(path), options=options) as one:
+def _supervisord(home: Path, door: str, options: tuple[str, ...] = ()) -> Iterator[int]:
+    with supervisord(home, command(door), options=options) as one:
         yield one.pid
 
 
 @contextmanager
-def _circusd(home: Path, path: str) -> Iterator[int]:
-    with circusd(home, command(path), options=("stop_children = True",)) as one:
+def _circusd(home: Path, door: str) -> Iterator[int]:
+    with circusd(home, command(door), options=("stop_children = True",)) as one:
         yield one.pid
 
 
@@ -115,7 +115,7 @@ SET_UPS: dict[str, tuple[str, SetUp, bool]] = {
     "supervisord": ("supervisor", _supervisord, False),
     "supervisord stopasgroup killasgroup": (
         "supervisor",
-        lambda home, path: _supervisord(home, path, ("stopasgroup = true", "killasgroup = true")),
+        lambda home, door: _supervisord(home, door, ("stopasgroup = true", "killasgroup = true")),
         False,
     ),
     "circusd stop_children": ("circus", _circusd, False),
@@ -195,12 +195,12 @@ def watch(family: dict[str, int], began: float) -> tuple[tuple[str, ...], float]
 def once(set_up: SetUp, signum: int, place: Path) -> Outcome:
     home = place / "home"
     home.mkdir()
-    path = str(home / "door")
+    name = f"aioelastic-survival-{os.urandom(8).hex()}"  # of no file: a path may be too long for unix(7)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-            door.bind(path)
+            door.bind(f"\0{name}")
             door.listen()
-            with set_up(home, path) as pid:
+            with set_up(home, name) as pid:
                 held = [os.pidfd_open(pid)]
                 try:
                     family = gather(door, held[0], home)
