@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import forked, shm
+from .checks import may
 from .child._read import slurp
 from .errors import SpecError
 from .remains import Process, Remains
@@ -43,7 +44,7 @@ class ControlGroups:
             with _one_at_a_time(parent):
                 for old in parent.glob(f"{_NAME}*"):
                     _remove_if_left(old)
-                if not os.access(parent / "cgroup.procs", os.W_OK):
+                if not may(parent / "cgroup.procs", os.W_OK):
                     raise OSError("it may not be written by this user")
                 self.path = parent / f"{_NAME}{run_id}"
                 self.path.mkdir()

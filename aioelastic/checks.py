@@ -21,6 +21,15 @@ PID_MAX = 4_194_304  # the most processes a Linux machine can have (PID_MAX_LIMI
 PREFIX_FIELDS = ("name", "rank", "local_rank", "host", "pid", "attempt", "stream", "time")
 
 
+_BY_EFFECTIVE = os.access in os.supports_effective_ids
+
+
+def may(path: str | os.PathLike[str], mode: int) -> bool:
+    """Whether the system would let this program: access(2) asks for the real user and without capabilities, while
+    open(2) and execve(2) go by the effective ones."""
+    return os.access(path, mode, effective_ids=_BY_EFFECTIVE)
+
+
 class FrozenDict(dict[_K, _V]):
     """A dict that cannot be changed; it pickles, copies and hashes."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import shm
+from .checks import may
 from .outcome import ErrorReport
 
 LIMIT = 1_048_576  # bytes; a traceback is not longer
@@ -26,7 +27,7 @@ def temporary() -> str:
         return os.fspath(tempfile.tempdir) if isinstance(tempfile.tempdir, str) else os.fsdecode(tempfile.tempdir)
     given = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     places = [os.path.abspath(one) for one in (*given, "/tmp", "/var/tmp", "/usr/tmp") if one]
-    return next((one for one in places if os.path.isdir(one) and os.access(one, os.W_OK | os.X_OK)), "/tmp")
+    return next((one for one in places if os.path.isdir(one) and may(one, os.W_OK | os.X_OK)), "/tmp")
 
 
 class ErrorFiles:

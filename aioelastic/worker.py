@@ -219,10 +219,11 @@ class Worker(Correspondent):
         before = Moment(time.monotonic_ns(), time.time())
         try:
             sent = self._process.send_signal(policy.signum)
+            self._stopped_by = policy.signum if sent else None
         except PermissionError:
-            sent = True  # it changed its user; SIGKILL to its group is all that may still work
+            sent = True  # it changed its user: SIGKILL to its group may still work, and how it ends is its own doing
         if sent:  # else it had already ended by itself, which its exit event will tell
-            self._stopped_by, self._stopped = policy.signum, before
+            self._stopped = before
             self._to(Trigger.STOP)
         return True
 
@@ -298,15 +299,15 @@ class Worker(Correspondent):
             return
         before = Moment(time.monotonic_ns(), time.time())
         try:
-            alive = self._process.send_signal(signal.SIGKILL)
+            alive = reached = self._process.send_signal(signal.SIGKILL)
         except PermissionError:
-            alive = True
+            alive, reached = True, self.plan.cgroup is not None
         if not leader_only:
             self._process.signal_group(signal.SIGKILL)
             if self.plan.cgroup is not None:
                 cgroups.kill(self.plan.cgroup)
         if alive:
-            self._stopped_by, self._stopped = signal.SIGKILL, self._stopped or before
+            self._stopped_by, self._stopped = signal.SIGKILL if reached else None, self._stopped or before
             self._to(Trigger.KILL)
             self.keeper.emit(Killed(self.rank, self.pid, self.attempt, time.time()))
 

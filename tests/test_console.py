@@ -32,7 +32,7 @@ from helpers_streams import (
 
 from aioelastic import LINE_LIMIT, Group, Logs, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, SinkTrouble
-from aioelastic.streams import Console, ConsoleTap, _console
+from aioelastic.streams import Console, ConsoleTap, _console, _spill
 
 __all__ = ["gate", "held"]  # fixtures
 
@@ -457,6 +457,33 @@ async def test_spill_again_and_again_keeps_the_order(monkeypatch: pytest.MonkeyP
             await group.wait()
         assert await out.all() == b""
     assert got == b"".join(one + b"\n" for one in LINES) * rounds
+
+
+async def test_a_spill_that_never_runs_empty_stays_small(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """One round is written for each that is read: as much waits always, and no more than twice that is in the file."""
+    monkeypatch.setattr(_console, "HIGH", 100_000)
+    spills: list[Any] = []
+    real = _console.Spill
+    monkeypatch.setattr(_console, "Spill", lambda *args: spills.append(real(*args)) or spills[-1])
+    size, ahead, rounds = len(LINES) * 8, 4, 16
+    with tee_to() as (out, _):
+        script = f"for r in $(seq {ahead + rounds}); do {SEQ}; echo >&2; read x < {gate.path}; done"
+        async with Group(sh(script), logs=Logs(when_full="spill", prefix="", tee=Std.OUT)) as group:
+            feed = group.lines()
+            got = bytearray()
+            for number in range(ahead + rounds):
+                async for line in feed:
+                    if line.stream == "stderr":
+                        break
+                if number >= ahead:
+                    got += await asyncio.to_thread(take, out.read_fd, size)
+                    (spill,) = spills
+                    assert os.fstat(spill._fd).st_size < 2 * (ahead + 1) * size + 2 * _spill.BATCH
+                gate.open()
+            feed.close()
+            got += await asyncio.to_thread(take, out.read_fd, ahead * size)
+            await group.wait()
+    assert got == b"".join(one + b"\n" for one in LINES) * (ahead + rounds)
 
 
 def take(fd: int, size: int) -> bytes:

@@ -618,3 +618,57 @@ for entry in (Command("true"), Function(abs, -1)):
     )
     fields = ["Placement.nice of rank 0", "Placement.oom_score_adj of rank 0", "Placement.limits['CORE'] of rank 0"]
     assert out.splitlines() == [*fields, "True"] * 2
+
+
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+def test_a_stop_that_was_not_permitted_is_not_told_as_the_cause(launcher: str, tmp_path: Path) -> None:
+    """A worker that runs as root since its start is out of reach for its host, and ends as it likes."""
+    setpriv, fifo = shutil.which("setpriv"), tmp_path / "fifo"
+    if setpriv is None or os.geteuid() != 0:
+        pytest.skip("needs root, and setpriv")
+    os.mkfifo(fifo, 0o666)
+    os.chmod(fifo, 0o666)
+    program = str(shutil.copy(setpriv, tmp_path / "setpriv"))
+    os.chmod(program, 0o4755)
+    code = """
+script = "echo up; trap : TERM; read x < \\"$0\\"; exit 3"
+root = Command(sys.argv[1], "--reuid=0", "sh", "-c", script, sys.argv[2])
+def let_go(event):
+    if isinstance(event, events.Stopping):
+        os.close(os.open(sys.argv[2], os.O_WRONLY))
+async def main():
+    given = dict(logs=QUIET, stop=Stop(grace=100), launcher=sys.argv[3], on_event=let_go, check=False)
+    async with Group(root, **given) as group:
+        async for line in group.lines():
+            await group.stop()
+        result = await group.wait()
+    print(result[0].exit.code, result[0].exit.stopped_by, result[0].why.kind)
+asyncio.run(main())
+"""
+    # not CAP_KILL; the others are for the directories that only we may enter
+    caps = "+dac_override,+dac_read_search"
+    before = (setpriv, "--reuid=65534", f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    out = run("from aioelastic import events\n" + code, program, str(fifo), launcher, before=before)
+    if out == "":
+        pytest.skip("needs a file system that has set-user-ID programs")
+    assert out == "3 None exit_code\n"
+
+
+def test_what_a_capability_permits_is_not_refused(tmp_path: Path) -> None:
+    """access(2) asks for the real user, and knows no capabilities: as of a service with AmbientCapabilities."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or os.geteuid() != 0:
+        pytest.skip("needs root, and setpriv")
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    shutil.copy("/bin/echo", mine / "say")
+    (mine / "script").write_text(f"#!{mine}/say\n")
+    (mine / "script").chmod(0o755)
+    code = """
+for words in (["say", "by PATH"], [sys.argv[1] + "/say", "by name"], ["script"]):
+    command = Command(*words, env={"PATH": sys.argv[1]}, cwd=sys.argv[1])
+    print(asyncio.run(supervise(command, logs=QUIET))[0].stdout, end="")
+"""
+    caps = "+dac_override,+dac_read_search"
+    before = (setpriv, "--reuid=65534", f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    assert run(code, str(mine), before=before) == f"by PATH\nby name\n{mine}/script\n"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from ..checks import may
 from ..errors import SpecError
 
 _PATIENCE = 10.0  # seconds for one to say what it is
@@ -37,7 +38,7 @@ def python() -> str:
 
 
 def _may_run(path: str) -> bool:
-    return os.access(path, os.X_OK) and not os.path.isdir(path)
+    return may(path, os.X_OK) and not os.path.isdir(path)
 
 
 def _others() -> Iterator[str]:

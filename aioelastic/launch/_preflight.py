@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import stat
 import struct
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..borrowed import kind_of
+from ..checks import may
 from ..entry import Command, Function
 from ..errors import SpecError
 from ..shown import shown
@@ -186,7 +186,7 @@ def _check_cwd(worker: WorkerPlan) -> None:
         raise SpecError(who, worker.cwd, "does not exist", "make it first, or leave cwd out")
     if not os.path.isdir(worker.cwd):
         raise SpecError(who, worker.cwd, "is not a directory", "name a directory")
-    if not os.access(worker.cwd, os.X_OK):
+    if not may(worker.cwd, os.X_OK):
         raise SpecError(who, worker.cwd, "may not be entered by this user", "check its permissions")
 
 
@@ -199,7 +199,8 @@ def _program(worker: WorkerPlan, path: str | None) -> str:
         # relative entries are looked up from where the worker starts, as execvp(3) does after the chdir(2)
         entries = (path if path is not None else os.defpath).split(os.pathsep)
         here = os.path.abspath(worker.cwd or ".") if not all(map(os.path.isabs, entries)) else ""
-        which = shutil.which(name, path=os.pathsep.join(os.path.join(here, one) for one in entries))
+        places = (os.path.join(here, one, name) for one in entries)
+        which = next((one for one in places if may(one, os.X_OK) and not os.path.isdir(one)), None)
         if which is None:
             raise SpecError(field, name, "was not found on the worker's PATH", _suggest(name), status=127)
         found = which
@@ -213,7 +214,7 @@ def _program(worker: WorkerPlan, path: str | None) -> str:
         raise SpecError(field, name, "is a directory", "give the program inside it", status=126)
     if not stat.S_ISREG(mode):
         raise SpecError(field, name, "is not a regular file", "give the path of a program", status=126)
-    if not os.access(file, os.X_OK):
+    if not may(file, os.X_OK):
         remedy = f"run `chmod +x {name}`, or name its interpreter first"
         raise SpecError(field, name, "is not executable by this user", remedy, status=126)
     _check_format(field, file)
@@ -246,7 +247,7 @@ def _check_format(field: str, file: str) -> None:
         if not os.path.exists(interpreter):
             problem = f"names an interpreter that does not exist, {interpreter!r}"
             raise SpecError(field, file, problem, "mend its first line", status=126)
-        if os.path.isdir(interpreter) or not os.access(interpreter, os.X_OK):
+        if os.path.isdir(interpreter) or not may(interpreter, os.X_OK):
             problem = f"names an interpreter that is not a program, {interpreter!r}"
             raise SpecError(field, file, problem, "mend its first line", status=126)
     elif not _binfmt():

@@ -135,10 +135,27 @@ class Spill:
             records.append((source, data[middle - prefix : middle], data[middle:end], cost, gap))
             at = end
         self._begin += at
+        if self._begin > max(self._end - self._begin, BATCH):
+            self._move()
         return records
 
-    def _read(self, size: int) -> bytes:
+    def _move(self) -> None:
+        """To the file's beginning with what waits: the file stays below twice that, however long nobody catches up."""
+        size = self._end - self._begin
+        try:
+            for at in range(0, size, BATCH):  # to where nothing waits: if it fails, all is as it was
+                data = memoryview(self._read(min(BATCH, size - at), at))
+                while data:
+                    sent = os.pwrite(self._fd, data, at)
+                    data, at = data[sent:], at + sent
+            os.ftruncate(self._fd, size)
+        except OSError:
+            return
+        self._begin, self._end = 0, size
+
+    def _read(self, size: int, at: int = 0) -> bytes:
+        """So many bytes from `at` of what waits."""
         out = b""
         while len(out) < size:
-            out += os.pread(self._fd, size - len(out), self._begin + len(out))
+            out += os.pread(self._fd, size - len(out), self._begin + at + len(out))
         return out

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .. import forked
+from ..checks import may
 from ..child import _mark
 from ..child._read import slurp
 from ..remains import Process
@@ -378,7 +379,7 @@ def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int
 
 
 def _readable(pid: int) -> bool:
-    return os.access(f"/proc/{pid}/environ", os.R_OK)
+    return may(f"/proc/{pid}/environ", os.R_OK)
 
 
 def _lineage(pid: int, tag: bytes) -> tuple[str, ...]:
