@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ import pytest
 from helpers import no_descriptors_left, until
 
 from aioelastic import SpecError, sharing
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: a socket's name has 107 bytes (unix(7)), and TMPDIR may be deep."""
+    with tempfile.TemporaryDirectory(prefix="socket-", dir="/tmp") as name:
+        yield Path(name)
+
 
 HOUSE = str(Path(sharing.__file__).parents[2])
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jobs
 import pytest
-from helpers import QUIET, alive, gone, py, sh, stopped_itself
+from helpers import QUIET, alive, gone, py, sh, stopped_itself, until
 
 from aioelastic import Command, Function, Group, Logs, Restart, SpecError, Std, Stop, supervise
 from aioelastic.events import Event, Exited, SinkTrouble, Spawned
 from aioelastic.launch import end_helpers
-from aioelastic.shm import sweep
+from aioelastic.shm import has_left, sweep
 from aioelastic.testing import (
     Program,
     Recorder,
@@ -383,7 +383,7 @@ def test_a_supervisor_that_cannot_print(stdout: str) -> None:
         assert program.errors.count("world") == 2
 
 
-def test_a_supervisor_in_a_namespace_of_its_own() -> None:
+async def test_a_supervisor_in_a_namespace_of_its_own() -> None:
     try:
         before = pid_namespace()
     except Unavailable as exc:
@@ -392,7 +392,8 @@ def test_a_supervisor_in_a_namespace_of_its_own() -> None:
         assert program.line("pid") == "1"
         first, second = program.line("workers").split()
         assert int(first) < int(second) < 100
-    sweep(tempfile.gettempdir())  # nobody was left to do it: what the next program does
+    # nobody was left to do it: what the next program does, once that first process is gone
+    await until(lambda: not sweep(tempfile.gettempdir()) and not has_left(tempfile.gettempdir(), 1))
 
 
 # --- the mark ---
