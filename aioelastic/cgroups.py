@@ -156,7 +156,9 @@ async def end(path: Path, patience: Patience, bound: float) -> bool:
         changes.register(fd, select.EPOLLPRI)  # what changed since it was read last: never asked for in vain
         loop.add_reader(changes.fileno(), patience.notice)
         kill(path)
-        return await patience.until(lambda: b"populated 1" not in os.pread(fd, 4096, 0), bound, grace=False)
+        return await patience.until(
+            lambda: b"populated 1" not in os.pread(fd, 4096, 0), bound, grace=False, late=patience.SWEPT
+        )
     finally:
         loop.remove_reader(changes.fileno())
         changes.close()

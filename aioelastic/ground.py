@@ -46,17 +46,15 @@ from .report import ErrorFiles, read_report
 from .sinks import Sinks
 from .spec import GroupSpec
 from .stacks import Stacks
-from .stop import Patience
+from .stop import LOOK, Patience
 from .streams import FileThread
-from .thread import HelperThread, completed, insist
+from .thread import NO_ANSWER, TAKE_BACK, HelperThread, completed
 from .watch import Census, Poller
 from .why import Evidence
 from .witness import Witness
 
 if TYPE_CHECKING:
     from .worker import Worker
-
-TAKE_BACK = 1.0  # seconds for a helper thread to end when nothing was started
 
 
 class Ground:
@@ -112,7 +110,7 @@ class Ground:
             patience = Patience()
             await self.sinks.close(patience, TAKE_BACK)
             with contextlib.suppress(SpecError):  # no thread could be started: then there is nothing to remove
-                await insist(self._proc.submit(self._close_error_files))
+                self._proc.put(self._close_error_files)
             for thread in (self._files, self._proc):
                 await _ended(thread, patience, TAKE_BACK)
             self._release()
@@ -121,12 +119,12 @@ class Ground:
             raise
         return planned
 
-    async def again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:
+    def again(self, attempt: int, ranks: Container[int] | None) -> asyncio.Future[LaunchPlan]:
         """The plan of a later attempt: of these ranks, or of all of them, on a port of its own.
 
         Programs are those that the first attempt has found. Should one be gone, the system will say so.
         """
-        return await completed(self._proc.submit(lambda: self._prepare_again(attempt, ranks)))
+        return self._proc.submit(lambda: self._prepare_again(attempt, ranks))
 
     def disown(self) -> list[int]:
         """See `forked`: what it stands on has each its own; its loop is told by this."""
@@ -147,7 +145,7 @@ class Ground:
             raise OSError("they were started by a launcher of the caller's")
         return self._launchers.left()
 
-    async def left(self, pids: Collection[int]) -> list[Remains]:
+    async def left(self, pids: Collection[int], found: Collection[Remains], within: float) -> list[Remains]:
         """What is left beside processes: ports, names of shared memory, GPU memory of those that there were; and what
         only its control group knows of."""
 
@@ -155,18 +153,21 @@ class Ground:
             there = [one for cgroups in self._cgroups.values() for one in cgroups.left()]
             return [*there, *ports_left(self._spec.ports), *names_left(), *gpus_left(self._gpus(), pids)]
 
-        return await insist(self._proc.submit(look))
+        unknown = Remains("unproven", f"whether ports, names or memory are left is not known: {NO_ANSWER}")
+        left = await self._proc.known(self._proc.submit(look), within, [unknown])
+        known = {one.pid for one in found if one.kind == "process"}
+        return [one for one in left if one.kind != "process" or one.pid not in known]
 
     async def close(self, patience: Patience, bound: float, ended_badly: Collection[Worker]) -> dict[Worker, Evidence]:
         """Flush what is queued, each within `bound` seconds; returns what there is about those that ended badly."""
         found: dict[Worker, Evidence] = {}
-        await self.stacks.close()
+        await self.stacks.close(patience.left())
         await self.sinks.close(patience, bound)
         if await _ended(self._files, patience, bound):
             try:
-                found = await insist(self.evidence(ended_badly))
+                found = await self.evidence(ended_badly, patience.left())
             finally:
-                await insist(self._proc.submit(self._close_error_files))
+                await self._proc.known(self._proc.submit(self._close_error_files), patience.left(), None)
         else:  # then do not touch that disk any more
             self._files.abandoned = True
             words = "a write hangs in the kernel; its thread was left behind"
@@ -175,9 +176,9 @@ class Ground:
         self._release()
         return found
 
-    def evidence(self, ended_badly: Collection[Worker]) -> asyncio.Future[dict[Worker, Evidence]]:
+    async def evidence(self, ended_badly: Collection[Worker], within: float = LOOK) -> dict[Worker, Evidence]:
         """What they wrote about themselves, and what was seen from outside."""
-        return self._proc.submit(lambda: self._find(ended_badly))
+        return await self._proc.known(self._proc.submit(lambda: self._find(ended_badly)), within, {})
 
     def _prepare(self, run_id: str, state: HostState | None) -> LaunchPlan:
         """All that looks at the machine; in the helper thread, since a file system may be slow."""
@@ -326,4 +327,4 @@ def _no_descriptor(exc: OSError) -> SpecError:
 async def _ended(thread: HelperThread, patience: Patience, bound: float) -> bool:
     ended = thread.end()
     ended.add_done_callback(lambda _: patience.notice())
-    return await patience.until(ended.done, bound, grace=False)
+    return await patience.until(ended.done, bound, grace=False, late=patience.CLOSED)

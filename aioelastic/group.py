@@ -192,7 +192,8 @@ class Group(forked.Owned):
         return result
 
     async def stop(self) -> GroupResult:
-        """Stop all workers, in reverse order, and wait for the end. They count as stopped by us."""
+        """Stop all workers, in reverse order, and wait for the end: `Stop` says how long that takes at most. They count
+        as stopped by us."""
         self.check_ours()
         self.begin_stop("stopped")
         return await self.wait()
@@ -406,8 +407,7 @@ class Group(forked.Owned):
         remains = await clear(self.census, self.run_id, ground.adopted, passes.patience, self.stop_policy, self.leaked)
         pids = {one.pid for one in self._leaked}
         pids.update(one.pid for one in (*passes.ended, *passes.workers) if one.pid is not None)
-        known = {one.pid for one in remains if one.kind == "process"}
-        remains += [one for one in await ground.left(pids) if one.kind != "process" or one.pid not in known]
+        remains += await ground.left(pids, remains, passes.patience.left())
         ended_badly = [
             w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
         ]

@@ -112,10 +112,15 @@ class Passes:
 
     def stop_all(self) -> None:
         """Start to stop all workers, in reverse order; no new attempt begins once the group says it is stopping."""
+        running = [one for one in self.workers if one.state is State.RUNNING]
+        policy = self._host.stop_policy
         if self._halted is not None and not self._halted.done() and self._host.is_stopping():
             self._halted.set_result(None)
-        running = [one for one in self.workers if one.state is State.RUNNING]
-        if not running or not self._host.stop_policy.dump:
+            dump = BOUND if policy.dump and running else 0.0
+            deadline = self._host.loop.time() + dump + policy.grace + policy.bound
+            for patience in (self.patience, *(one.patience for one in self.workers)):
+                patience.limit(deadline)
+        if not running or not policy.dump:
             self._stop_now()
         elif self._dump is None:
             self._busy += 1
@@ -229,7 +234,7 @@ class Passes:
         self._look()
 
     async def _one_again(self, old: Worker) -> None:
-        find = partial(_stop.strays_of, self._host.census, old.owner)
+        find = partial(_stop.strays_of, self._host.census, old.patience, old.owner)
         await self._sweep(find, old.patience, partial(self._host.leaked, worker=old))
         plan = await self._prepare(old.attempt + 1, (old.rank,))
         if plan is not None:
@@ -241,7 +246,7 @@ class Passes:
             self._blocked = True
             self._host.begin_stop("failed")
             return
-        find = partial(_stop.strays_of, self._host.census, self._host.run_id)
+        find = partial(_stop.strays_of, self._host.census, self.patience, self._host.run_id)
         await self._sweep(find, self.patience, partial(self._host.leaked, worker=None))
         plan = await self._prepare(old[0].attempt + 1, None)
         if plan is not None:
@@ -261,14 +266,20 @@ class Passes:
         """The plan and the files of a new attempt. None: the group is being stopped."""
         if self._host.is_stopping():
             return None
-        plan = await self._ground.again(attempt, ranks)
-        if not self._host.is_stopping():
-            files = self._ground.sinks.again(plan)
-            if files is not None:
-                assert self._halted is not None
-                # a disk that hangs must not keep us from stopping
-                await asyncio.wait({files, self._halted}, return_when=asyncio.FIRST_COMPLETED)
+        # a file system that hangs must not keep us from stopping
+        planned = self._ground.again(attempt, ranks)
+        await self._or_halted(planned)
+        if self._host.is_stopping():
+            return None
+        plan = planned.result()
+        files = self._ground.sinks.again(plan)
+        if files is not None:
+            await self._or_halted(files)
         return None if self._host.is_stopping() else plan
+
+    async def _or_halted(self, work: asyncio.Future[Any]) -> None:
+        assert self._halted is not None
+        await asyncio.wait({work, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _replace(self, old: list[Worker], plan: LaunchPlan) -> None:
         for one in old:

@@ -23,7 +23,7 @@ from .spec import GroupSpec, Std
 from .stop import Patience
 from .streams import FileSink, Tap
 from .tasks import Body, Limits, Line, Slot, Task, settle
-from .thread import finished, insist
+from .thread import finished
 from .why import Evidence
 from .worker import Worker
 
@@ -434,7 +434,7 @@ class Pool(forked.Owned):
             self._gone(self._slots[worker])
 
     async def _examine(self, worker: Worker) -> None:
-        found = await insist(self._ground.evidence([worker]))
+        found = await self._ground.evidence([worker])
         self._gone(self._slots[worker], found=found.get(worker))
 
     def leaked(self, process: Process, worker: Worker | None) -> None:

@@ -13,7 +13,6 @@ from .errors import SpecError
 from .outcome import Result
 from .remains import Process, Remains
 from .stop import Patience, sweep
-from .thread import insist
 from .watch import Census, Left, Stray, describe, socket_holders
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ async def clear(
 
     async def find() -> list[Stray]:
         nonlocal left
-        left = await insist(census.left(run_id, adopted))
-        return await insist(census.catch(left.ours))
+        left = await census.left(run_id, adopted, patience.left())
+        return await census.catch(left.ours, patience.left())
 
     if stop.scope == "leader":
         there = await find()

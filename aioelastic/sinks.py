@@ -148,11 +148,14 @@ class Sinks:
         while self._consoles:
             _, console = self._consoles.popitem()
             await console.leave(patience, bound)
-        for sink in self._files.values():
-            sink.close()
-        for merged in self._matched.values():
-            for sink in merged:
-                sink.close()
+        if self._logs.dir is not None:
+            self._thread.flush()
+            self._thread.put(self._shut)  # of those, too, that are still being made
+
+    def _shut(self) -> None:
+        for sinks in (self._files.values(), *self._matched.values()):
+            for sink in sinks:
+                sink.shut()
 
     def _prefix(self, worker: Worker, std: Std, colour: bool) -> Callable[[float], bytes]:
         fields: dict[str, Any] = {

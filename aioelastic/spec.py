@@ -206,7 +206,8 @@ class Logs:
 class Stop:
     """How workers are stopped: a signal, a time to obey it, then SIGKILL, then a bounded wait.
 
-    Each worker has the whole grace for itself. A worker that ends early ends its own grace.
+    Each worker has the whole grace for itself. A worker that ends early ends its own grace. `Group.stop()` returns
+    within grace + bound + 1 s (and the 2 s of a dump), whatever hangs: what is not known by then is told so.
 
     Args:
         signal: the polite signal, by number, member or name (`"SIGINT"`, `"INT"`, `"SIGRTMIN+3"`).

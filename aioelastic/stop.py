@@ -1,12 +1,14 @@
 """How a worker is ended, and what it leaves behind too: signal → wait → kill → bounded wait → say what would not die.
 
 Coroutines that the exit itself cuts short. Their only clock is the loop's. Being cancelled (the loop shuts down)
-does not make them leave anything running: it makes them skip the grace.
+does not make them leave anything running: it makes them skip the grace. A stop has one deadline, grace and bound after
+it began, for all that is waited for (`Patience.limit`); what is not known by then is told as not known.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING
 from . import forked
 from .lifecycle import State
 from .remains import Process
-from .thread import insist
 from .watch import Stray
 
 if TYPE_CHECKING:
@@ -27,13 +28,23 @@ if TYPE_CHECKING:
 # After a worker's grace its process group gets the polite signal too, and this many seconds (or the grace, if that
 # is less) before SIGKILL: time for the children of a wrapper that swallowed the signal.
 GROUP_GRACE = 2.0
+LOOK = 5.0  # seconds that a look at the system may take while there is no deadline
+LEAST = 0.02  # ... and how many each has in any case
 
 
 class Patience:
-    """Waiting that a notice, a time limit, or impatience (`hurry()`) ends, whichever comes first."""
+    """Waiting that a notice, a time limit, or impatience (`hurry()`) ends, whichever comes first.
+
+    Attributes:
+        KILLED, SWEPT, CLOSED: seconds after the deadline of a stop by which SIGKILL has ended workers, what they left
+            behind is swept, and all is closed: a loop that is late costs nobody the last look.
+    """
+
+    KILLED, SWEPT, CLOSED = 0.2, 0.5, 0.85
 
     def __init__(self) -> None:
         self.hurried = False
+        self._deadline = math.inf
         self._waiter: asyncio.Future[None] | None = None
 
     def hurry(self) -> None:
@@ -41,16 +52,36 @@ class Patience:
         self.hurried = True
         self.notice()
 
+    def limit(self, deadline: float) -> None:
+        """A stop has begun, which ends at that moment of the loop's clock, whatever is still waited for then."""
+        self._deadline = min(self._deadline, deadline)
+        self.notice()
+
+    def left(self, late: float = CLOSED, most: float = LOOK) -> float:
+        """Seconds that a look may take: at most so many, and not more than `late` after the deadline."""
+        if self._deadline == math.inf:
+            return most
+        return max(min(self._deadline + late - asyncio.get_running_loop().time(), most), LEAST)
+
+    def is_over(self, late: float = 0.0) -> bool:
+        """Whether the stop should have ended by now."""
+        return asyncio.get_running_loop().time() >= self._deadline + late
+
     def notice(self) -> None:
         """What was waited for may have happened: look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def until(self, done: Callable[[], bool], seconds: float, grace: bool = True) -> bool:
-        """Wait for `done()`, asked after each `notice()`. False: time is over, or it is a `grace` and we hurry."""
+    async def until(self, done: Callable[[], bool], seconds: float, grace: bool = True, late: float = 0.0) -> bool:
+        """Wait for `done()`, asked after each `notice()`. False: time is over, or it is a `grace` and we hurry.
+
+        Args:
+            late: seconds after the deadline of the stop that it may still take.
+        """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
+        now = loop.time()
         while not done():
+            deadline = min(now + seconds, max(self._deadline + late, now + LEAST))
             if (grace and self.hurried) or loop.time() >= deadline:
                 return False
             self._waiter = loop.create_future()
@@ -93,28 +124,31 @@ async def cascade(worker: Worker, stop: Stop, census: Census) -> None:
         if await patience.until(worker.has_exited, stop.grace):
             return
         if stop.scope == "leader_then_group" and not patience.hurried:
-            others = (await insist(census.take())).of(worker.owner, worker.pid)
+            others = (await census.take(patience.left(most=stop.bound / 4))).of(worker.owner, worker.pid)
             if others and not worker.has_exited():
                 worker.trail.stage = "group"
                 worker.signal_group(stop.signum)
-                await patience.until(worker.has_exited, min(stop.grace, GROUP_GRACE))
+                # the rest of the bound is for SIGKILL
+                await patience.until(worker.has_exited, min(stop.grace, GROUP_GRACE, stop.bound / 2))
     if worker.has_exited():
         return
     stage: Stage = "hurried" if patience.hurried else "grace_over" if stop.grace > 0 else "at_once"
     worker.kill(leader_only=stop.scope == "leader")
     if worker.state is State.KILLING:
         worker.trail.stage = stage
-    if not await patience.until(worker.has_exited, stop.bound, grace=False):
+    if not await patience.until(worker.has_exited, stop.bound, grace=False, late=patience.KILLED):
         if worker.pid is None:  # no process of ours
             worker.give_up("?", "")
         else:
-            worker.give_up(*await insist(census.look(worker.pid)))
+            worker.give_up(*await census.look(worker.pid, patience.left(patience.SWEPT)))
 
 
-async def strays_of(census: Census, owner: str, leader: int | None = None, ended: int | None = None) -> list[Stray]:
+async def strays_of(
+    census: Census, patience: Patience, owner: str, leader: int | None = None, ended: int | None = None
+) -> list[Stray]:
     """The processes that carry `owner` in their lineage or were in the session of `leader`; to be closed."""
-    found = (await insist(census.take())).of(owner, leader, ended)
-    return await insist(census.catch(found)) if found else []
+    found = (await census.take(patience.left(patience.SWEPT))).of(owner, leader, ended)
+    return await census.catch(found, patience.left(patience.SWEPT)) if found else []
 
 
 async def sweep(
@@ -154,12 +188,12 @@ async def sweep(
                 # a stopped process obeys nothing but SIGKILL until it is continued
                 one.signal(signal.SIGCONT)
             wait = stop.grace if polite else max(deadline - loop.time(), 0.0)
-            await patience.until(partial(_all_in, strays, gone), wait, grace=polite)
+            await patience.until(partial(_all_in, strays, gone), wait, grace=polite, late=patience.SWEPT)
         finally:
             for one in strays:
                 one.close(loop)
         polite = polite and len(gone) == len(strays) and not patience.hurried
-        if loop.time() >= deadline:
+        if loop.time() >= deadline or patience.is_over(patience.SWEPT):
             return [one for one in strays if one.pid not in gone]
     return []
 

@@ -17,12 +17,16 @@ from .errors import SpecError
 
 T = TypeVar("T")
 GATHER = 0.002  # seconds
+TAKE_BACK = 1.0  # seconds for what a cancelled opening has begun
+STUCK = 0.25  # seconds after which a job is slow enough that others are done beside it
+NO_ANSWER = "the system did not answer in time"
 
 
 class HelperThread:
     """Does jobs in the order in which they were given; asleep when there are none; started by the first; survives them.
 
-    A thread of our own, never the loop's default executor: that one is the caller's, and its threads outlive us.
+    A thread of our own, never the loop's default executor: that one is the caller's, and its threads outlive us. A job
+    that hangs in the kernel cannot be ended: it keeps its thread, and another one does the rest (`known`).
 
     Args:
         loop: where results are told.
@@ -33,9 +37,11 @@ class HelperThread:
         self.loop = loop
         self._name = name
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # None: there is none, or it is to end
+        self._owner: threading.Thread | None = None  # of the jobs: the last one that was begun
         self._news: list[tuple[Callable[..., object], tuple[Any, ...]]] = []  # the thread's own
         self._news_since = 0.0
+        self._began: float | None = None  # when the job that is being done was begun
         self._lost = False
         forked.register(self)
 
@@ -48,13 +54,7 @@ class HelperThread:
         if self._lost:
             return
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as exc:
-                remedy = "raise `ulimit -u`, or pids.max of the control group"
-                raise SpecError("thread", self._name, f"cannot be had: {exc}", remedy) from None
-            self._thread = thread
+            self._begin()
         self._jobs.put(job)
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -75,8 +75,27 @@ class HelperThread:
         self.put(job)
         return future
 
+    async def known(self, future: asyncio.Future[T], within: float, otherwise: T) -> T:
+        """What a job finds out, waited for even while we are being cancelled; `otherwise` if that is not known within
+        so many seconds. What the thread does then, it may go on to do, and another does what comes after it."""
+        if await settled(future, within):
+            return future.result()
+        self.relieve()
+        return otherwise
+
+    def relieve(self) -> None:
+        """If the job that is being done hangs, let another thread do the rest."""
+        if self._thread is not None and self._began is not None and time.monotonic() - self._began > STUCK:
+            with contextlib.suppress(SpecError):  # then the rest is not known either
+                self._begin()
+                self._jobs.put(_nothing)  # what earlier jobs have told is delivered after one
+
     def tell(self, callback: Callable[..., object], *args: Any) -> None:
         """From a job: call on the loop. What several jobs tell within 2 ms wakes the loop once."""
+        if self._owner is not threading.current_thread():  # it was relieved
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self.loop.call_soon_threadsafe(callback, *args)
+            return
         if not self._news:
             self._news_since = time.monotonic()
         self._news.append((callback, args))
@@ -89,7 +108,7 @@ class HelperThread:
         if thread is None:
             ended.set_result(None)
         else:
-            self._jobs.put(lambda: self._last(thread, ended))
+            self._jobs.put(lambda: self._last(ended))
             self._jobs.put(None)
         return ended
 
@@ -98,18 +117,34 @@ class HelperThread:
         self._lost, self._thread = True, None
         return []
 
-    def _last(self, thread: threading.Thread, ended: asyncio.Future[None]) -> None:
-        self.tell(_ended, thread, ended)
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        before, self._owner = self._owner, thread
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            self._owner = before
+            remedy = "raise `ulimit -u`, or pids.max of the control group"
+            raise SpecError("thread", self._name, f"cannot be had: {exc}", remedy) from None
+        self._thread = thread
+
+    def _last(self, ended: asyncio.Future[None]) -> None:
+        self.tell(_ended, threading.current_thread(), ended)
         self._news_since = 0.0  # nothing comes after it
 
     def _run(self) -> None:
         with contextlib.suppress(OSError), open("/proc/thread-self/comm", "w") as file:
             file.write(self._name)  # Python itself tells the kernel from 3.14 on
+        me = threading.current_thread()
         while (job := self._jobs.get()) is not None:
+            self._began = time.monotonic()
             try:
                 job()
             except BaseException as exc:  # whatever is wrong with this one: the thread has others to do
                 self.tell(self._failed, job, exc)
+            if self._owner is not me:  # it took so long that another does the rest
+                return
+            self._began = None
             if self._news and (self._jobs.empty() or time.monotonic() - self._news_since > GATHER):
                 news, self._news = self._news, []
                 try:
@@ -146,13 +181,30 @@ async def finished(future: asyncio.Future[Any]) -> None:
 
 
 async def completed(future: asyncio.Future[T]) -> T:
-    """The result of what cannot be taken back; see `finished`."""
+    """The result of what cannot be taken back. A cancellation is raised when it is done, or `TAKE_BACK` later: what
+    tidies up behind it is a job of the same thread, and so is done after it whatever happens."""
     try:
-        await finished(future)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
-        future.exception()  # seen
+        _check(future.get_loop())
+        future.add_done_callback(_seen)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({future}, timeout=TAKE_BACK)
         raise
-    return future.result()
+
+
+async def settled(future: asyncio.Future[Any], within: float) -> bool:
+    """Wait for `future` even while we are being cancelled, for so many seconds. Whether it is done."""
+    loop = future.get_loop()
+    until = loop.time() + within
+    while not future.done():
+        _check(loop)
+        if loop.time() >= until:
+            future.add_done_callback(_seen)
+            return False
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({future}, timeout=until - loop.time())
+    return True
 
 
 async def insist(future: asyncio.Future[T]) -> T:
@@ -197,6 +249,15 @@ def raise_soon(exc: BaseException) -> None:
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:
     thread.join()  # it has nothing left to do but return
     _settle(ended, None, None)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _settle_by(waiter: asyncio.Future[None], _: asyncio.Future[Any]) -> None:

@@ -24,7 +24,6 @@ from .remains import Process, Unkillable
 from .replies import Correspondent, Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail
-from .thread import insist
 from .watch import ticks_now
 
 
@@ -216,6 +215,7 @@ class Worker(Correspondent):
         assert self._process is not None
         self._to_stop = True
         policy = self.keeper.stop_policy
+        self.patience.limit(self.keeper.loop.time() + policy.grace + policy.bound)
         before = Moment(time.monotonic_ns(), time.time())
         try:
             sent = self._process.send_signal(policy.signum)
@@ -333,16 +333,17 @@ class Worker(Correspondent):
             policy = keeper.stop_policy
             if self.exit is not None and self.exit.stopped_by == signal.SIGKILL:
                 policy = replace(policy, grace=0)  # their leader used it up
-            find = partial(_stop.strays_of, keeper.census, self.owner, self.pid, self._ended_ticks)
+            find = partial(_stop.strays_of, keeper.census, self.patience, self.owner, self.pid, self._ended_ticks)
             await _stop.sweep(find, self.patience, policy, self._found)
             if self.plan.cgroup is not None:  # what could not be found by anything else
                 for one in cgroups.members(self.plan.cgroup):
                     self._found(one)
                 await cgroups.end(self.plan.cgroup, self.patience, policy.bound)
-        if not await self.patience.until(self._all_over, keeper.logs.drain, grace=False):
+        if not await self.patience.until(self._all_over, keeper.logs.drain, grace=False, late=self.patience.SWEPT):
             still_open = {std: pump for std, pump in self._pumps.items() if not pump.finish()}
             if still_open:
-                held = await insist(keeper.census.holders([pump.fd for pump in still_open.values()]))
+                pipes = [pump.fd for pump in still_open.values()]
+                held = await keeper.census.holders(pipes, self.patience.left(self.patience.SWEPT))
                 for std, pump in still_open.items():
                     self._holders[std] = held.get(pump.fd, ())
                     pump.close()

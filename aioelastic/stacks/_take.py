@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..child._stacks import SIGNAL
 from ..shown import printable, told
 from ..streams import iso_time
-from ..thread import HelperThread, insist
+from ..thread import HelperThread, settled
 from ..watch import Poller
 from ._changes import Changes
 from ._look import Mute, Offer, look
@@ -74,12 +74,12 @@ class Stacks:
             await asyncio.wait(others, timeout=max(until - self._loop.time(), 0))
         return {rank: _text(task, bound) for rank, task in asked.items()}
 
-    async def close(self) -> None:
-        """All workers are over: so is this."""
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await insist(asyncio.gather(*self._tasks, return_exceptions=True))
+    async def close(self, within: float) -> None:
+        """All workers are over: so is this, within so many seconds."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await settled(asyncio.gather(*self._tasks, return_exceptions=True), within)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

@@ -104,16 +104,16 @@ class Console:
     async def leave(self, patience: Patience, bound: float) -> None:
         """See to it that all that was given so far is written, then let go.
 
-        Waits as long as there is progress every `bound` seconds, or half a second in all in a hurry. What is not
-        written then is counted as lost and told.
+        Waits as long as there is progress every `bound` seconds, to the deadline of a stop, or half a second in all in
+        a hurry. What is not written then is counted as lost and told.
         """
         self._waiting = patience.notice
         before = -1
-        while not self._reached() and not patience.hurried and self.given > before:
+        while not self._reached() and not patience.hurried and not patience.is_over() and self.given > before:
             before = self.given
             await patience.until(partial(self._reached, before), bound)
         if not self._reached() and patience.hurried:
-            await patience.until(self._reached, HURRIED, grace=False)
+            await patience.until(self._reached, HURRIED, grace=False, late=patience.SWEPT)
         self._waiting = None
         target, self._target = self._target, None
         if target is not None and (missing := target.give_up(self)):
@@ -131,7 +131,7 @@ class Console:
         for one in ended:
             one.add_done_callback(lambda _: patience.notice())
         # if one hangs in a write, it is left behind
-        await patience.until(lambda: all(one.done() for one in ended), HURRIED, grace=False)
+        await patience.until(lambda: all(one.done() for one in ended), HURRIED, grace=False, late=patience.SWEPT)
 
     def write(
         self, parts: Parts, pump: Pump | None, source: int = 0, prefix: bytes = b"", continued: bool = False

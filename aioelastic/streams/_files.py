@@ -152,7 +152,7 @@ class FileSink:
     def close(self) -> None:
         """Close the file after its last byte."""
         self._writer.flush()
-        self._writer.put(self._shut)
+        self._writer.put(self.shut)
 
     def store(self, batch: list[bytes]) -> None:
         """In the thread: write them. Does not raise: the thread has other files too."""
@@ -186,7 +186,7 @@ class FileSink:
             self._told_lost = self._lost
             self._writer.tell(self._on_trouble, self.name, words, self._lost)
 
-    def _shut(self) -> None:
+    def shut(self) -> None:
         self._over = True
         if self.path is not None:
             self._drop()

@@ -20,7 +20,7 @@ from ..checks import may
 from ..child import _mark
 from ..child._read import slurp
 from ..remains import Process
-from ..thread import HelperThread
+from ..thread import NO_ANSWER, HelperThread
 
 LOOKS = 3
 EXEC_LOOKS = 30  # with the pauses between them, about 40 ms: an execve(2) takes less
@@ -81,7 +81,11 @@ def ticks_now() -> int:
 
 
 class Census:
-    """Looks through /proc for a whole group: questions asked while one look is under way share the next."""
+    """Looks through /proc for a whole group: questions asked while one look is under way share the next.
+
+    Each answer is waited for within so many seconds, through cancellations. A process that hangs a look (its memory is
+    locked by a page fault on a file system that does not answer) is left out of the later ones, and told as a doubt.
+    """
 
     def __init__(self, thread: HelperThread, tag: str) -> None:
         self._thread = thread
@@ -91,7 +95,9 @@ class Census:
         self._marks: dict[int, str] = {}
         self._spared = 0
         self._next: asyncio.Future[Snapshot] | None = None
-        self._looking = False
+        self._looking: asyncio.Future[Snapshot] | None = None
+        self._reading = 0  # the process that is being looked at
+        self._avoided: set[int] = set()
         with _lock:
             _all.add(self)
 
@@ -113,23 +119,27 @@ class Census:
         """A mark counts for nothing there: a guardian carries that of a worker while it starts it."""
         self._spared = session
 
-    def take(self) -> asyncio.Future[Snapshot]:
-        """A snapshot that begins after this call."""
+    async def take(self, within: float) -> Snapshot:
+        """A snapshot that begins after this call; an empty one if none is had in time."""
         asked = self._next
         if asked is None:
             asked = self._next = asyncio.get_running_loop().create_future()
-            if not self._looking:
+            if self._looking is None:
                 self._look()
-        return asked
+        found = await self._thread.known(asked, within, Snapshot())
+        if not asked.done():
+            self._avoid()
+            if self._looking is not None:
+                self._done(self._looking, Snapshot())
+        return found
 
-    def left(self, owner: str, adopted: Callable[[], list[int]]) -> asyncio.Future[Left]:
+    async def left(self, owner: str, adopted: Callable[[], list[int]], within: float) -> Left:
         """What is left of all workers together, after they have ended.
 
         Args:
             adopted: the roots of whatever workers left behind, from whoever adopts it; without any there is nothing
                 else to look for. Raises `OSError` when that is not known.
         """
-        marks, spared = dict(self._marks), self._spared
 
         def job() -> Left:
             roots, doubt = [], ""
@@ -140,43 +150,54 @@ class Census:
             except OSError as exc:
                 doubt = exc.strerror or str(exc)
             try:
-                now = snapshot(self._tag, self._since, marks, spared)
+                now = self._snapshot()
             except OSError as exc:
                 return Left([], [], f"/proc cannot be read: {exc.strerror}")
+            if hang := self._avoided.intersection(_pids()):
+                doubt = f"a look at process {min(hang)} in /proc hangs"
             ours = now.of(owner)
-            known = {one.pid for one in ours}
-            seen = [_see(pid, self._tag, self._since, marks, spared) for pid in roots if pid not in known]
+            known = {one.pid for one in ours} | self._avoided
+            seen = [self._see(pid) for pid in roots if pid not in known]
             with _lock:
                 others = {mark for one in _all if one is not self for mark in list(one._marks)}
                 alone = len(_all) == 1
             whose = [one for one in seen if one is not None and not one.lineage and one.mark not in others]
             return Left(ours + whose, [], doubt) if alone else Left(ours, whose, doubt)
 
-        return self._thread.submit(job)
+        unknown = Left([], [], NO_ANSWER)
+        left = await self._thread.known(self._thread.submit(job), within, unknown)
+        if left is unknown:
+            self._avoid()
+        return left
 
-    def catch(self, found: list[Seen]) -> asyncio.Future[list[Stray]]:
+    async def catch(self, found: list[Seen], within: float) -> list[Stray]:
         """Hold those of them that still live; the receiver closes them."""
-        return self._thread.submit(lambda: [stray for one in found if (stray := Stray.catch(one)) is not None])
+        none: list[Stray] = []
+        asked = self._thread.submit(lambda: [stray for one in found if (stray := Stray.catch(one)) is not None])
+        held = await self._thread.known(asked, within, none)
+        if held is none:
+            asked.add_done_callback(_close_late)
+        return held
 
-    def look(self, pid: int) -> asyncio.Future[tuple[str, str]]:
+    async def look(self, pid: int, within: float) -> tuple[str, str]:
         """The state letter of a process and the kernel function in which it sleeps."""
-        return self._thread.submit(lambda: (describe(pid).state, wchan(pid)))
+        return await self._thread.known(
+            self._thread.submit(lambda: (describe(pid).state, wchan(pid))), within, ("?", "")
+        )
 
-    def holders(self, read_ends: list[int]) -> asyncio.Future[dict[int, tuple[int, ...]]]:
+    async def holders(self, read_ends: list[int], within: float) -> dict[int, tuple[int, ...]]:
         """Who else has these pipes open; see `pipe_holders`."""
-        return self._thread.submit(lambda: pipe_holders(read_ends))
+        return await self._thread.known(self._thread.submit(lambda: pipe_holders(read_ends)), within, {})
 
     def _look(self) -> None:
         asked, self._next = self._next, None
-        self._looking = asked is not None
+        self._looking = asked
         if asked is None:
             return
 
-        marks, spared = dict(self._marks), self._spared
-
         def job() -> None:
             try:
-                found = snapshot(self._tag, self._since, marks, spared)
+                found = self._snapshot()
             except OSError:
                 found = Snapshot()  # no /proc, no census: nothing is found, and nothing is signalled
             self._thread.tell(self._done, asked, found)
@@ -186,7 +207,44 @@ class Census:
     def _done(self, asked: asyncio.Future[Snapshot], found: Snapshot) -> None:
         if not asked.done():
             asked.set_result(found)
-        self._look()
+        if asked is self._looking:  # else it was given up before
+            self._look()
+
+    def _avoid(self) -> None:
+        """The look that is under way hangs: not there again."""
+        if self._reading:
+            self._avoided.add(self._reading)
+
+    # --- in the thread ---
+
+    def _see(self, pid: int) -> Seen | None:
+        self._reading = pid
+        try:
+            return _see(pid, self._tag, self._since, self._marks, self._spared)
+        finally:
+            self._reading = 0
+
+    def _snapshot(self) -> Snapshot:
+        """Read /proc. Zombies are left out: they hold nothing.
+
+        A process that forks while we read may hide its child behind us and end before we reach it: as long as new pids
+        were given meanwhile, look again (a few times: on a busy machine they always are).
+        """
+        seen: dict[tuple[int, int], Seen] = {}
+        for _ in range(LOOKS):
+            newest = _newest_pid()
+            for pid in _pids():
+                if pid not in self._avoided and (one := self._see(pid)) is not None:
+                    seen[one.pid, one.started] = one
+            if newest == _newest_pid():
+                break
+        out = Snapshot()
+        for one in seen.values():
+            out.by_session.setdefault(one.session, []).append(one)
+            for item in one.lineage:
+                out.by_owner.setdefault(item, []).append(one)
+                out.by_owner.setdefault(item.split("/", 1)[0], []).append(one)
+        return out
 
 
 _all: weakref.WeakSet[Census] = weakref.WeakSet()  # of this program: what is theirs is not ours
@@ -198,30 +256,6 @@ def _renew() -> None:
     global _lock
     _lock = threading.Lock()
     _all.clear()
-
-
-def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Snapshot:
-    """Read /proc. Zombies are left out: they hold nothing.
-
-    A process that forks while we read may hide its child behind us and end before we reach it: as long as new pids
-    were given meanwhile, look again (a few times: on a busy machine they always are).
-    """
-    seen: dict[tuple[int, int], Seen] = {}
-    for _ in range(LOOKS):
-        newest = _newest_pid()
-        for pid in _pids():
-            one = _see(pid, tag, since, marks, spared)
-            if one is not None:
-                seen[one.pid, one.started] = one
-        if newest == _newest_pid():
-            break
-    out = Snapshot()
-    for one in seen.values():
-        out.by_session.setdefault(one.session, []).append(one)
-        for item in one.lineage:
-            out.by_owner.setdefault(item, []).append(one)
-            out.by_owner.setdefault(item.split("/", 1)[0], []).append(one)
-    return out
 
 
 class Stray:
@@ -266,6 +300,12 @@ class Stray:
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+
+
+def _close_late(asked: asyncio.Future[list[Stray]]) -> None:
+    if not asked.cancelled() and asked.exception() is None:
+        for one in asked.result():
+            one.close(asked.get_loop())
 
 
 def describe(pid: int) -> Process:
