@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import QUIET, gone, sh
 
 from aioelastic import Stop, supervise
 from aioelastic.launch import TAG
-from aioelastic.testing import Holdings, LeftBehind, made, no_leaks, setsid_escape
+from aioelastic.testing import Holdings, LeftBehind, _holdings, made, no_leaks, setsid_escape
 
 # how names in /dev/shm begin here, and patterns of all others: another copy of this suite may run beside this one
 MINE = f"aioelastic-leak-{os.getpid()}-"
@@ -288,3 +289,33 @@ def test_a_descriptor_that_is_another_file_now() -> None:
         assert Holdings.now().leaks(before) == {"file descriptor": [f"{fd} -> /dev/zero"]}
     finally:
         os.close(fd)
+
+
+OUTLIVED = """
+import asyncio, os, signal, psutil
+from aioelastic import *
+asyncio.run(supervise(Command("true"), logs=Logs(tee=Std.NONE)))
+names = ("aio-guardian", "aio-keeper")
+pids = [one.pid for one in psutil.Process().children(recursive=True) if one.name() in names]
+for pid in pids:
+    os.kill(pid, signal.SIGSTOP)
+print(*pids, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_guardian_whose_program_has_just_ended_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = _holdings.see_off, []
+
+    def see_off(*args: Any) -> None:
+        asked.append(args)
+        for pid in pids:  # now it gets the time that it needs
+            os.kill(pid, signal.SIGCONT)
+        real(*args)
+
+    monkeypatch.setattr(_holdings, "see_off", see_off)
+    with no_leaks():
+        ran = subprocess.run([sys.executable, "-c", OUTLIVED], stdout=subprocess.PIPE, text=True, check=True)
+        pids = [int(one) for one in ran.stdout.split()]
+        assert len(pids) == 2
+    assert len(asked) == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import select
+import time
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from ..launch import TAG
@@ -72,6 +74,20 @@ def strays(family: Mapping[int, object]) -> Iterator[tuple[str, str]]:
         stat = read_stat(int(name))
         if own[0].encode() in lineage.split(b":") and stat is not None and stat[1] not in "ZX":
             yield f"{name} {stat[20]}", process(int(name), stat)
+
+
+def see_off(before: Container[str], seconds: float = 5.0) -> None:
+    """Wait for guardians whose program has ended: they end, and tidy up, just after it."""
+    there = [int(one.split()[0]) for one, _ in strays(descendants()) if one not in before]
+    there = [pid for pid in there if (stat := read_stat(pid)) is not None and stat[0] in ("aio-guardian", "aio-keeper")]
+    until = time.monotonic() + seconds
+    for pid in there:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(max(until - time.monotonic(), 0) * 1000)
+            os.close(pidfd)
 
 
 def process(pid: int, stat: list[str]) -> str:

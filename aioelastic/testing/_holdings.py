@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..launch import end_helpers
-from ._family import descendants, marked, process, strays
+from ._family import descendants, marked, process, see_off, strays
 from ._shm import SHM, names, ours
 
 
@@ -122,9 +122,18 @@ def no_leaks(ignore: Iterable[str] = ()) -> Iterator[Holdings]:
     with marked():
         before = Holdings.now()
         yield before
-        cool_down()
-        if leaks := Holdings.now().leaks(before, ignore):
+        if leaks := leaks_since(before, ignore):
             raise LeftBehind(leaks)
+
+
+def leaks_since(before: Holdings, ignore: Iterable[str] = ()) -> dict[str, list[str]]:
+    """What is held beyond `before` once our own helpers are ended, and those of programs that have just ended are."""
+    cool_down()
+    leaks = Holdings.now().leaks(before, ignore)
+    if leaks.keys() & {"stray", "temporary file"}:
+        see_off(before.strays)
+        leaks = Holdings.now().leaks(before, ignore)
+    return leaks
 
 
 def cool_down() -> None:

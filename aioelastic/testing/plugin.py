@@ -22,7 +22,7 @@ import pytest
 from ._environment import Unavailable, pid_namespace
 from ._environment import full_disk as _full_disk
 from ._family import marked
-from ._holdings import Holdings, LeftBehind, cool_down, pending_tasks
+from ._holdings import Holdings, LeftBehind, leaks_since, pending_tasks
 
 INSIDE = "AIOELASTIC_TESTING_NAMESPACE"
 TURNS = 10  # of the loop, for tasks that were cancelled, and generators that were dropped, at the end of a test
@@ -50,8 +50,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     before = Holdings.now()
     yield
-    cool_down()
-    leaks = Holdings.now().leaks(before, request.config.getini("no_leaks_ignore"))
+    leaks = leaks_since(before, request.config.getini("no_leaks_ignore"))
     if tasks := request.node.stash.get(_tasks, {}):
         leaks["task"] = [*tasks.values()]
     if leaks:
