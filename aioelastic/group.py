@@ -286,7 +286,7 @@ class Group(forked.Owned):
     def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
         return self._ground.sinks.file(worker.rank, std)
 
-    def tap_trouble(self, tap: Tap, exc: Exception) -> None:
+    def tap_trouble(self, tap: object, exc: Exception) -> None:
         self.sink_trouble(getattr(tap, "name", type(tap).__name__), told(exc), 0)
 
     def sink_trouble(self, sink: str, problem: str, lost: int) -> None:

@@ -412,7 +412,7 @@ class Pool(forked.Owned):
     def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
         return None
 
-    def tap_trouble(self, tap: Tap, exc: Exception) -> None:
+    def tap_trouble(self, tap: object, exc: Exception) -> None:
         pass  # there is nobody to tell; the tasks go on
 
     def sink_trouble(self, sink: str, problem: str, lost: int) -> None:

@@ -280,6 +280,7 @@ def scenario() -> None:
 
     import aioelastic
     from aioelastic import Command, Function, Group, Logs, Std, Stop
+    from aioelastic.events import SinkTrouble
 
     passed_on()
     here = Path(os.environ[VARIABLE]).parent
@@ -317,12 +318,13 @@ def scenario() -> None:
                     began = loop.time()
                     result = await group.stop()
                     told["stopped"] = loop.time() - began
-                lost = sum(one.lost for one in [event async for event in group.events()] if hasattr(one, "lost"))
+                troubles = [one async for one in group.events() if isinstance(one, SinkTrouble)]
         except BaseException as exc:
             told["error"] = f"{type(exc).__name__}: {exc}"[:2000]
             if not isinstance(exc, Exception):
                 raise
             return
+        told["troubles"] = [f"{one.sink}: {one.problem}" for one in troubles]
         stops = [one.exit for one in result if one.exit is not None and one.exit.stopped_by]
         told["result"] = {
             "ok": result.ok,
@@ -332,7 +334,6 @@ def scenario() -> None:
             "total": result[0].stdout.total,
             "logged": result[0].stdout.path.stat().st_size if result[0].stdout.path else 0,
             "lost": result[0].stdout.lost,
-            "told": lost,
             "value": result[1].value,
             "stopped": len(stops),
         }

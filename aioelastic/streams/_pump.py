@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -28,9 +29,11 @@ class Pump:
 
     Args:
         on_eof: called once when the stream is over: all its writers are gone, or `close()` gave it up.
-        on_trouble: called with a tap that raised (it is taken off; the others go on).
+        on_trouble: called with a tap that raised (it is taken off; the others go on), or with the pump itself when its
+            descriptor cannot be read any more, which is its end.
     """
 
+    name = "output of a worker"
     __slots__ = ("_fd", "_grown", "_held", "_on_eof", "_on_trouble", "_poller", "_reading", "_unheld", "taps")
 
     def __init__(
@@ -39,7 +42,7 @@ class Pump:
         fd: int,
         taps: list[Tap],
         on_eof: Callable[[], None],
-        on_trouble: Callable[[Tap, Exception], None],
+        on_trouble: Callable[[object, Exception], None],
     ) -> None:
         self._poller = poller
         self._fd = fd
@@ -101,12 +104,13 @@ class Pump:
         """The stream is over for us, whether or not its writers are gone."""
         if self._fd >= 0:
             self._pause()
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
             for tap in list(self.taps):
                 self._guard(tap, tap.eof)
             self._on_eof()
             self._on_eof, self._on_trouble = _nothing, _nothing  # who has us shall not be held by us
+            with contextlib.suppress(OSError):  # it is closed whatever that says (close(2))
+                os.close(fd)
 
     def disown(self) -> list[int]:
         """See `forked`."""
@@ -126,6 +130,9 @@ class Pump:
             data = os.read(self._fd, READ)
         except BlockingIOError:
             return -1
+        except OSError as exc:
+            self._on_trouble(self, exc)
+            data = b""
         if not data:
             self.close()
             return -1
