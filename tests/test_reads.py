@@ -221,6 +221,12 @@ def test_a_control_group_has_any_name(line: bytes, rank: int | None, monkeypatch
 # --- the channel of a function worker ---
 
 
+async def ended(one: replies.Replies) -> None:
+    """Its worker has: on a busy machine, reading takes more than one turn."""
+    one.finish()
+    await until(lambda: one._channel is None)
+
+
 @contextlib.asynccontextmanager
 async def heard(ends: Any, **options: Any) -> Any:
     """Its host's end."""
@@ -228,8 +234,7 @@ async def heard(ends: Any, **options: Any) -> Any:
     try:
         yield one
     finally:
-        one.finish()
-        await until(lambda: one._channel is None)
+        await ended(one)
 
 
 def said(sock: socket.socket, kind: bytes, *body: Any) -> None:
@@ -250,7 +255,7 @@ async def test_what_it_had_sent_is_read_after_its_end_and_what_its_copies_send_i
             said(ends[1], _wire.OBJECT, "of a copy")
 
         one._take = busy
-        one.finish()
+        await ended(one)
         assert one.value == "value"
         assert [await one.letter() for _ in range(100)] == list(range(100))
         with pytest.raises(ConnectionError):
@@ -299,7 +304,7 @@ async def test_it_is_ready_once(ends: Any) -> None:
     one = replies.Replies(Poller(asyncio.get_running_loop()), ends[0], lambda: ready.append(True))
     for _ in range(10):
         said(ends[1], _wire.RUNS)
-    one.finish()
+    await ended(one)
     assert ready == [True]
 
 
@@ -309,7 +314,7 @@ async def test_letters_that_nobody_receives_cost_their_datagrams_and_no_more(end
     async with heard(ends) as one:
         for _ in range(3):
             said(ends[1], _wire.OBJECT, bytes(1 << 20))
-        one.finish()
+        await ended(one)
         assert all(isinstance(letter, replies.Letter) for letter in one._letters)
         assert len(await one.letter()) == 1 << 20
     del one
@@ -336,8 +341,8 @@ async def test_nonsense_is_told_and_stops_nobody(packet: bytes, ends: Any) -> No
     async with heard(ends) as one:
         raw(ends[1], packet)
         said(ends[1], _wire.VALUE, "value")
-        one.finish()
-        if packet[:1] == b"O":
+        await ended(one)
+        if packet[:1] == b"O" and len(packet) > 1:
             with pytest.raises((ValueError, IndexError, struct.error, pickle.UnpicklingError)):
                 await one.letter()
         else:
