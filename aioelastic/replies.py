@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -24,7 +25,8 @@ _NOT_HERE = "its result could not be unpickled here"
 LETTERS = 64  # that a worker may have sent and nobody has received; then it waits
 DESCRIPTORS = 512  # that all of them may hold here; what brings more is unpickled at once
 LEFT = 1_048_576  # bytes that are read after its end, where the kernel does not say how many there are
-SLICE = 0.005  # seconds of that, then the loop gets its turn
+AT_ONCE = 262_144  # of these at once, which is what a socket of the default size holds: some 3 ms
+SLICE = 0.002  # seconds of reading the rest, then the loop gets its turn
 
 
 def _nothing() -> None:
@@ -149,6 +151,8 @@ class Replies(Answer):
             if not self._full:
                 self._full = True
                 self._poller.remove(self._channel.fileno())
+            later = max(self._left - AT_ONCE, 0)
+            self._left = _read.turn(self._read, self._left - later, math.inf) + later
             self._read_rest()
         _look_again()  # its channel may have ended before its other descriptors
 
@@ -163,7 +167,7 @@ class Replies(Answer):
 
     def _read_rest(self) -> None:
         """A slice of it. Where that is not all, it is taken to hold a value, until it is read."""
-        if self._channel is not None:
+        if self._channel is not None and self._left:
             self._left = _read.turn(self._read, self._left, SLICE)
             if self._left and self._channel is not None:
                 if not self._late:
