@@ -93,9 +93,7 @@ def stops_itself() -> None:
 
 
 def floods(what: str) -> None:
-    chunk = {"newlines": b"\n" * 65_536, "returns": b"50%\r" * 16_384, "line": b"x" * 65_536}[
-        what
-    ]
+    chunk = {"newlines": b"\n" * 65_536, "returns": b"50%\r" * 16_384, "line": b"x" * 65_536}[what]
     print("shown", flush=True)
     for _ in range({"newlines": 8, "returns": 60}.get(what, 600)):
         for fd in (1, 2):
