@@ -10,19 +10,21 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import select
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import forked, shm
 from .checks import may
-from .child._read import slurp
+from .child._read import lines, slurp
 from .errors import SpecError
 from .remains import Process, Remains
 from .stop import Patience
 from .watch import describe
 
 _NAME = "aioelastic-"
+PROCS = 32 << 20  # bytes of a list of processes: there are 4 million at most
 _HINT = "run as root, or where systemd was told Delegate=yes (systemd-run --user --scope -p Delegate=yes ...)"
 
 
@@ -116,7 +118,7 @@ def own() -> Path:
 def members(path: Path) -> list[Process]:
     """The processes in it, but for zombies."""
     try:
-        pids = [int(one) for one in (path / "cgroup.procs").read_text().split()]
+        pids = [int(one) for one in lines(str(path / "cgroup.procs"), PROCS)]
     except OSError:
         return []  # removed: it was empty
     return [one for one in map(describe, pids) if one.state not in "ZX?"]
@@ -124,8 +126,10 @@ def members(path: Path) -> list[Process]:
 
 def rank_of(pid: int, run_id: str) -> int | None:
     """Whose control group a process of that group is in; None: in none of ours."""
-    _, found, rest = slurp(f"/proc/{pid}/cgroup").decode().partition(f"/{_NAME}{run_id}/")
-    return int(rest.partition("-")[0]) if found else None
+    # names of control groups may hold any bytes but the end of a line
+    ours = rf"^0::(?:/.*)?/{_NAME}{re.escape(run_id)}/(\d{{1,9}})-\d+(?:/|$)"
+    found = re.search(os.fsencode(ours), slurp(f"/proc/{pid}/cgroup", 65_536), re.MULTILINE)
+    return None if found is None else int(found[1])
 
 
 def is_populated(path: Path) -> bool:

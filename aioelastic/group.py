@@ -20,7 +20,7 @@ from .checks import check_choice, check_seconds
 from .child import _context
 from .entry import Entry
 from .errors import SpecError
-from .events import Event, Exited, GroupDone, Leaked, SinkTrouble
+from .events import Drained, Event, Exited, GroupDone, Leaked, SinkTrouble
 from .ground import Ground
 from .hub import Hub
 from .launch import By, Launcher, LaunchPlan, check_launcher, new_run_id, reap_abandoned
@@ -169,11 +169,14 @@ class Group(forked.Owned):
         Raises:
             GroupFailed: as `wait` does, after the last.
         """
+        late = set()  # whose values come after their exits
         async for event in self.events():
-            if isinstance(event, Exited) and event.rank is not None:
-                worker = self._workers[event.rank]
-                if worker.attempt == event.attempt and worker.cause == "":
-                    yield event.rank, worker.value
+            one = None if event.rank is None else self._workers[event.rank]
+            if one is not None and one.attempt == event.attempt and isinstance(event, Exited | Drained):
+                if isinstance(event, Exited) and one.answer is not None and not one.answer.whole:
+                    late.add(one)
+                elif isinstance(event, Drained) == (one in late) and not one.cause:
+                    yield one.rank, one.value
         await self.wait()
 
     async def wait(self) -> GroupResult:
@@ -241,10 +244,8 @@ class Group(forked.Owned):
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait."""
         self._timeout = timeout
-        if timeout is not None:
-            done, _ = await asyncio.wait({self._end}, timeout=timeout)
-            if not done:
-                self.begin_stop("timeout")
+        if timeout is not None and not (await asyncio.wait({self._end}, timeout=timeout))[0]:
+            self.begin_stop("timeout")
         await asyncio.shield(self._end)
 
     def begin_reading(self) -> None:
@@ -406,11 +407,10 @@ class Group(forked.Owned):
         passes, ground = self._passes, self._ground
         remains = await clear(self.census, self.run_id, ground.adopted, passes.patience, self.stop_policy, self.leaked)
         pids = {one.pid for one in self._leaked}
-        pids.update(one.pid for one in (*passes.ended, *passes.workers) if one.pid is not None)
+        everyone = (*passes.ended, *passes.workers)
+        pids.update(one.pid for one in everyone if one.pid is not None)
         remains += await ground.left(pids, remains, passes.patience.left())
-        ended_badly = [
-            w for w in (*passes.ended, *passes.workers) if w.failed or (w.exit is not None and not w.exit.ok)
-        ]
+        ended_badly = [one for one in everyone if one.failed or (one.exit is not None and not one.exit.ok)]
         found = await ground.close(passes.patience, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
         assert self.plan is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -27,13 +28,14 @@ class Hub:
     def __init__(self, hook: Callable[[Event], object] | None, starts: int) -> None:
         self._hook = hook
         self._history: deque[Event] = deque(maxlen=min(max(HISTORY, HISTORY_PER_START * starts), HISTORY_MOST))
-        self._readers: set[_Reader] = set()
+        self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()  # one that nobody has any more is told nothing
 
     def emit(self, event: Event) -> None:
         """Tell all."""
         self._history.append(event)
-        for reader in self._readers:
-            reader.tell(event)
+        if self._readers:
+            for reader in self._readers:
+                reader.tell(event)
         if self._hook is not None:
             try:
                 self._hook(event)
@@ -61,35 +63,55 @@ class Hub:
         """All events up to `GroupDone`, the earlier ones too."""
         reader = _Reader(self._history)
         self._readers.add(reader)
-        return reader.read(self._readers)
+        return reader
 
 
-class _Reader:
+class _Reader(AsyncIterator[Event]):
+    """One of them. A wait for the next event that is cancelled loses nothing, and leaves nothing behind."""
+
     def __init__(self, earlier: Iterable[Event]) -> None:
         self._queue = deque(earlier)
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
         self._problem: Exception | None = None
+        self._over = False
 
     def fail(self, problem: Exception) -> None:
         self._queue.clear()
         self._problem = problem
 
     def tell(self, event: Event) -> None:
+        if self._over:
+            return
         self._queue.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
 
-    async def read(self, readers: set[_Reader]) -> AsyncIterator[Event]:
-        try:
-            while True:
-                while self._queue:
-                    event = self._queue.popleft()
-                    yield event
-                    if isinstance(event, GroupDone):
-                        return
-                if self._problem is not None:
-                    raise self._problem
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-        finally:
-            readers.discard(self)
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._over:
+                raise StopAsyncIteration
+            if self._problem is not None:
+                raise self._problem
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+        event = self._queue.popleft()
+        if isinstance(event, GroupDone):
+            self._end()
+        return event
+
+    async def aclose(self) -> None:
+        """Read no further; for `contextlib.aclosing`."""
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._queue.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cgroups, shm
+from .child._read import lines
 from .errors import SpecError
 from .outcome import Result
 from .remains import Process, Remains
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from .gpu import Gpu
     from .spec import Stop
 
-_LISTEN = "0A"  # net/tcp_states.h, as proc_net_tcp(5) shows it
+_LISTEN = b"0A"  # net/tcp_states.h, as proc_net_tcp(5) shows it
+_SOCKETS = 1 << 28  # bytes of the kernel's table of them that are looked through: some 1.8 million
 
 
 async def clear(
@@ -144,9 +146,9 @@ def _still_runs(process: Process, rank: int | None = None) -> Remains:
 
 
 def _rank(pid: int, lineage: tuple[str, ...], run_id: str) -> int | None:
-    for one in lineage:
-        if one.startswith(f"{run_id}/"):
-            return int(one.split("/")[1])
+    for one in lineage:  # which is of that process's own choice
+        if (ours := re.fullmatch(rf"{re.escape(run_id)}/([0-9]{{1,9}})/[0-9]+", one)) is not None:
+            return int(ours[1])
     return cgroups.rank_of(pid, run_id)
 
 
@@ -177,14 +179,14 @@ def _listeners(port: int) -> set[int]:
     """Inodes of the sockets that listen on a port, in this network namespace."""
     found = set()
     for name in ("tcp", "tcp6"):
+        wanted = b":%04X" % port
         try:
-            lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
+            for line in lines(f"/proc/self/net/{name}", _SOCKETS):
+                words = line.split()
+                if words[3:4] == [_LISTEN] and words[1].endswith(wanted):
+                    found.add(int(words[9]))
         except OSError:
             continue  # no IPv6
-        for line in lines:
-            _, local, _, state, *rest = line.split()
-            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
-                found.add(int(rest[5]))
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import shm
 from .checks import may
+from .child._read import upto
 from .outcome import ErrorReport
 
 LIMIT = 1_048_576  # bytes; a traceback is not longer
@@ -78,15 +79,15 @@ def read_report(path: Path, clock: str = "", owner: Mapping[str, str | None] | N
             another group wrote it, which has inherited the variable.
     """
     try:
-        # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        # whatever the worker put there: a FIFO must not make us wait, a terminal must not become ours, and what is
+        # another's is not read for it
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError):
         return None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        with open(fd, "rb", closefd=False) as file:
-            raw = file.read(LIMIT + 1)
+        raw = upto(fd, LIMIT + 1)
     except OSError:
         return None
     finally:

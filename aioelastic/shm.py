@@ -44,6 +44,26 @@ def sweep(below: str = SHM) -> list[str]:
     return stay
 
 
+def check_fixed(fd: int) -> os.stat_result:
+    """What a file is that another process has sent to be mapped: one that nobody can cut off meanwhile, which would end
+    whoever reads there by SIGBUS. That is a memfd that is sealed so, or a file that this user or root has made here.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    about = os.fstat(fd)
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return about
+    except OSError:
+        pass  # a file system without seals
+    if about.st_uid in (os.geteuid(), 0):
+        home, _ = os.path.split(os.readlink(f"/proc/self/fd/{fd}"))
+        if os.path.basename(home).startswith(_DIRECTORY):
+            return about
+    raise ValueError("memory that whoever sent it could cut off while it is read: it is not sealed (F_SEAL_SHRINK)")
+
+
 def has_left(below: str, pid: int) -> bool:
     """Whether a directory is there of the process that had this pid."""
     try:

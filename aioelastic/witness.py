@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import forked
+from .child._read import blocks
 from .thread import HelperThread
 from .why import Evidence, Kills, is_kill
 
@@ -28,6 +29,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 VMSTAT = Path("/proc/vmstat")
 FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: there our pids are those of the kernel's log
+TEXT = 65_536  # bytes of a file that holds counters or a pattern
 RECORD = 8192  # bytes; a record of the kernel's log is not longer
 RECORDS = 100_000  # read at most
 LINES = 5  # of the kernel's log kept about one pid
@@ -235,8 +237,7 @@ def _counter(file: Path) -> int | None:
 
 def _text(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return file.read().decode(errors="replace").rstrip("\n")
+        return b"".join(blocks(path, TEXT)).decode(errors="replace").rstrip("\n")
     except OSError:
         return ""
 

@@ -74,7 +74,7 @@ class Worker(Correspondent):
         self._tails: dict[Std, Tail] = {}
         self._sinks: dict[Std, FileSink | None] = {}
         self._holders: dict[Std, tuple[int, ...]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Worker rank={self.rank} pid={self.pid} {self.state.value}>"
@@ -109,8 +109,11 @@ class Worker(Correspondent):
         while self.exit is None and self.state not in FINAL:
             self.check_ours()
             waiter = self.keeper.loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
         return self.exit
 
     async def stop(self) -> Exit | None:
@@ -442,7 +445,6 @@ class Worker(Correspondent):
         self.state = step(self.state, trigger)
 
     def _tell_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)

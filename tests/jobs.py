@@ -421,3 +421,26 @@ def printed(path: str) -> None:
     """A file, to stdout."""
     with open(path) as file:
         print(file.read(), end="")
+
+
+def many_letters_then(count: int) -> str:
+    """Sends so many, which nobody receives, and returns."""
+    for number in range(count):
+        aioelastic.sharing.send(number)
+    return "value"
+
+
+def leaves_four_that_send() -> None:
+    """As the loaders of data do that outlive their worker: they send as long as somebody takes it."""
+    begun, beginning = os.pipe()
+    for _ in range(4):
+        if os.fork() == 0:
+            os.write(beginning, b".")
+            try:
+                while True:
+                    aioelastic.sharing.send([bytes(40)] * 200)
+            finally:
+                os._exit(0)
+    for _ in range(4):
+        os.read(begun, 1)
+    os._exit(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import ctypes
+import fcntl
 import gc
 import os
 import pickle
@@ -337,11 +338,53 @@ def test_a_message_keeps_nothing() -> None:
 def test_what_is_no_share_is_refused() -> None:
     from aioelastic.memory import _segment
 
-    fd = os.memfd_create("somebody-else's")
-    os.ftruncate(fd, 4096)
-    with pytest.raises(sharing.ShareLost, match="not a segment"), _segment.gate:
-        _segment.attach(fd)
-    os.close(fd)
+    fd = os.memfd_create("somebody-else's", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, 4096)
+        with pytest.raises(sharing.ShareLost, match="not sealed"), _segment.gate:
+            _segment.attach(fd)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        with pytest.raises(sharing.ShareLost, match="not a segment"), _segment.gate:
+            _segment.attach(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+@pytest.mark.parametrize("made", ["memfd", "forged", "file", "of another user"])
+def test_memory_that_its_sender_can_cut_off_is_not_mapped(made: str, size: int, tmp_path: Path) -> None:
+    """Who reads what was cut off is ended by SIGBUS."""
+    if made in ("memfd", "forged"):
+        fd = os.memfd_create("aioelastic" if made == "memfd" else f"aioelastic-{os.getpid()}-0", os.MFD_ALLOW_SEALING)
+    else:
+        home = tmp_path / ("aioelastic-shares-1-0" if made == "of another user" else "home")
+        home.mkdir()
+        fd = os.open(home / "aioelastic-1-0", os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(fd, size)
+        if made == "of another user":
+            if os.geteuid():
+                pytest.skip("needs root")
+            os.fchown(fd, 65_534, 65_534)
+        with pytest.raises(ValueError, match="not sealed"):
+            _wire.decode(_wire.VALUE + b"\1", [fd])
+        with pytest.raises(ValueError, match="not sealed"):
+            _wire.decode(_wire.VALUE + b"\1", [fd], private=True)
+    finally:
+        os.close(fd)
+
+
+def test_what_we_send_by_memory_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (_wire.VALUE, _wire.OBJECT):
+        packet, fds = _wire.encode(kind, (bytes(100_000), np.ones(100_000)))
+        try:
+            assert _wire.in_memfd(packet)
+            for fd in fds:
+                with pytest.raises(PermissionError):
+                    os.ftruncate(fd, 0)
+        finally:
+            _socket.close(fds)
+    sharing.trim()
 
 
 # --- the arena ---

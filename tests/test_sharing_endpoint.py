@@ -19,6 +19,7 @@ import pytest
 from helpers import no_descriptors_left, until
 
 from aioelastic import SpecError, sharing
+from aioelastic.sharing import _endpoint
 
 
 @pytest.fixture
@@ -113,6 +114,83 @@ async def test_a_name_in_use_and_one_that_was_left(tmp_path: Path) -> None:
     assert path.read_text()
     with pytest.raises(SpecError, match="107 bytes"):
         sharing.Endpoint("/tmp/" + "x" * 200, {})
+
+
+async def test_a_successor_keeps_its_name(tmp_path: Path) -> None:
+    """Somebody has removed ours, and another offers there by now."""
+    path = tmp_path / "name"
+    first = sharing.Endpoint(path, {"a": 1})
+    await first.__aenter__()
+    path.unlink()
+    async with sharing.Endpoint(path, {"a": 2}):
+        await first.__aexit__(None, None, None)
+        with await asyncio.to_thread(sharing.attach, path) as offered:
+            assert offered["a"] == 2
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_successor_that_comes_at_the_last_moment_keeps_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "name"
+    first, second = sharing.Endpoint(path, {"a": 1}), sharing.Endpoint(path, {"a": 2})
+    await first.__aenter__()
+    inode = first._name._inode
+    entering: list[Any] = []
+
+    def replaced(name: str) -> Any:
+        found = inode(name)
+        if not entering:
+            path.unlink()
+            entering.append(second.__aenter__())
+            with pytest.raises(StopIteration):
+                entering[0].send(None)
+        return found
+
+    monkeypatch.setattr(first._name, "_inode", replaced)
+    await first.__aexit__(None, None, None)
+    with await asyncio.to_thread(sharing.attach, path) as offered:
+        assert offered["a"] == 2
+    await second.__aexit__(None, None, None)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_of_two_that_replace_a_left_over_one_has_the_name(tmp_path: Path, monkeypatch: Any) -> None:
+    """Both have seen that nobody listens there."""
+    path = tmp_path / "name"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(os.fspath(path))
+    quick, real = sharing.Endpoint(path, {"a": 1}), _endpoint._Name._stale
+    entering: list[Any] = []
+
+    def stale(name: Any, where: str) -> Any:
+        found = real(name, where)
+        if not entering:
+            entering.append(quick.__aenter__())
+            with pytest.raises(StopIteration):
+                entering[0].send(None)
+        return found
+
+    monkeypatch.setattr(_endpoint._Name, "_stale", stale)
+    with pytest.raises(SpecError, match="in use"):
+        await sharing.Endpoint(path, {"a": 2}).__aenter__()
+    with await asyncio.to_thread(sharing.attach, path) as offered:
+        assert offered["a"] == 1
+    await quick.__aexit__(None, None, None)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_name_without_hard_links(tmp_path: Path, monkeypatch: Any) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fails)
+    path = tmp_path / "name"
+    async with sharing.Endpoint(path, {"a": 1}):
+        assert os.listdir(tmp_path) == ["name"]
+        with pytest.raises(SpecError, match="in use"):
+            await sharing.Endpoint(path, {"a": 2}).__aenter__()
+        with await asyncio.to_thread(sharing.attach, path) as offered:
+            assert offered["a"] == 1
+    assert os.listdir(tmp_path) == []
 
 
 async def test_who_comes_again_and_again_costs_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import share_jobs
 from helpers import QUIET, event_of, no_descriptors_left
 
-from aioelastic import Function, Group, GroupFailed, SpecError, sharing, supervise
+from aioelastic import Function, Group, GroupFailed, SpecError, memory, sharing, supervise
 from aioelastic.events import Exited
 
 
@@ -106,6 +106,49 @@ async def test_a_put_without_descriptors_leaves_the_room_to_others() -> None:
         q.put_sync("no")  # it comes first, and fails
     await asyncio.wait_for(putting, 10)
     assert await q.get() == 2
+
+
+async def test_a_bell_that_was_rung_for_each_dead_process_makes_nobody_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = sharing.Queue(1)
+    await q.put(1)
+    for _ in range(1000):
+        memory.peer_gone()
+    looks, real = [], q._place
+    monkeypatch.setattr(q, "_place", lambda: looks.append(1) or real())
+    with pytest.raises(queue.Full):
+        q.put_sync(2, timeout=0.05)
+    putting = [asyncio.create_task(q.put(number)) for number in (2, 3)]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(looks) < 10
+    for number in (1, 2, 3):
+        assert await q.get() == number
+    await asyncio.gather(*putting)
+
+
+def test_all_who_wait_are_woken_when_several_places_become_free() -> None:
+    q = sharing.Queue(3)
+    for number in range(3):
+        q.put_sync(number)
+    threads = [threading.Thread(target=q.put_sync, args=(number,)) for number in range(3, 6)]
+    for one in threads:
+        one.start()
+    assert [q.get_sync(10) for _ in range(6)][:3] == [0, 1, 2]
+    for one in threads:
+        one.join(10)
+        assert not one.is_alive()
+
+
+@pytest.mark.parametrize("packet", [b"X", b"I", b"I\0no pickle"])
+def test_what_is_no_item_is_told_and_taken_out(packet: bytes) -> None:
+    """Whoever has a queue may write anything to it."""
+    q = sharing.Queue(2)
+    assert q._put is not None
+    q._put.send(packet)
+    q.put_nowait("item")
+    with pytest.raises(ValueError, match="no item"):
+        q.get_nowait()
+    assert q.get_nowait() == "item"
 
 
 async def test_waiting_and_closing() -> None:

@@ -357,7 +357,7 @@ async def test_what_came_before_the_time_was_over_is_kept(monkeypatch: Any) -> N
 
 def test_a_thread_in_the_handler_is_seen() -> None:
     """While a handler runs, its signal is blocked in that thread: that is how we know."""
-    fd = os.memfd_create("test")
+    fd = os.memfd_create(offering.NAME)
     try:
         offer = _look.Offer(os.getpid(), fd, frozenset(_look._blocking(os.getpid())))
         assert offer.read() == ("", True)
@@ -372,6 +372,22 @@ def test_a_thread_in_the_handler_is_seen() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [offering.SIGNAL])
     finally:
         os.close(fd)
+
+
+def test_what_was_put_in_the_place_of_an_offer_is_not_touched(tmp_path: Path) -> None:
+    """A worker of another user may name any file that it can open, to have it emptied; or a pipe, to make us wait."""
+    (tmp_path / "file").write_text("theirs")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "fifo"):
+        fd = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with pytest.raises(FileNotFoundError):
+                _look._opened(f"/proc/self/fd/{fd}", os.O_RDWR)
+            with pytest.raises(FileNotFoundError):
+                _look.Offer(os.getpid(), fd, frozenset()).read()
+        finally:
+            os.close(fd)
+    assert (tmp_path / "file").read_text() == "theirs"
 
 
 # --- when ---

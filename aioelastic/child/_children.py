@@ -8,9 +8,10 @@ import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
 from .. import shm
-from ._read import slurp
+from ._read import blocks, slurp
 
 _SIGKILL = 9
+_CHILDREN = 32 << 20  # bytes of a list of processes: there are 4 million at most
 LOOKS = 20  # in a second, for what the program has left
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
@@ -96,7 +97,14 @@ def children_of_all_threads() -> list[int]:
         threads = os.listdir("/proc/self/task")
     except OSError:
         return []
-    return [int(one) for name in threads for one in slurp(f"/proc/self/task/{name}/children", 65536).split()]
+    return [pid for name in threads for pid in _of_thread(f"/proc/self/task/{name}/children")]
+
+
+def _of_thread(path: str) -> list[int]:
+    try:
+        return [int(one) for one in b"".join(blocks(path, _CHILDREN)).split()]
+    except OSError:
+        return []  # that thread has ended
 
 
 def own_list() -> int:

@@ -19,7 +19,7 @@ from ._failure import describe
 from ._record import write_error
 
 UNBEGUN, VALUE, PICKLED, PACKED, LEFT, EXIT, ERROR = "unbegun", "value", "pickled", "packed", "left", "exit", "error"
-HEAD = struct.Struct("<Q")  # of what is sent to a `Place`: its number
+HEAD = struct.Struct("<xQ")  # of what is sent to a `Place`: its number, never taken for the kind of a message
 
 
 class Answer(NamedTuple):

@@ -186,7 +186,11 @@ class Reader:
                 with self._lock:
                     self._count += 1
                     number = self._count
-                work = aside(partial(open_message, packet, fds))
+                try:
+                    work = aside(partial(open_message, packet, fds))
+                except BaseException:  # this process may have no more threads
+                    _socket.close(fds)
+                    raise
             try:
                 return await asyncio.wrap_future(work)
             except asyncio.CancelledError:

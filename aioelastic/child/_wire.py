@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from .. import shm
+
 # supervisor → worker, both before it starts
 SETUP = b"U"  # (sys.path, sys.argv, main, whether locals are wanted)
 CALL = b"C"  # (function, args, kwargs)
@@ -131,13 +133,14 @@ def _packed(
     packet = kind + bytes((_MEMFD | what,))
     if store is not None and at >= POOL:
         return packet, [store(placed, at, 1 if joined else 2)]  # the pickle may be looked at
-    fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
+    fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         for offset, piece in placed:
             while piece:
                 done = os.pwrite(fd, piece, offset)
                 piece, offset = piece[done:], offset + done
         os.ftruncate(fd, at)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)  # or nobody would map it
     except BaseException:
         os.close(fd)
         raise
@@ -217,7 +220,7 @@ def _pieces(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[memo
     if where == _PIECES:
         whole = memoryview(bytearray(memoryview(packet)[2:]))  # arrays may be written to
     elif where == _MEMFD and fds:
-        size = os.fstat(fds[0]).st_size
+        size = shm.check_fixed(fds[0]).st_size
         if private or size < POOL:
             whole = memoryview(mmap.mmap(fds[0], size, flags=mmap.MAP_PRIVATE if private else mmap.MAP_SHARED))
         else:

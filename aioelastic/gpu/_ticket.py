@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..memory import Incoming, Segment, ShareLost, after_exit, after_fork, gate
 from ..memory._segment import PAGE, _known, _libc, held, known, made_by, named, new_name
+from ..shm import check_fixed
 from ._legacy import LEGACY, POOL
 
 T = TypeVar("T")
@@ -151,6 +152,10 @@ def admit(kind: type[Ticket], message: Incoming, slot: int) -> Any:
     name = named(os.readlink(f"/proc/self/fd/{fd}"))
     if made_by(name) is None or "-gpu-" not in name:
         raise ShareLost(f"not memory of a GPU of aioelastic's: {name}")
+    try:
+        check_fixed(fd)
+    except ValueError as exc:
+        raise ShareLost(str(exc)) from None
     what = What(*marshal.loads(os.pread(fd, PAGE, 0)))
     beside = len(what.sizes) or int(what.kind == POOL)
     mine = held(fd)

@@ -16,6 +16,7 @@ from .. import forked
 from ..child import _hosted, _socket
 from ..child._letters import Packed
 
+REST = 0.1  # seconds until a connection is tried again for which there was no descriptor
 PATIENCE = 2  # seconds for what has been sent already, or is about to be
 
 
@@ -86,12 +87,16 @@ class Exchange:
             try:
                 peer, _ = self._listener.accept()
             except OSError:
-                return
+                with self._changed:
+                    # out of descriptors, perhaps: it stays in the line, and is tried again
+                    if self._changed.wait_for(lambda: self._closed, REST):
+                        return
+                continue
             with peer:
                 try:
                     self._answer(peer)
-                except (OSError, ValueError):
-                    pass  # it has died meanwhile, or is nobody of ours
+                except Exception:
+                    pass  # it has died meanwhile, or is nobody of ours; the others are still to be served
 
     def _answer(self, peer: socket.socket) -> None:
         told = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

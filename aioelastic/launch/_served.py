@@ -220,13 +220,15 @@ class Server:
                 return
             try:
                 body, given = _order.decode(packet, fds)
-                self._take(packet[:1], body, given)
                 if given is not fds:
                     os.close(fds[0])
+                    fds = given
+                self._take(packet[:1], body, fds)  # what is kept is taken out of them
             except Exception:
-                _socket.close(fds)
                 self.died()
                 return
+            finally:
+                _socket.close(fds)
 
     def _kill_unheld(self, packet: bytes) -> bool:
         """It has started one, and we may have no descriptor for it: that one goes, and nobody else."""
@@ -237,9 +239,11 @@ class Server:
     def _take(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         if kind == _order.STARTED:
             number, pid, floor = body
-            done, ends, at, at_ns, poller = self._starting.pop(number)
-            process = ServedProcess(self, number, self.pid_of(pid, fds[0]), fds[0], ends, at, at_ns, floor, poller)
+            done, ends, at, at_ns, poller = self._starting[number]
+            pid = self.pid_of(pid, fds[0])
+            process = ServedProcess(self, number, pid, fds.pop(0), ends, at, at_ns, floor, poller)
             self._running[number] = process
+            del self._starting[number]
             done.set_result(process)
         elif kind == _order.REFUSED:
             number, code, words = body

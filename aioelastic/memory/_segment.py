@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from ..shm import check_fixed
 from ._errors import ShareLimit, ShareLost
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -271,10 +272,13 @@ def attach(fd: int) -> Segment:
     Raises:
         ShareLost: it is none of ours, or was cut off.
     """
-    stat = os.fstat(fd)
-    found = _known.get(_key(stat))
+    found = _known.get(_key(os.fstat(fd)))
     if found is not None:
         return found
+    try:
+        stat = check_fixed(fd)
+    except ValueError as exc:
+        raise ShareLost(str(exc)) from None
     mine = held(fd)  # by this process, in /proc/locks too
     target = os.readlink(f"/proc/self/fd/{mine}")
     name = named(target)

@@ -6,9 +6,8 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -16,7 +15,10 @@ import psutil
 
 from .. import gpu, memory, shm
 from ..checks import check_bool, check_path, check_whole
+from ..child._read import lines
 from ..errors import SpecError
+
+_LISTS = 1 << 28  # bytes of a list of the kernel's that are looked through
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,7 @@ def audit(pids: Collection[int] | None = None) -> list[Held]:
         leased.setdefault(inode, set()).add(holder)
     seen: dict[int, tuple[str, dict[int, int]]] = {}
     for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        except OSError:
-            continue  # it has ended, or is not ours to look at
-        for line in lines:
+        for line in _mapped(pid):
             where, _, _, _, number, *rest = line.split(None, 5)
             name = memory.named(rest[0]) if rest else ""
             if memory.made_by(name) is not None:
@@ -230,11 +228,21 @@ def _uses() -> dict[memory.Segment, tuple[int, list[int]]]:
 def _locks() -> list[tuple[int, int]]:
     """Inode and process id of each shared flock(2) of the system; inodes of memfds are those of one file system."""
     found = []
-    for line in Path("/proc/locks").read_text().splitlines():
+    for line in lines("/proc/locks", _LISTS):  # of all processes
         words = line.split()
-        if words[1:4] == ["FLOCK", "ADVISORY", "READ"]:
-            found.append((int(words[5].rpartition(":")[2]), int(words[4])))
+        if words[1:4] == [b"FLOCK", b"ADVISORY", b"READ"]:
+            found.append((int(words[5].rpartition(b":")[2]), int(words[4])))
     return found
+
+
+def _mapped(pid: int) -> Iterator[str]:
+    """The lines of its map that may be of a segment; none when it has ended, or is not ours to look at."""
+    try:
+        for line in lines(f"/proc/{pid}/maps", _LISTS):
+            if b"aioelastic-" in line:
+                yield line.decode(errors="replace")
+    except OSError:
+        pass
 
 
 def _owner(name: str) -> int:

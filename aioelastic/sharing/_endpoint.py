@@ -31,8 +31,8 @@ class Endpoint:
     """Offers objects (shared arrays, queues, anything that can be pickled) to other processes, by a path.
 
     Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
-    the socket's own mode is 0600, or 0666 with `uids`. The socket is removed at the end; one that a process which died
-    has left is replaced.
+    the socket's own mode is 0600, or 0666 with `uids`. The socket appears when it can be connected to, and is removed
+    at the end unless another has been put in its place; one that a process which died has left is replaced.
 
     Args:
         path: of the socket.
@@ -68,20 +68,14 @@ class Endpoint:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
-            try:
-                listener.bind(self.path)
-            except OSError as exc:
-                if exc.errno != errno.EADDRINUSE:
-                    raise OSError(exc.errno, os.strerror(exc.errno or 0), self.path) from None
-                if not self._is_stale():
-                    problem = "is in use"
-                    raise SpecError("path", self.path, problem, "give another, or end who offers there") from None
-                os.unlink(self.path)
-                listener.bind(self.path)
-            if len(self._allowed) > 1:
-                os.chmod(self.path, 0o666)
             listener.setblocking(False)
-            listener.listen()
+            try:
+                self._name = _Name(self.path, listener, 0o666 if len(self._allowed) > 1 else 0o600)
+            except FileExistsError:
+                remedy = "give another, or end who offers there"
+                raise SpecError("path", self.path, "is in use", remedy) from None
+            except OSError as exc:
+                raise OSError(exc.errno, os.strerror(exc.errno or 0), self.path) from None
         except BaseException:
             listener.close()
             raise
@@ -95,11 +89,10 @@ class Endpoint:
     ) -> None:
         assert self._listener is not None
         self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
         if self._rest is not None:
             self._rest.cancel()
-        with contextlib.suppress(FileNotFoundError):  # somebody has cleaned up there
-            os.unlink(self.path)
+        self._name.remove()  # while it listens: so nobody takes it for a left-over in between
+        self._listener.close()
         for one in self._offering:
             one.cancel()
         while self._offering:
@@ -108,23 +101,6 @@ class Endpoint:
             self._left(peer)
         for pid in list(self._processes):
             self._ended(pid)
-
-    def _is_stale(self) -> bool:
-        """Whether it is a socket that nobody listens to."""
-        try:
-            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                return False
-        except OSError:
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
-            one.setblocking(False)
-            try:
-                one.connect(self.path)
-            except ConnectionRefusedError:
-                return True
-            except OSError:
-                pass
-        return False
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -191,6 +167,96 @@ class Endpoint:
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         memory.peer_gone()
+
+
+class _Name:
+    """The name of a listening socket in a directory: it appears there at once, and never in the place of another's.
+
+    Raises:
+        FileExistsError: something else has the name, and is no socket that nobody listens to.
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: str, listener: socket.socket, mode: int) -> None:
+        home, self._last = os.path.split(path)
+        self._home = os.open(home or os.curdir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            made = self._other()
+            where = f"/proc/self/fd/{self._home}"  # a path of any length has room in the name of a socket then
+            listener.bind(f"{where}/{made}")
+            try:
+                os.chmod(f"{where}/{made}", mode)
+                listener.listen()  # before anybody can find it: a socket that does not listen is taken for a left-over
+                self._which = self._inode(made)
+                while True:
+                    try:
+                        self._appear(made)
+                        break
+                    except FileExistsError:
+                        stale = self._stale(path)
+                        if stale is None:
+                            raise
+                        self._remove(stale)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(made, dir_fd=self._home)
+        except BaseException:
+            os.close(self._home)
+            raise
+
+    def remove(self) -> None:
+        """Take it away, unless the name is another's by now, or gone."""
+        with contextlib.suppress(OSError):
+            self._remove(self._which)
+        os.close(self._home)
+
+    def _appear(self, made: str) -> None:
+        try:
+            os.link(made, self._last, src_dir_fd=self._home, dst_dir_fd=self._home)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if self._inode(self._last) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            os.rename(made, self._last, src_dir_fd=self._home, dst_dir_fd=self._home)
+
+    def _remove(self, which: tuple[int, int] | None) -> None:
+        if self._inode(self._last) != which:
+            return
+        aside = self._other()  # who looked and then removed would remove what has come in between
+        os.rename(self._last, aside, src_dir_fd=self._home, dst_dir_fd=self._home)
+        try:
+            if self._inode(aside) != which:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self._last, src_dir_fd=self._home, dst_dir_fd=self._home)
+        finally:
+            os.unlink(aside, dir_fd=self._home)
+
+    def _stale(self, path: str) -> tuple[int, int] | None:
+        """The inode of a socket there that nobody listens to; None: there is something else."""
+        which = self._inode(self._last)
+        if which is None or not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+            one.setblocking(False)
+            try:
+                one.connect(path)
+            except ConnectionRefusedError:
+                return which
+            except OSError:
+                pass
+        return None
+
+    def _inode(self, name: str) -> tuple[int, int] | None:
+        try:
+            there = os.stat(name, dir_fd=self._home, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return there.st_dev, there.st_ino
+
+    def _other(self) -> str:
+        """A name that nobody else has."""
+        return f".aioelastic-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 class Attachment(Mapping[str, Any]):

@@ -4,6 +4,10 @@ Items are datagrams in one socket (unix(7), SOCK_SEQPACKET), read by whoever com
 lock of one byte of a memfd (fcntl(2), F_OFD_SETLK), held by a descriptor that travels in the item itself. So a place is
 free when its item was received, and also when it was lost with a process that died. Closing is shutdown(2), which all
 processes see.
+
+That there may be room is rung by an eventfd. Who looks for a place silences it first, and rings it again when there was
+one, for there may be more: so all who wait are woken one after the other, and a bell that was rung a thousand times,
+once for each process that has died, makes nobody look more than once.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ class Queue:
         check_whole("maxsize", maxsize, 1, MOST)
         first, second = _socket.pair()
         places = os.memfd_create(memory.PLACES, os.MFD_CLOEXEC)
-        room = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        room = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._set_up(maxsize, first, second, places, room)
 
     def _set_up(self, maxsize: int, get: socket.socket, put: socket.socket, places: int, room: int) -> None:
@@ -107,7 +111,7 @@ class Queue:
 
         Raises:
             QueueClosed: it was closed, and nothing is left.
-            ValueError: this process has no descriptors left for what came with the item; it is gone.
+            ValueError: this process has no descriptors left for what came with the item, or it is none; it is gone.
             Exception: the item could not be unpickled; it is gone.
         """
         return await self._reader.take(self._next, lambda can: _letters.readable(self._ends()[0].fileno(), can))
@@ -171,7 +175,7 @@ class Queue:
             raise RuntimeError(_LATER) from None
         if what.waits:
             _socket.close(fds)
-            os.eventfd_write(self._room, 1)  # its place is free again
+            self._ring()  # its place is free again
             raise RuntimeError(_LATER)
         self._post(packet, fds)
 
@@ -188,27 +192,27 @@ class Queue:
         except queue.Full:
             raise
         except BaseException:
-            os.eventfd_write(self._room, 1)  # its place is free again
+            self._ring()  # its place is free again
             raise
 
     def _packed(self, item: Any) -> tuple[bytes, list[int]]:
         """With its place, as its last descriptor."""
         get, _ = self._ends()
         try:
-            os.eventfd_read(self._room)  # a place that became free is looked at once
+            os.eventfd_read(self._room)
         except BlockingIOError:
             pass
         poll = select.poll()
         poll.register(get, _CLOSED)
         if poll.poll(0):
-            os.eventfd_write(self._room, 1)  # others who wait shall see it too
+            self._ring()  # others who wait shall see it too
             raise QueueClosed("the queue is closed")
         place = self._place()
         try:
             packet, fds = _work.pack(_wire.ITEM, (item,))
         except BaseException:
             os.close(place)
-            os.eventfd_write(self._room, 1)
+            self._ring()
             raise
         fds.append(place)
         return packet, fds
@@ -220,8 +224,12 @@ class Queue:
             raise queue.Full from None
         except BrokenPipeError:
             raise QueueClosed("the queue is closed") from None
+        except BaseException:
+            self._ring()  # its place is free again
+            raise
         finally:
             _socket.close(fds)
+        self._ring()
 
     def get_nowait(self) -> Any:
         """As `get`; `queue.Empty` when it is."""
@@ -235,12 +243,15 @@ class Queue:
         except BlockingIOError:
             raise
         except BaseException:
-            os.eventfd_write(self._room, 1)  # what could not be taken is gone, and its place is free
+            self._ring()  # what could not be taken is gone, and its place is free
             raise
         if not packet:
             raise QueueClosed("the queue is closed, and nothing is left in it")
+        if packet[:1] != _wire.ITEM or not fds:
+            _socket.close(fds)
+            raise ValueError("somebody has put something into the queue that is no item; it is gone")
         os.close(fds.pop())
-        os.eventfd_write(self._room, 1)
+        self._ring()
         return packet, fds
 
     def close(self) -> None:
@@ -250,14 +261,14 @@ class Queue:
             put.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it was
-        self._look_again()  # those who wait for room
+        self._ring()  # for those who wait for room
 
     def _place(self) -> int:
         """A descriptor that holds one. Raises `queue.Full`."""
         try:
             place = os.open(f"/proc/self/fd/{self._places}", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            os.eventfd_write(self._room, 1)  # others may have better luck
+            self._ring()  # others may have better luck
             raise
         for number in range(self.maxsize):
             try:
@@ -273,8 +284,9 @@ class Queue:
             raise RuntimeError("this queue belongs to the process that this one was forked from; use another start")
         return self._get, self._put
 
-    def _look_again(self) -> None:
-        os.eventfd_write(self._room, self.maxsize)
+    def _ring(self) -> None:
+        """There may be room: one of those who wait shall look."""
+        os.eventfd_write(self._room, 1)
 
     def _forget(self) -> None:
         """In a forked copy, whose descriptors may be closed, and their numbers used again, at any time."""
@@ -323,7 +335,7 @@ def _rebuild(maxsize: int, *numbers: int) -> Queue:
 def _somebody_died() -> None:
     for one in list(_queues):
         if one._get is not None:
-            one._look_again()  # it may have had a place
+            one._ring()  # it may have had a place
 
 
 def _forked() -> None:

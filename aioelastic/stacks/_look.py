@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
+from ..child import _read
 from ..child._stacks import NAME, SIGNAL
 from ..watch import wchan
 
 LIMIT = 4_194_304  # bytes of a dump; faulthandler itself writes no more than 100 threads of 100 frames
+STATUS = 65_536  # bytes
+ENTRIES = 65_536  # of a directory of /proc
 _BIT = 1 << (SIGNAL - 1)
 _LINK = f"/memfd:{NAME} (deleted)"
 _PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?$")
@@ -40,12 +45,15 @@ class Offer:
         Raises:
             OSError: it has ended, or replaced itself.
         """
-        with open(self.path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
+        file = _opened(self.path, os.O_RDONLY)
+        try:
+            if not os.fstat(file).st_size:
                 return "", True
             # in this order: it has begun, and is in its handler or not; what it has written then is here now
             busy = bool(_blocking(self.pid) - self.blockers)
-            return file.read(LIMIT).decode(errors="replace"), busy
+            return _read.upto(file, LIMIT).decode(errors="replace"), busy
+        finally:
+            os.close(file)
 
 
 class Python(NamedTuple):
@@ -73,9 +81,13 @@ def look(pid: int) -> Offer | Python | Mute:
         if state[:1] in "Tt":
             return Python("it is stopped")
         offer = Offer(pid, fd, frozenset(_blocking(pid)))
-        if len(offer.blockers) == len(os.listdir(f"/proc/{pid}/task")):
+        if len(offer.blockers) == sum(1 for _ in _entries(f"/proc/{pid}/task")):
             return Python(f"each of its threads blocks signal {SIGNAL}")
-        os.truncate(offer.path, 0)
+        file = _opened(offer.path, os.O_RDWR)
+        try:
+            os.ftruncate(file, 0)
+        finally:
+            os.close(file)
     except (FileNotFoundError, ProcessLookupError):
         return Mute("it ended, or became another program, just now")
     except OSError as exc:
@@ -93,7 +105,7 @@ def _other(pid: int, state: str) -> Python | Mute:
 
 def _memfd(pid: int) -> int | None:
     home = f"/proc/{pid}/fd"
-    for name in sorted(os.listdir(home), key=int):  # it was opened early
+    for name in _entries(home):  # it was opened early
         try:
             if os.readlink(f"{home}/{name}") == _LINK:
                 return int(name)
@@ -105,7 +117,7 @@ def _memfd(pid: int) -> int | None:
 def _blocking(pid: int) -> set[int]:
     """The threads that block the signal."""
     found = set()
-    for name in os.listdir(f"/proc/{pid}/task"):
+    for name in _entries(f"/proc/{pid}/task"):
         try:
             if int(_status(f"/proc/{pid}/task/{name}/status")["SigBlk"], 16) & _BIT:
                 found.add(int(name))
@@ -115,5 +127,29 @@ def _blocking(pid: int) -> set[int]:
 
 
 def _status(path: str) -> dict[str, str]:
-    with open(path, errors="replace", newline="\n") as file:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    """Its fields. Whatever its name holds, it is one line."""
+    found = (line.decode(errors="replace").split(":\t", 1) for line in _read.lines(path, STATUS))
+    return {one[0]: one[1] for one in found if len(one) == 2}
+
+
+def _entries(directory: str) -> list[str]:
+    """The first of them, in the order of their numbers, which is the kernel's: a process may have a million."""
+    with os.scandir(directory) as found:
+        return [one.name for one in islice(found, ENTRIES)]
+
+
+def _opened(path: str, how: int) -> int:
+    """The memfd that is there, by a descriptor of our own. It has been looked at before it is opened: whose process it
+    is may put a pipe in its place, which makes us wait, or a file that we, not it, may change.
+
+    Raises:
+        OSError: it has ended, or this is something else.
+    """
+    held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mine = f"/proc/self/fd/{held}"
+        if os.readlink(mine) != _LINK:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return os.open(mine, how | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(held)

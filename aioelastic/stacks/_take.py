@@ -149,7 +149,7 @@ class Stacks:
                     if not busy:
                         return text
                     if text:
-                        part.append(text)
+                        part[:] = [text]
         except (FileNotFoundError, ProcessLookupError):
             return "no Python stack: it ended, or became another program, just now"
         except OSError as exc:

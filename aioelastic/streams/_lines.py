@@ -175,7 +175,7 @@ class LineFeed:
         self._batches: deque[tuple[int, str, list[bytes], float, bool]] = deque()
         self._size = 0
         self._pumps: set[Pump] = set()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._over = False
         self._problem: Exception | None = None
 
@@ -234,8 +234,11 @@ class LineFeed:
             if self._over:
                 raise StopAsyncIteration
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._waiters.pop(waiter, None)
         rank, stream, lines, at, continued = self._batches[0]
         data = lines.pop()
         self._size -= len(data) + 1
@@ -255,8 +258,7 @@ class LineFeed:
             pump.release(self)
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import Callable
 from typing import Protocol
 
+from ..child._read import turn
 from ..thread import raise_soon
 from ..watch import Poller
 
 BUSY = 32_768  # bytes of one read, half of what a new pipe holds (pipe(7)), that say: its writer is faster than we
 BUSY_PIPE = 524_288  # what a busy one is grown to, where the system allows
 READ = BUSY_PIPE  # one read: large enough to be cheap, small enough that the loop stays its owner's
+FEW = 65_536  # the same where a tap makes a hundred bytes of one, and can hold the pump only when it has made them all
 
 
 class Tap(Protocol):
@@ -34,7 +37,7 @@ class Pump:
     """
 
     name = "output of a worker"
-    __slots__ = ("_fd", "_grown", "_held", "_on_eof", "_on_trouble", "_poller", "_reading", "_unheld", "taps")
+    __slots__ = ("_fd", "_grown", "_held", "_most", "_on_eof", "_on_trouble", "_poller", "_reading", "_unheld", "taps")
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Pump:
         self._held: set[object] = set()
         self._unheld = False
         self._grown = False
+        self._most = READ
         self._reading = False
 
     @property
@@ -68,6 +72,7 @@ class Pump:
         """Read from now on."""
         if self._fd >= 0 and not self._held and not self._reading:
             self._reading = True
+            self._most = FEW if any(getattr(one, "grows", False) for one in self.taps) else READ
             self._poller.add_reader(self._fd, self._readable)
 
     def hold(self, who: object) -> None:
@@ -90,12 +95,9 @@ class Pump:
         """
         self._unheld = True
         self._held.clear()
-        budget = 2 * BUSY_PIPE  # somebody else may still be writing as fast as we read
-        while self._fd >= 0 and budget > 0:
-            size = self._readable()
-            if size < 0:
-                break
-            budget -= size
+        # somebody else may still be writing as fast as we read
+        if self._fd >= 0:
+            turn(self._readable, 2 * BUSY_PIPE, math.inf)
         self._unheld = False  # what others still write may be held again: memory stays bounded
         self.start()
         return self._fd < 0
@@ -127,7 +129,7 @@ class Pump:
     def _readable(self) -> int:
         """One read. Its size; -1 when there was nothing, or the end."""
         try:
-            data = os.read(self._fd, READ)
+            data = os.read(self._fd, self._most)
         except BlockingIOError:
             return -1
         except OSError as exc:
@@ -136,7 +138,7 @@ class Pump:
         if not data:
             self.close()
             return -1
-        if not self._grown and len(data) > BUSY:
+        if not self._grown and len(data) > BUSY and self._most > FEW:
             self._grown = True
             try:
                 fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE)

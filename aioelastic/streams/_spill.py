@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tempfile
@@ -97,9 +98,9 @@ class Spill:
         view, at = memoryview(b"".join((head, prefix, data))), self._end
         try:
             while view:
-                sent = os.pwrite(self._fd, view, at)
+                sent = _some(os.pwrite(self._fd, view, at))
                 view, at = view[sent:], at + sent
-        except OSError as exc:  # what is there of it will be written over
+        except Exception as exc:  # what is there of it will be written over
             with self._target.lock:
                 self._console.lose(size, f"cannot spill: {words(exc)}")
             self._gaps[source] = len(data) > 0 and data[-1] != NEWLINE
@@ -111,7 +112,7 @@ class Spill:
     def _load(self) -> list[Record]:
         try:
             return self._records()
-        except OSError as exc:  # what is in it is lost, which is counted at the end
+        except Exception as exc:  # what is in it is lost, which is counted at the end
             with self._target.lock:
                 self._console.lose(0, f"cannot read what was spilled: {words(exc)}")
             self._begin = self._end = 0
@@ -146,10 +147,10 @@ class Spill:
             for at in range(0, size, BATCH):  # to where nothing waits: if it fails, all is as it was
                 data = memoryview(self._read(min(BATCH, size - at), at))
                 while data:
-                    sent = os.pwrite(self._fd, data, at)
+                    sent = _some(os.pwrite(self._fd, data, at))
                     data, at = data[sent:], at + sent
             os.ftruncate(self._fd, size)
-        except OSError:
+        except Exception:
             return
         self._begin, self._end = 0, size
 
@@ -157,5 +158,14 @@ class Spill:
         """So many bytes from `at` of what waits."""
         out = b""
         while len(out) < size:
-            out += os.pread(self._fd, size - len(out), self._begin + at + len(out))
+            more = os.pread(self._fd, size - len(out), self._begin + at + len(out))
+            _some(len(more))  # somebody has cut it off
+            out += more
         return out
+
+
+def _some(done: int) -> int:
+    """That many bytes were read or written. Raises `OSError` for none: to go on would be for ever."""
+    if not done:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return done

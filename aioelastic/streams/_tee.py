@@ -124,6 +124,8 @@ class ConsoleTap:
 class JsonTap(LineTap):
     """One stream's lines on the console as JSON objects (RFC 8259, UTF-8), one per line. `Logs.json` tells the keys."""
 
+    grows = True  # an empty line becomes a hundred bytes
+
     def __init__(self, console: Console, name: str, rank: int, stream: str) -> None:
         self.name = console.name
 

@@ -39,12 +39,11 @@ class Recorder:
         self.events: list[Event] = []
         self._problem: Exception | None = None
         self._then = then
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        waiters, self._waiters = self._waiters, []
-        for one in waiters:
+        for one in self._waiters:
             if not one.done():
                 one.set_result(None)
         try:
@@ -82,8 +81,11 @@ class Recorder:
             looked = len(self.events)
             self._raise()
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
 
     def in_order(self, *steps: str) -> None:
         """These happened, one after the other; whatever else happened in between.

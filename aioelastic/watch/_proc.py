@@ -18,13 +18,17 @@ from typing import NamedTuple
 from .. import forked
 from ..checks import may
 from ..child import _mark
-from ..child._read import slurp
+from ..child._read import slurp, variable
 from ..remains import Process
 from ..thread import NO_ANSWER, HelperThread
 
 LOOKS = 3
 EXEC_LOOKS = 30  # with the pauses between them, about 40 ms: an execve(2) takes less
 PF_KTHREAD = 0x00200000  # linux/sched.h
+ENVIRON = 6 << 20  # bytes of an environment that are looked through: execve(2) takes no more
+LINEAGE = 16_384  # bytes of the value that says whose a process is, and so many names in it: strangers choose theirs
+NAMES = 256
+STATUS = 65_536  # bytes; with thousands of groups, a list in it is long
 
 
 class Seen(NamedTuple):
@@ -89,7 +93,7 @@ class Census:
 
     def __init__(self, thread: HelperThread, tag: str) -> None:
         self._thread = thread
-        self._tag = tag.encode() + b"="
+        self._tag = tag.encode()
         # one tick less: a process may start within the tick in which we look at the clock
         self._since = ticks_now() - 1
         self._marks: dict[int, str] = {}
@@ -196,11 +200,13 @@ class Census:
             return
 
         def job() -> None:
+            found = Snapshot()  # no /proc, no census: nothing is found, and nothing is signalled
             try:
                 found = self._snapshot()
             except OSError:
-                found = Snapshot()  # no /proc, no census: nothing is found, and nothing is signalled
-            self._thread.tell(self._done, asked, found)
+                pass
+            finally:  # whatever it was: who asked does not wait for ever
+                self._thread.tell(self._done, asked, found)
 
         self._thread.put(job)
 
@@ -310,32 +316,22 @@ def _close_late(asked: asyncio.Future[list[Stray]]) -> None:
 
 def describe(pid: int) -> Process:
     """Its command line and state, as far as they can be read."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(4096).rstrip(b"\0").split(b"\0")
-        command = b" ".join(words).decode(errors="backslashreplace")
-    except OSError:
-        command = ""
+    words = slurp(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
+    command = b" ".join(words).decode(errors="backslashreplace")
     fields = _stat(pid)
     return Process(pid, command, fields[0] if fields else "?")
 
 
 def wchan(pid: int) -> str:
     """The kernel function in which a process sleeps (proc(5)), "" when it cannot be read."""
-    try:
-        with open(f"/proc/{pid}/wchan") as file:
-            return file.read().strip("0 \n")
-    except OSError:
-        return ""
+    return slurp(f"/proc/{pid}/wchan").decode(errors="replace").strip("0 \n")
 
 
 def caught_signals(pid: int) -> set[int]:
     """The signals for which a process has a handler of its own (SigCgt of proc(5))."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:  # its name, in the first line, may hold any bytes
-            mask = next((int(line.split()[1], 16) for line in file if line.startswith(b"SigCgt:")), 0)
-    except OSError:
-        mask = 0
+    # its name, in the first line, may hold any bytes but the end of a line
+    status = slurp(f"/proc/{pid}/status", STATUS).split(b"\n")
+    mask = next((int(line.split()[1], 16) for line in status if line.startswith(b"SigCgt:")), 0)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
@@ -389,11 +385,7 @@ def _stat(pid: int) -> list[str] | None:
 
 def _newest_pid() -> bytes:
     """The pid that was given last on this machine (proc(5), loadavg)."""
-    try:
-        with open("/proc/loadavg", "rb") as file:
-            return file.read().split()[-1]
-    except (OSError, IndexError):
-        return b""
+    return slurp("/proc/loadavg").rpartition(b" ")[2]
 
 
 def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Seen | None:
@@ -423,12 +415,5 @@ def _readable(pid: int) -> bool:
 
 
 def _lineage(pid: int, tag: bytes) -> tuple[str, ...]:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            data = file.read()
-    except OSError:
-        return ()
-    for item in data.split(b"\0"):
-        if item.startswith(tag):
-            return tuple(item[len(tag) :].decode(errors="replace").split(":"))
-    return ()
+    value = variable(f"/proc/{pid}/environ", tag, ENVIRON, LINEAGE)
+    return () if value is None else tuple(value.decode(errors="replace").split(":")[:NAMES])
