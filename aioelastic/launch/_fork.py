@@ -15,7 +15,7 @@ from .. import forked
 from ..child import _work
 from ..child._fork import fork
 from ..watch import Poller, pidfd_or_none
-from ._direct import DirectProcess
+from ._direct import DirectProcess, reap_soon
 from ._ends import Ends
 from ._plan import WorkerPlan
 
@@ -59,7 +59,7 @@ class ForkLauncher:
                     raise OSError("this kernel has no pidfds, which start='fork' needs")
             except OSError:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                reap_soon(pid)
                 raise
         except BaseException:
             ends.close_ours()
