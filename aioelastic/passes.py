@@ -20,7 +20,7 @@ from .errors import LaunchFailed
 from .events import GaveUp, Restarting
 from .ground import Ground
 from .keeper import Keeper
-from .launch import Launcher, LaunchPlan
+from .launch import Launcher, LaunchPlan, withdraw
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import Reason
 from .remains import Process
@@ -340,7 +340,7 @@ class Passes:
             if self._halted.done():
                 self._starts_until = min(self._starts_until, loop.time() + self._host.stop_policy.bound)
             if loop.time() >= self._starts_until:
-                worker.withdraw()
+                worker.starting = withdraw(self._launcher, worker.plan, worker.starting)
                 break
             waiter: asyncio.Future[None] = loop.create_future()
             wake = partial(_wake, waiter)

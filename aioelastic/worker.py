@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from .blame import Moment, raised_ns
 from .errors import LaunchFailed, RemoteError, refusal
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
-from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner, withdraw
+from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Usage
 from .remains import Process, Unkillable
@@ -136,15 +135,6 @@ class Worker(Correspondent):
         """Begin to start it; `adopt` when `starting` is done."""
         self._to(Trigger.LAUNCH)
         self.starting = begin(launcher, self.plan)
-        self._launcher = launcher
-
-    def withdraw(self) -> None:
-        """Its start does not come, and its group does not wait any longer: it counts as refused."""
-        assert self.starting is not None
-        withdraw(self._launcher, self.starting)
-        words = "its start had not come when the time to stop was over"
-        self.starting = self.keeper.loop.create_future()
-        self.starting.set_exception(OSError(errno.ETIMEDOUT, words, self.plan.program))
 
     def adopt(self) -> None:
         """It was started: watch it, make its sinks. Raises `LaunchFailed` if it was refused."""

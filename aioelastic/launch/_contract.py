@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -94,8 +95,8 @@ class Launcher(Protocol):
         """
 
 
-def withdraw(launcher: Launcher, starting: asyncio.Future[Any]) -> None:
-    """Nobody waits any more for that start: should it come, it is killed.
+def withdraw(launcher: Launcher, worker: WorkerPlan, starting: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """Nobody waits any more for that start: should it come, it is killed. Returns what to have instead: a refusal.
 
     A launcher that can take a start back has a method of that name and argument; its future is done all the same, soon.
     """
@@ -103,6 +104,10 @@ def withdraw(launcher: Launcher, starting: asyncio.Future[Any]) -> None:
     if taken_back is not None:
         taken_back(starting)
     starting.add_done_callback(_end_late)
+    refused: asyncio.Future[Any] = starting.get_loop().create_future()
+    words = "its start had not come when the time to stop was over"
+    refused.set_exception(OSError(errno.ETIMEDOUT, words, worker.program))
+    return refused
 
 
 def _end_late(starting: asyncio.Future[Any]) -> None:
