@@ -192,7 +192,10 @@ class Guardian:
         if not packet:
             raise _Gone
         try:
-            body, given = _order.decode(packet, fds)
+            try:
+                body, given = _order.decode(packet, fds)
+            except (ValueError, EOFError, TypeError):
+                return  # not a message of ours
             if packet[:1] == _order.LEAVE:
                 # groups have ended what their workers left behind, or were told to leave it (`Stop(scope="leader")`)
                 for child in self._family:
@@ -212,11 +215,12 @@ class Guardian:
             elif packet[:1] == _order.HELPER:
                 number, argv, environ, state = body
                 stdin, stderr = given
+                environ = _start.variables(environ, {})
                 start = Start(argv[0], argv, environ, b"/", (stdin, self._null, stderr), state)
                 start.blocked = True
                 self._begin(start, Child(0, number, None, argv[0]))  # should it fail, its own socket closes
             elif packet[:1] == _order.REMOVE:
-                self.directories = [one for one in self.directories if os.access(one, os.F_OK)] + [body[0]]
+                self.directories = [one for one in self.directories if os.access(one, os.F_OK)] + [str(body[0])]
             elif packet[:1] == _order.END:
                 for child in self._family:
                     if child.is_of(None, body[0]):
@@ -261,7 +265,8 @@ class Guardian:
             elif packet[:1] == _order.LEFT:
                 link.say(_order.LEFT, (self._family.left(),))
             elif packet[:1] == _order.GROUP:
-                link.environ, link.cwd, link.lost = body
+                environ, link.cwd, link.lost = body
+                link.environ = _start.variables(environ, {})
             elif packet[:1] == _order.TRY:
                 child = Child(0, 0, link)
                 child.trial = True
@@ -310,15 +315,10 @@ class Guardian:
 
     def _exec(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
         number, program, argv, overlay, cwd, mark, streams, place, state, stop = body
-        environ = dict(link.environ)
-        for key, value in overlay.items():
-            if value is None:
-                environ.pop(key, None)
-            else:
-                environ[key] = value
         given = iter(fds)
-        stdio = tuple(next(given) if streams >> at & 1 else self._null for at in range(3))
-        start = Start(program, argv, environ, cwd or link.cwd, stdio, state)
+        # 0 and 1 of ours are /dev/null
+        stdio = tuple(next(given) if streams >> at & 1 else (0, 1, self._null)[at] for at in range(3))
+        start = Start(program, argv, _start.variables(overlay, link.environ), cwd or link.cwd, stdio, state)
         start.place, start.mark, start.stop = place, mark, stop
         self._begin(start, Child(mark, number, link, program))
 

@@ -21,7 +21,7 @@ class Link:
 
     def __init__(self, sock: socket, epoll: select.epoll) -> None:
         self.sock = sock
-        self.environ: Environ = {}
+        self.environ: Environ = {}  # as `_start.variables`
         self.cwd = b"/"
         self.lost: tuple[int, float] | None = None
         self._epoll = epoll

@@ -1,7 +1,7 @@
 """Work that goes on in another thread when a call in it hangs.
 
 One of two threads does the work, the other waits. A call that may hang is made in the thread that works, so that it
-costs nothing where it does not; a timer (timerfd_create(2)) is set for as long as it takes. Should that ring, the
+costs nothing where it does not; a timer (timerfd_create(2)) is set meanwhile. Should that ring, the
 waiting thread takes over, and the other one waits in its place when its call has returned at last. Both live as long as
 the process.
 """
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PATIENCE = 0.02  # seconds that a call may take: ten times as long as any that does not hang
 _MONOTONIC, _FLAGS = 1, os.O_CLOEXEC | os.O_NONBLOCK  # time.h; TFD_CLOEXEC and TFD_NONBLOCK are the same
 _ARMED = struct.pack("4q", 0, 0, 0, int(PATIENCE * 1e9))  # struct itimerspec
-_OFF = struct.pack("4q", 0, 0, 0, 0)
 
 
 class Replaced(BaseException):
@@ -33,7 +32,7 @@ class Replaced(BaseException):
 class Relay:
     """Attributes:
         bell: an eventfd(2) that is readable when a call that had hung has returned (`late`).
-        hangs: what was said of a call that hangs; then there is nobody to take over, and `call` must not be used.
+            Between a call that hangs and its bell there is nobody to take over, and `call` must not be used.
 
     Raises:
         OSError: there are no timers, or no descriptors left.
@@ -47,15 +46,14 @@ class Relay:
         self._work = work
         self._took_over = took_over
         self._set = function("timerfd_settime", holds=True)
-        self._timer = function("timerfd_create", holds=True)(_MONOTONIC, _FLAGS)
+        self._timer = function("timerfd_create")(_MONOTONIC, _FLAGS)
         if self._timer < 0:
             raise OSError(errno_of(), "")
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.hangs: Any = None
-        self.thread = 0  # that in which it hangs, as the kernel numbers it
+        self.thread = 0  # that in which a call hangs, as the kernel numbers it
         self._late: tuple[Any, Any, OSError | None] | None = None
-        self._calling: tuple[Any, int] | None = None
-        self._lock = _thread.allocate_lock()
+        self._calling: list[tuple[Any, int]] = []  # whoever takes it out of there, goes on: `pop` is atomic
+        self._armed = False
         self._over = _thread.allocate_lock()
         self._result: Any = None
         self._problem: BaseException | None = None
@@ -72,31 +70,30 @@ class Relay:
 
     def call(self, what: Any, function: Callable[[], Any]) -> Any:
         """The result of `function`, which may raise `OSError`; should it take too long, it is for `late`."""
-        self._calling = what, _thread.get_native_id()
-        self._set(self._timer, 0, _ARMED, None)
+        self._calling.append((what, _thread.get_native_id()))
+        if not self._armed:
+            self._armed = True
+            self._set(self._timer, 0, _ARMED, None)
         result, problem = None, None
         try:
             result = function()
         except OSError as exc:
             problem = exc
-        with self._lock:
-            in_time = self._calling is not None
-            self._calling = None
-        if in_time:
-            self._set(self._timer, 0, _OFF, None)
-            if problem is not None:
-                raise problem
-            return result
-        self._late = what, result, problem
-        os.eventfd_write(self.bell, 1)
-        raise Replaced
+        try:
+            self._calling.pop()
+        except IndexError:
+            self._late = what, result, problem
+            os.eventfd_write(self.bell, 1)
+            raise Replaced from None
+        if problem is not None:
+            raise problem
+        return result
 
     def late(self) -> tuple[Any, Any, OSError | None]:
         """After the bell: what was said of the call, and what came of it. From now on there is one to take over."""
         os.eventfd_read(self.bell)
         told, self._late = self._late, None
         assert told is not None
-        self.hangs = None
         return told
 
     def _take_turns(self, waits: bool) -> None:
@@ -115,17 +112,22 @@ class Relay:
         self._over.release()
 
     def _wait(self) -> None:
-        """Until a call takes too long."""
+        """Until a call takes too long: it is the same at two rings of the timer. It is set as long as there are any."""
         rings = select.poll()
         rings.register(self._timer, select.POLLIN)
+        seen: list[tuple[Any, int]] = []
         while True:
             rings.poll()
-            with self._lock:
+            os.read(self._timer, 8)
+            self._armed = False  # before the look: a call that comes after it sets the timer itself
+            there = self._calling[:]
+            if there and seen and there[0] is seen[0]:
                 try:
-                    os.read(self._timer, 8)
-                except BlockingIOError:
-                    continue  # the call has just returned
-                if self._calling is not None:
-                    self.hangs, self.thread = self._calling
-                    self._calling = None
+                    _, self.thread = self._calling.pop()
                     return
+                except IndexError:
+                    there = []  # it has just returned
+            seen = there
+            if there:
+                self._armed = True
+                self._set(self._timer, 0, _ARMED, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _ctypes
 import os
+import struct
 
 from . import _place
 from ._libc import function
@@ -20,15 +21,11 @@ if TYPE_CHECKING:
 
 # spawn.h
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
-_STEP = 16  # arrays have lengths of so many, so that there are few types of them
+_TEXT = bytes.__basicsize__ - 1  # where in a bytes object, which is at `id`, its text is; a zero follows it
 
 
 class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
-
-
-class _Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "z"
 
 
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -37,7 +34,7 @@ class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
 
 class _Opaque(_ctypes.Array):  # type: ignore[type-arg]
     _type_ = _Byte
-    _length_ = 1024  # bytes; more than any C library needs for its types
+    _length_ = 512  # bytes; more than any C library needs for its types
 
 
 class PosixSpawn:
@@ -55,7 +52,6 @@ class PosixSpawn:
             for one in ("init", "adddup2", "addopen", "addchdir_np", "addclosefrom_np", "destroy")
         )
         self._attributes: dict[tuple[int, bool], Any] = {}
-        self._arrays: dict[int, Any] = {}
 
     def __call__(
         self,
@@ -93,7 +89,7 @@ class PosixSpawn:
                 _check(self._chdir(actions, cwd))
             pid = _Int()
             attributes = self._attributes_for(stop, blocked)
-            words, names = self._strings(argv), self._strings(variables)
+            words, names = _strings(argv), _strings(variables)
             code = self._spawn(_ctypes.byref(pid), program, actions, attributes, words, names)
         finally:
             self._destroy(actions)
@@ -121,15 +117,6 @@ class PosixSpawn:
             self._attributes[key] = made
         return self._attributes[key]
 
-    def _strings(self, items: Sequence[bytes]) -> Any:
-        """They, and a null pointer or more behind them."""
-        length = (len(items) // _STEP + 1) * _STEP
-        kind = self._arrays.get(length)
-        if kind is None:
-            kind = type("_Strings", (_ctypes.Array,), {"_type_": _Text, "_length_": length})
-            self._arrays[length] = kind
-        return kind(*items)
-
 
 _SETTERS = ("init", "setsigdefault", "setsigmask", "setflags")
 
@@ -137,3 +124,8 @@ _SETTERS = ("init", "setsigdefault", "setsigmask", "setflags")
 def _check(code: int) -> None:
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def _strings(items: Sequence[bytes]) -> bytes:
+    """An array of pointers to them, and a null pointer. A fifth of what an array of `_ctypes` takes."""
+    return struct.pack(f"{len(items) + 1}P", *[id(one) + _TEXT for one in items], 0)

@@ -17,7 +17,10 @@ from ._spawn import PosixSpawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
+
+    from ._link import Environ
 
 Limit = tuple[int, int]
 
@@ -26,7 +29,7 @@ class Start:
     """What one process shall be.
 
     Attributes:
-        environ, cwd, stdio: its variables, its directory, and its descriptors 0, 1 and 2.
+        environ, cwd, stdio: its `variables`, its directory, and its descriptors 0, 1 and 2.
         blocked: whether it begins with all signals blocked; else with none.
         stop: the signal that it is stopped by; 0: none of its own.
         mark: see `_mark`; 0: none.
@@ -88,6 +91,17 @@ class Limits:
                 self.raised = False  # more than the system has (sysctl fs.nr_open), or forbidden
 
 
+def variables(environ: Mapping[bytes, bytes | None], over: Environ) -> Environ:
+    """`over` with these: by name, as `name=value`; None unsets one."""
+    made = dict(over)
+    for name, value in environ.items():
+        if value is None:
+            made.pop(name, None)
+        else:
+            made[name] = b"%s=%s" % (name, value)
+    return made
+
+
 def spawner() -> PosixSpawn | None:
     """What `spawn` needs, where it can be had."""
     try:
@@ -102,7 +116,7 @@ def spawn(by: PosixSpawn, start: Start) -> int:
     Raises:
         OSError: as `fork` tells it.
     """
-    variables = [b"%s=%s" % pair for pair in start.environ.items()]
+    variables = list(start.environ.values())
     return by(start.program, start.argv, variables, start.cwd, start.stdio, start.stop, start.blocked)
 
 
@@ -139,7 +153,8 @@ def fork(start: Start, files: Limit) -> tuple[int, int]:
             what = start.program
             if not start.blocked:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            os.execve(what, start.argv, start.environ)
+            environ = {name: text[len(name) + 1 :] for name, text in start.environ.items()}
+            os.execve(what, start.argv, environ)
         except OSError as exc:
             raise OSError(exc.errno, "", os.fsdecode(what)) from None
 

@@ -146,10 +146,8 @@ class Guardian:
     def _ask(self, kind: bytes, body: tuple[Any, ...], seconds: float) -> tuple[Any, ...]:
         ours, theirs = _socket.pair()
         try:
-            try:
+            with theirs:
                 self._send(_order.CONNECT, (), [theirs.fileno()])
-            finally:
-                theirs.close()
             _socket.send(ours, *_order.encode(kind, body))
             answered = select.poll()
             answered.register(ours, select.POLLIN)
