@@ -303,14 +303,12 @@ class Passes:
                             break
             worker = begun.popleft()
             try:
+                if worker.starting is not None:
+                    problem = await self._begun(worker) or problem
                 try:
-                    if worker.starting is not None:
-                        await self._begun(worker)
+                    worker.adopt()
                 finally:
-                    try:
-                        worker.adopt()
-                    finally:
-                        self._host.started(worker)  # whatever happened, if it runs it is to be read
+                    self._host.started(worker)  # whatever happened, if it runs it is to be read
                 if turns.due():
                     await asyncio.sleep(0)
                     turns.begin()
@@ -330,8 +328,9 @@ class Passes:
         if problem is not None:
             raise problem
 
-    async def _begun(self, worker: Worker) -> None:
-        """Wait until it has started, or was refused; once the group is being stopped, not longer than its bound."""
+    async def _begun(self, worker: Worker) -> BaseException | None:
+        """Wait until it has started, or was refused; once the group is being stopped, not longer than its bound.
+        Returns the cancellation by which the group is being stopped."""
         assert worker.starting is not None
         assert self._halted is not None
         loop = self._host.loop
@@ -362,8 +361,7 @@ class Passes:
                 self._halted.remove_done_callback(wake)
                 if timer is not None:
                     timer.cancel()
-        if cancelled is not None:
-            raise cancelled
+        return cancelled
 
     def _over(self) -> bool:
         return self._ending or self._host.is_stopping()

@@ -22,7 +22,7 @@ from helpers import QUIET, event_of, gone, kill_and_see_it_dead, sh, until
 from aioelastic import Command, Function, Group, Restart, Stop, supervise
 from aioelastic.child import _order, _socket
 from aioelastic.events import Spawned
-from aioelastic.launch import end_helpers, reap_abandoned
+from aioelastic.launch import DirectLauncher, end_helpers, reap_abandoned
 from aioelastic.testing import Program
 
 STAY = "exec sleep 1000"
@@ -196,6 +196,45 @@ async def test_leaving_the_program_ends_starts_that_hang(leased: Leased, tmp_pat
     assert not [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
 
 
+class Slow:
+    """A launcher whose starts come when the test says so."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, asyncio.Future[Any]]] = []
+
+    def start(self, worker: Any) -> asyncio.Future[Any]:
+        self.asked.append((worker, asyncio.get_running_loop().create_future()))
+        return self.asked[-1][1]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_a_start_of_any_launcher_is_waited_for_within_bounds(how: str) -> None:
+    """And what comes late is killed."""
+    slow = Slow()
+    group = Group(sh(STAY), n=3, logs=QUIET, stop=SHORT, launcher=slow, check=False)
+    entering = asyncio.create_task(group.__aenter__())
+    await until(lambda: len(slow.asked) == 3)
+    if how == "cancelled":
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+    else:
+        result = await group.stop()
+        assert [one.exit for one in result] == [None] * 3
+        await entering
+    direct = DirectLauncher(dict(os.environ))
+    pids = []
+    for worker, future in slow.asked:
+        process = await direct.start(worker)
+        pids.append(process.pid)
+        future.set_result(process)
+    for pid in pids:
+        await gone(pid)
+    await until(lambda: (reap_abandoned(), not any(map(state_of, pids)))[1])
+
+
 def test_another_thread_takes_over() -> None:
     """And the one that hung takes over from that, when it hangs in its turn. (In a program: its threads never end.)"""
     script = """
@@ -267,7 +306,7 @@ def test_out_of_descriptors_refuses_one_start_and_ends_nobody() -> None:
     script = """
 import asyncio, errno, resource
 from aioelastic import *
-from aioelastic.launch import end_helpers, GuardianLauncher
+from aioelastic.launch import DirectLauncher, end_helpers, GuardianLauncher
 async def main():
     quiet = Logs(tee=Std.NONE)
     async with Group(Command("sleep", "1000"), n=20, logs=quiet) as one:
@@ -287,7 +326,7 @@ asyncio.run(main())
 """
     patched = """
 import resource
-from aioelastic.launch import end_helpers, _guardian
+from aioelastic.launch import DirectLauncher, end_helpers, _guardian
 argv = _guardian._argv
 def limited():
     words = argv()

@@ -325,7 +325,8 @@ class Guardian:
     def _begin(self, start: Start, child: Child) -> None:
         by, pid, problem = self._spawner, 0, None
         try:
-            if by is None or start.state is not None or start.place is not None or self._family.unknown is not None:
+            forked = start.state is not None or start.place is not None
+            if by is None or forked or self._family.unknown is not None or self._relay.alone:
                 child.pid, child.pipe = _start.fork(start, self._limits.files)
                 self._await(child)
                 return

@@ -31,6 +31,7 @@ class Replaced(BaseException):
 
 class Relay:
     """Attributes:
+        alone: there is no second thread, and `call` must not be used.
         bell: an eventfd(2) that is readable when a call that had hung has returned (`late`).
             Between a call that hangs and its bell there is nobody to take over, and `call` must not be used.
 
@@ -55,14 +56,19 @@ class Relay:
         self._calling: list[tuple[Any, int]] = []  # whoever takes it out of there, goes on: `pop` is atomic
         self._armed = False
         self._over = _thread.allocate_lock()
+        self.alone = False
         self._result: Any = None
         self._problem: BaseException | None = None
 
     def run(self) -> Any:
         """Until the work is done; its result, or what it raised. This thread only waits."""
         self._over.acquire()
-        _thread.start_new_thread(self._take_turns, (False,))
-        _thread.start_new_thread(self._take_turns, (True,))
+        try:
+            _thread.start_new_thread(self._take_turns, (True,))
+            _thread.start_new_thread(self._take_turns, (False,))
+        except RuntimeError:  # no more threads
+            self.alone = True
+            self._take_turns(False)
         self._over.acquire()
         if self._problem is not None:
             raise self._problem

@@ -395,7 +395,8 @@ class ServedProcess:
         self._rusage = rusage
         self._left = left
         self._told = raw
-        self._poller.remove(self._pidfd)
+        if not self._reaped:  # else the number is another's
+            self._poller.remove(self._pidfd)
         if self._on_exit is not None:
             self._on_exit(raw)
             self._on_exit = None  # who has us shall not be held by us
