@@ -6,6 +6,7 @@ A new attempt of a rank is a new `Worker`. It begins when its old one has settle
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import weakref
 from collections import deque
@@ -19,14 +20,13 @@ from .errors import LaunchFailed
 from .events import GaveUp, Restarting
 from .ground import Ground
 from .keeper import Keeper
-from .launch import Launcher, LaunchPlan
+from .launch import Launcher, LaunchPlan, withdraw
 from .lifecycle import ALIVE, FINAL, State
 from .outcome import Reason
 from .remains import Process
 from .restart import Restart, Verdict, decide
 from .shown import printable
 from .stacks import BOUND
-from .thread import finished
 from .turns import Turns
 from .watch import Stray
 from .worker import Worker
@@ -72,6 +72,7 @@ class Passes:
         self._unsettled = 0  # workers of which something is left
         self._tasks: set[asyncio.Task[None]] = set()
         self._halted: asyncio.Future[None] | None = None  # the group is being stopped
+        self._starts_until = math.inf  # on the loop's clock: how long starts that are under way are waited for then
         self._dump: asyncio.Task[dict[int, str]] | None = None  # of those that are about to be stopped
 
     # --- what the group calls ---
@@ -313,14 +314,12 @@ class Passes:
                             break
             worker = begun.popleft()
             try:
+                if worker.starting is not None:
+                    problem = await self._begun(worker) or problem
                 try:
-                    if worker.starting is not None:
-                        await finished(worker.starting)
+                    worker.adopt()
                 finally:
-                    try:
-                        worker.adopt()
-                    finally:
-                        self._host.started(worker)  # whatever happened, if it runs it is to be read
+                    self._host.started(worker)  # whatever happened, if it runs it is to be read
                 if turns.due():
                     await asyncio.sleep(0)
                     turns.begin()
@@ -340,5 +339,45 @@ class Passes:
         if problem is not None:
             raise problem
 
+    async def _begun(self, worker: Worker) -> BaseException | None:
+        """Wait until it has started, or was refused; once the group is being stopped, not longer than its bound.
+        Returns the cancellation by which the group is being stopped."""
+        assert worker.starting is not None
+        assert self._halted is not None
+        loop = self._host.loop
+        cancelled: asyncio.CancelledError | None = None
+        while not worker.starting.done():
+            if self._halted.done():
+                self._starts_until = min(self._starts_until, loop.time() + self._host.stop_policy.bound)
+            if loop.time() >= self._starts_until:
+                worker.starting = withdraw(self._launcher, worker.plan, worker.starting)
+                break
+            waiter: asyncio.Future[None] = loop.create_future()
+            wake = partial(_wake, waiter)
+            timer = None
+            worker.starting.add_done_callback(wake)
+            if self._halted.done():
+                timer = loop.call_at(self._starts_until, wake, worker.starting)
+            else:
+                self._halted.add_done_callback(wake)
+            try:
+                await waiter
+            except asyncio.CancelledError as exc:
+                if forked.is_lost(loop):
+                    raise
+                cancelled = exc
+                self._host.begin_stop("stopped")
+            finally:
+                worker.starting.remove_done_callback(wake)
+                self._halted.remove_done_callback(wake)
+                if timer is not None:
+                    timer.cancel()
+        return cancelled
+
     def _over(self) -> bool:
         return self._ending or self._host.is_stopping()
+
+
+def _wake(waiter: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

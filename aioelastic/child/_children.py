@@ -8,10 +8,10 @@ import time
 from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
 from .. import shm
-from ._read import blocks, slurp
+from ._read import slurp
 
 _SIGKILL = 9
-_CHILDREN = 32 << 20  # bytes of a list of processes: there are 4 million at most
+_LOOK = 1.0  # seconds between two looks at what does not die
 LOOKS = 20  # in a second, for what the program has left
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
@@ -47,6 +47,8 @@ def end_children(graces: dict[int, float] | None = None) -> None:
     Its children are not reaped by anybody else, so their pids are their own. What has changed its user and cannot be
     killed is left to whoever is next to adopt it.
 
+    Waits as long as one of them lives; not for those that are dead and that a debugger keeps from being reaped.
+
     Args:
         graces: until when (monotonic clock, seconds) which are left alone.
     """
@@ -56,7 +58,8 @@ def end_children(graces: dict[int, float] | None = None) -> None:
         refused = False
         now = time.monotonic()
         graces = {pid: until for pid, until in graces.items() if until > now}
-        for pid in children(me):
+        there = children(me)
+        for pid in there:
             if pid not in killed and pid not in graces:
                 try:
                     os.kill(pid, _SIGKILL)
@@ -68,9 +71,11 @@ def end_children(graces: dict[int, float] | None = None) -> None:
         if refused and not killed and not graces:
             return
         try:
-            if graces:
-                sigtimedwait((SIGCHLD,), min(graces.values()) - now)
-            pid, _ = os.waitpid(-1, os.WNOHANG if graces else 0)
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if not pid and all(map(is_dead, there)):
+                return  # debuggers hold them, and may do so for ever
+            if not pid:
+                sigtimedwait((SIGCHLD,), min(min(graces.values()) - now, _LOOK) if graces else _LOOK)
             while pid:  # all that have ended, before the next look
                 killed.discard(pid)
                 graces.pop(pid, None)
@@ -79,36 +84,43 @@ def end_children(graces: dict[int, float] | None = None) -> None:
             return
 
 
+def is_dead(pid: int) -> bool:
+    """Whether it has ended, reaped or not."""
+    return slurp(f"/proc/{pid}/stat").rpartition(b") ")[2][:1] in (b"", b"Z", b"X")
+
+
+def status_of_dead(pid: int) -> int | None:
+    """The wait status of a process that has ended and is not reaped, where the kernel tells it to us."""
+    line = slurp(f"/proc/{pid}/stat").rpartition(b") ")[2]
+    status = int(line.split()[49]) if line.startswith(b"Z") else None  # exit_code, proc(5)
+    if status == 0:  # also what those are shown who may not see it
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return None
+    return status
+
+
 def children(parent: int) -> list[int]:
-    """The pids of its children, zombies too."""
-    try:
-        fd = os.open(f"/proc/{parent}/task/{parent}/children", _READ)
-    except OSError:
-        return by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
-    try:
-        return [int(one) for one in listed(fd).split()]
-    finally:
-        os.close(fd)
-
-
-def children_of_all_threads() -> list[int]:
-    """Those of this process, by whichever of its threads they were started."""
-    try:
-        threads = os.listdir("/proc/self/task")
-    except OSError:
-        return []
-    return [pid for name in threads for pid in _of_thread(f"/proc/self/task/{name}/children")]
-
-
-def _of_thread(path: str) -> list[int]:
-    try:
-        return [int(one) for one in b"".join(blocks(path, _CHILDREN)).split()]
-    except OSError:
-        return []  # that thread has ended
+    """The pids of its children, zombies too, by whichever of its threads they were started."""
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{parent}/task"):
+        try:
+            fd = os.open(f"/proc/{parent}/task/{thread}/children", _READ)
+        except OSError:
+            if thread == str(parent):
+                return by_search(parent)  # not every kernel has the list (CONFIG_PROC_CHILDREN)
+            continue  # it has just ended
+        try:
+            found += map(int, listed(fd).split())
+        finally:
+            os.close(fd)
+    return found
 
 
 def own_list() -> int:
-    """The kernel's list of the children of this process, open for `listed`; -1 where there is none."""
+    """The kernel's list of the children of the first thread of this process, which has those that it adopts, open for
+    `listed`; -1 where there is none."""
     try:
         return os.open(f"/proc/self/task/{os.getpid()}/children", _READ)
     except OSError:

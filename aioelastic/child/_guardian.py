@@ -2,8 +2,13 @@
 for as long as it takes to end them.
 
 It is a child subreaper (prctl(2)): whatever leaves its group or session, by setsid, a double fork or a cleaned
-environment, becomes its child when its parent ends. It has one thread and a small heap, so that starting a process is
-cheap and safe whatever the program is. When the program dies it kills all that it holds.
+environment, becomes its child when its parent ends. It has a small heap, so that starting a process is cheap and safe
+whatever the program is. When the program dies it kills all that it holds.
+
+It never blocks, and no request can end it. A start that hangs (the file system of a program, or of a directory, does
+not answer) hangs in a thread, whose work another takes over (`_relay.py`); what is started meanwhile is forked, and
+told by a pipe. A dead worker that a debugger holds is told at once, and reaped later (`_family.py`). What fails
+concerns the request or the connection that it came by. Only the end of the program, or its order to leave, ends it.
 
 It is itself guarded by its keeper, a forked twin that only waits: should the guardian be killed, all its children
 become the keeper's, and are killed. (PR_SET_PDEATHSIG would reach the workers, but not what they have started.)
@@ -18,21 +23,26 @@ import errno
 import os
 import resource
 import select
+import sys
 import time
 from _socket import socket
 
-from . import _mark, _order, _place, _socket, _start
-from ._children import children, end_all, end_children, listed, own_list
+from . import _order, _place, _socket, _start
+from ._children import end_all, end_children
+from ._family import Child, Family
+from ._fork import fork
 from ._libc import function
 from ._link import Link
+from ._relay import Relay
+from ._start import Start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+LEAVING = 4.0  # seconds for what it holds to die
 
 
 def main() -> NoReturn:
@@ -41,7 +51,7 @@ def main() -> NoReturn:
     It was started with all signals blocked, and they stay so: whoever signals a whole service, as systemd does, means
     the program, which has yet to see its workers to their end.
     """
-    prctl, signalfd = function("prctl"), function("signalfd")
+    prctl = function("prctl")
     control = socket(fileno=os.dup(0))
     packet, fds = _socket.receive(control)
     if not packet:
@@ -52,31 +62,32 @@ def main() -> NoReturn:
         os.dup2(null, fd)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     keeper = os.getpid()
-    guardian = os.fork()
-    if guardian:
-        prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
-        control.close()
-        os.dup2(null, 2)
-        ended, status = os.waitpid(-1, 0)
-        while ended != guardian:  # others only come when it is gone
-            ended, status = os.waitpid(-1, 0)
-        if status:
-            end_children()
-        os._exit(0)
+    guardian = fork(lambda _: _guard(control, lifeline, keeper, null, temporary, pid))
+    prctl(_PR_SET_NAME, b"aio-keeper", 0, 0, 0)
+    control.close()
+    os.dup2(null, 2)
+    ends = select.poll()
+    ends.register(os.pidfd_open(guardian), select.POLLIN)
+    ends.poll()
+    if os.waitpid(guardian, os.WNOHANG) != (guardian, 0):  # or a debugger holds it, and so it was not asked to leave
+        end_children()
+    os._exit(0)
+
+
+def _guard(control: socket, lifeline: int, keeper: int, null: int, temporary: str, pid: int) -> None:
+    prctl, signalfd = function("prctl"), function("signalfd")
     prctl(_PR_SET_NAME, b"aio-guardian", 0, 0, 0)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # fork(2) does not hand it on
-    deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
-    keeping = os.pidfd_open(keeper)
     asked, graces, guard = False, None, None
     try:
+        deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
+        keeping = os.pidfd_open(keeper)
         if os.getppid() == keeper and deaths >= 0:
             guard = Guardian(control, (lifeline, keeping), deaths, null)
-            asked = guard.serve()
+            asked = guard.run()
             graces = None if asked else guard.ask_to_end()
     except BaseException:
-        import traceback
-
-        traceback.print_exc()  # a bug of ours
+        _show()
     finally:
         if not asked:
             os.dup2(null, 2)  # whoever reads that shall not wait for what will not die
@@ -86,16 +97,12 @@ def main() -> NoReturn:
         os._exit(0)
 
 
-class Child:
-    """A worker or a helper that runs, or is not reaped yet."""
+def _show() -> None:
+    sys.excepthook(*sys.exc_info())  # a bug of ours
 
-    __slots__ = ("link", "mark", "number", "pid")
 
-    def __init__(self, pid: int, mark: int, number: int, link: Link | None) -> None:
-        self.pid = pid
-        self.mark = mark
-        self.number = number
-        self.link = link
+class _Gone(Exception):
+    pass
 
 
 class Guardian:
@@ -111,98 +118,115 @@ class Guardian:
         self._deaths = deaths
         self._null = null
         self._links: dict[int, Link] = {}
-        self._children: dict[int, Child] = {}  # by pidfd, until they are reaped
-        self._list = own_list()
-        self._adopted: set[int | None] | None = None  # marks of what was left to us, if we have looked
+        self._telling: dict[int, Child] = {}  # by the pipe that tells how its start goes on
         self._graces: dict[int, float] = {}  # by pid: until when (monotonic clock) a lost worker has time to end
         self._latest = 0.0  # when the last grace of any group is over
+        self._leaves: float | None = None  # it was asked to, and does by then
+        self._looking = False  # for others that have ended
         self.directories: list[str] = []
         self._epoll = select.epoll()
-
-    def serve(self) -> bool:
-        """Until the program, or the keeper, is gone. Whether it was asked to leave: then its own children are gone."""
-        for fd in (*self._lifelines, self._deaths, self._control.fileno()):
+        self._family = Family(self._epoll)
+        self._limits = _start.Limits()
+        self._spawner = _start.spawner()
+        self._relay = Relay(self._serve, self._took_over)
+        for fd in (*self._lifelines, self._deaths, self._control.fileno(), self._relay.bell):
             self._epoll.register(fd, select.EPOLLIN)
-        looking = False
-        while True:
-            # exits are queued in their order; a look for others comes after those that are known by then
-            events = self._epoll.poll(0 if looking else self._next())
-            if looking and not events:
-                looking = self._reap_others()
-            self._adopted = None
-            for fd, event in events:
-                if fd in self._children:
-                    self._tell_exit(fd)
-                elif fd == self._deaths:
-                    os.read(self._deaths, 4096)
-                    looking = True
-                elif fd in self._links:
-                    self._serve_link(self._links[fd], event)
-                elif fd in self._lifelines:
-                    return False
-                elif fd == self._control.fileno() and (end := self._hear()) is not None:
-                    return end
+
+    def run(self) -> bool:
+        """Until the program, or the keeper, is gone. Whether it was asked to leave: then its own children are gone."""
+        asked: bool = self._relay.run()
+        return asked
 
     def ask_to_end(self) -> dict[int, float]:
         """The program is gone. Returns until when (monotonic clock) which children have time to end by themselves."""
         for link in list(self._links.values()):
             self._forget(link)
-        zygotes = {child.pid: self._latest for child in self._children.values() if child.number}
+        self._family.close()
+        zygotes = {child.pid: self._latest for child in self._family if child.number}
         return zygotes | self._graces  # zygotes see to their own, and leave
 
-    def _hear(self) -> bool | None:
-        """None: there will be more. True: it was the last word of the program. False: the program is gone."""
-        try:
-            packet, fds = _socket.receive(self._control)
-        except ValueError:
-            return None  # no descriptors left: whoever sent it sees his socket close
-        if not packet:
-            return False
-        if packet[:1] == _order.LEAVE:
-            (ends,) = _order.decode(packet, fds)[0]
-            self._end_own()
-            if not ends:
-                self.directories.clear()  # the program goes on, with another guardian
-            return True
-        try:
-            body, given = _order.decode(packet, fds)
-            if packet[:1] == _order.CONNECT:
+    def _serve(self) -> bool:
+        while True:
+            # exits are queued in their order; a look for others comes after those that are known by then
+            events = self._epoll.poll(0 if self._looking else self._next())
+            if self._looking and not events:
+                self._looking = self._family.reap_others()
+            self._family.new_look()
+            for fd, event in events:
+                if fd in self._lifelines:
+                    return False
                 try:
-                    sock = socket(fileno=os.dup(given[0]))
-                except OSError:
-                    return None  # as above
+                    self._take(fd, event)
+                except _Gone:
+                    return False
+                except Exception:
+                    _show()
+            if self._leaves is not None and (not self._family.running or time.monotonic() > self._leaves):
+                return True
+
+    def _take(self, fd: int, event: int) -> None:
+        if fd in self._family.running:
+            self._tell_exit(fd)
+        elif fd == self._deaths:
+            os.read(self._deaths, 4096)
+            self._looking = True
+        elif fd in self._links:
+            self._serve_link(self._links[fd], event)
+        elif fd in self._telling:
+            self._tell_start(fd)
+        elif fd == self._relay.bell:
+            child, pid, problem = self._relay.late()
+            self._family.known(pid or 0)
+            self._started(child, pid or 0, problem)
+        elif fd == self._control.fileno():
+            self._hear()
+
+    def _hear(self) -> None:
+        """Raises `_Gone`: the program is."""
+        try:
+            packet, fds = _socket.receive(self._control, _socket.DONTWAIT)
+        except BlockingIOError:
+            return
+        except ValueError:
+            return  # no descriptors left: whoever sent it sees his socket close
+        if not packet:
+            raise _Gone
+        try:
+            try:
+                body, given = _order.decode(packet, fds)
+            except (ValueError, EOFError, TypeError):
+                return  # not a message of ours
+            if packet[:1] == _order.LEAVE:
+                # groups have ended what their workers left behind, or were told to leave it (`Stop(scope="leader")`)
+                for child in self._family:
+                    self._family.kill(child)
+                if self._family.unknown is not None:
+                    self._give_up(self._family.unknown)
+                if not body[0]:
+                    self.directories.clear()  # the program goes on, with another guardian
+                self._leaves = time.monotonic() + LEAVING
+                self._epoll.unregister(self._control)
+            elif packet[:1] == _order.CONNECT:
+                sock = socket(fileno=given[0])
+                fds.remove(given[0])
                 sock.setblocking(False)
                 self._epoll.register(sock, select.EPOLLIN)
                 self._links[sock.fileno()] = Link(sock, self._epoll)
             elif packet[:1] == _order.HELPER:
                 number, argv, environ, state = body
                 stdin, stderr = given
-                try:
-                    os.chdir("/")
-                    stdio = (stdin, self._null, stderr)
-                    if state is None:
-                        pid = _start.spawn(argv[0], argv, environ, stdio, _place.BLOCKED)
-                    else:
-                        pid = _start.fork(argv[0], argv, environ, stdio, _place.BLOCKED, state=state)
-                    self._keep(pid, 0, number, None)
-                except OSError:
-                    pass  # its own socket closes, which says it
+                environ = _start.variables(environ, {})
+                start = Start(argv[0], argv, environ, b"/", (stdin, self._null, stderr), state)
+                start.blocked = True
+                self._begin(start, Child(0, number, None, argv[0]))  # should it fail, its own socket closes
             elif packet[:1] == _order.REMOVE:
-                self.directories = [one for one in self.directories if os.access(one, os.F_OK)] + [body[0]]
+                self.directories = [one for one in self.directories if os.access(one, os.F_OK)] + [str(body[0])]
             elif packet[:1] == _order.END:
-                for child in self._children.values():
-                    if child.link is None and child.number == body[0]:
-                        self._kill(child)
+                for child in self._family:
+                    if child.is_of(None, body[0]):
+                        self._family.kill(child)
         finally:
             _socket.close(fds)
-        return None
-
-    def _end_own(self) -> None:
-        # groups have ended what their workers left behind, or were told to leave it (`Stop(scope="leader")`)
-        for child in self._children.values():
-            self._kill(child)
-        for child in self._children.values():
-            os.waitpid(child.pid, 0)
 
     def _serve_link(self, link: Link, event: int) -> None:
         if event & select.EPOLLOUT:
@@ -214,12 +238,15 @@ class Guardian:
         except BlockingIOError:
             return
         except _socket.Missing as exc:  # no descriptors left: that start is refused, and no other
-            packet, fds = exc.packet, []
-            if packet[:1] == _order.EXEC and packet[1:2] == _order.HERE:
-                number = _order.decode(packet, fds)[0][0]
-                link.say(_order.REFUSED, (number, errno.EMFILE, "pipes"))
+            if exc.packet[:1] == _order.EXEC:
+                link.say(_order.REFUSED, (_order.number(exc.packet), errno.EMFILE, "pipes"))
                 return
-        except (OSError, ValueError):
+            packet, fds = b"", []
+        except OSError as exc:
+            if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
+                return  # it is still there
+            packet, fds = b"", []
+        except ValueError:
             packet, fds = b"", []
         if not packet:
             self._forget(link)
@@ -227,18 +254,27 @@ class Guardian:
         try:
             body, given = _order.decode(packet, fds)
             if packet[:1] == _order.EXEC:
-                self._start(link, body, given)
+                self._exec(link, body, given)
             elif packet[:1] == _order.SIGNAL:
                 number, signum = body
-                for child in self._children.values():
-                    if child.link is link and child.number == number:
-                        self._signal(os.killpg, child, signum)
+                for child in self._family:
+                    if child.is_of(link, number):
+                        self._family.signal(os.killpg, child, signum)
+            elif packet[:1] == _order.WITHDRAW:
+                self._withdraw(link, body[0])
             elif packet[:1] == _order.LEFT:
-                link.say(_order.LEFT, (self._left(),))
+                link.say(_order.LEFT, (self._family.left(),))
             elif packet[:1] == _order.GROUP:
-                link.environ, link.cwd, link.lost = body
+                environ, link.cwd, link.lost = body
+                link.environ = _start.variables(environ, {})
             elif packet[:1] == _order.TRY:
-                link.say(_order.TRIED, _start.attempt(*body))
+                child = Child(0, 0, link)
+                child.trial = True
+                child.pid, child.pipe = _start.trial(*body)
+                self._await(child)
+        except OSError as exc:  # an answer that could not be given: nobody shall wait for it
+            if packet[:1] in (_order.LEFT, _order.TRY):
+                link.say(_order.REFUSED, (0, exc.errno, ""))
         except Exception:  # not a message of ours
             self._forget(link)
         finally:
@@ -246,129 +282,149 @@ class Guardian:
 
     def _forget(self, link: Link) -> None:
         """Its group is over, or its supervisor gone: nothing of it shall run."""
-        del self._links[link.sock.fileno()]
+        if self._links.pop(link.sock.fileno(), None) is None:
+            return
         link.close()
         until = 0.0
         if link.lost is not None:
             until = time.monotonic() + link.lost[1]
             self._latest = max(self._latest, until + 1)
-        for child in self._children.values():
+        for child in self._family:
             if child.link is not link:
                 continue
             child.link = None
             child.number = 0
-            if link.lost is None:
-                self._kill(child)
+            if link.lost is None or child.pipe >= 0:
+                self._family.kill(child)
             else:
-                self._signal(os.kill, child, link.lost[0])
-                self._signal(os.kill, child, _signal.SIGCONT)
+                self._family.signal(os.kill, child, link.lost[0])
+                self._family.signal(os.kill, child, _signal.SIGCONT)
                 self._graces[child.pid] = until
+        if self._family.unknown is not None and self._family.unknown.link is link:
+            self._give_up(self._family.unknown)
 
     def _next(self) -> float | None:
-        """Kill those whose grace is over; returns the seconds until the next one's is."""
+        """Kill those whose grace is over; returns the seconds until the next one's is, or until we leave."""
         now = time.monotonic()
-        for child in self._children.values() if self._graces else ():
+        for child in self._family if self._graces else ():
             if self._graces.get(child.pid, now) < now:
                 del self._graces[child.pid]
-                self._kill(child)
-        return min(self._graces.values()) - now if self._graces else None
+                self._family.kill(child)
+        due = [*self._graces.values(), *([] if self._leaves is None else [self._leaves])]
+        return max(min(due) - now, 0) if due else None
 
-    def _start(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
+    def _exec(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:
         number, program, argv, overlay, cwd, mark, streams, place, state, stop = body
-        environ = dict(link.environ)
-        for key, value in overlay.items():
-            if value is None:
-                environ.pop(key, None)
-            else:
-                environ[key] = value
         given = iter(fds)
-        stdio = tuple(next(given) if streams >> at & 1 else self._null for at in range(3))
-        where = cwd or link.cwd
-        try:
-            os.chdir(where)
-            where = program
-            if state is None and place is None:
-                pid = _start.spawn(program, argv, environ, stdio, (), stop, mark)
-            else:
-                pid = _start.fork(program, argv, environ, stdio, (), stop, mark, state, place)
-            pidfd = self._keep(pid, mark, number, link)
-        except OSError as exc:
-            link.say(_order.REFUSED, (number, exc.errno, exc.filename or os.fsdecode(where)))
-            return
-        floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            link.say(_order.STARTED, (number, pid, floor * 1024), pidfd)
-        except OSError as exc:  # no descriptor left: it goes, and nobody else
-            child = self._children[pidfd]
-            child.link, child.number = None, 0
-            self._kill(child)
-            link.say(_order.REFUSED, (number, exc.errno, os.fsdecode(program)))
+        # 0 and 1 of ours are /dev/null
+        stdio = tuple(next(given) if streams >> at & 1 else (0, 1, self._null)[at] for at in range(3))
+        start = Start(program, argv, _start.variables(overlay, link.environ), cwd or link.cwd, stdio, state)
+        start.place, start.mark, start.stop = place, mark, stop
+        self._begin(start, Child(mark, number, link, program))
 
-    def _keep(self, pid: int, mark: int, number: int, link: Link | None) -> int:
-        """Watch it; returns its pidfd."""
+    def _begin(self, start: Start, child: Child) -> None:
+        by, pid, problem = self._spawner, 0, None
         try:
-            pidfd = os.pidfd_open(pid)
+            forked = start.state is not None or start.place is not None
+            if by is None or forked or self._family.unknown is not None or self._relay.alone:
+                child.pid, child.pipe = _start.fork(start, self._limits.files)
+                self._await(child)
+                return
+            self._family.unknown = child
+            self._limits.lend(start.mark)
+            pid = self._relay.call(child, lambda: _start.spawn(by, start))
+        except OSError as exc:
+            problem = exc
+        if self._family.unknown is child:
+            self._limits.take_back()
+            self._family.known(pid)
+        self._started(child, pid, problem)
+
+    def _took_over(self) -> None:
+        """A start hangs, in the other thread."""
+        self._limits.take_back()
+        self._family.find_unknown(self._relay.thread)
+
+    def _await(self, child: Child) -> None:
+        """How it goes on, a pipe will tell."""
+        try:
+            self._family.add(child)
+            self._telling[child.pipe] = child
+            self._epoll.register(child.pipe, select.EPOLLIN)
         except OSError:
-            os.kill(pid, _signal.SIGKILL)
-            os.waitpid(pid, 0)
+            self._telling.pop(child.pipe, None)
+            pipe, child.pipe = child.pipe, -1
+            os.close(pipe)
             raise
-        self._children[pidfd] = Child(pid, mark, number, link)
-        self._epoll.register(pidfd, select.EPOLLIN)
-        return pidfd
+
+    def _tell_start(self, pipe: int) -> None:
+        told = _start.outcome(pipe)
+        if told is None:
+            return
+        child = self._telling.pop(pipe)
+        child.pipe = -1
+        self._epoll.unregister(pipe)
+        os.close(pipe)
+        code, what = told
+        if child.link is None:
+            return
+        if child.trial:
+            link, child.link = child.link, None
+            link.say(_order.TRIED, told)
+        elif code:
+            link, child.link = child.link, None
+            link.say(_order.REFUSED, (child.number, code, what))
+        else:
+            self._say_started(child)
+
+    def _started(self, child: Child, pid: int, problem: OSError | None) -> None:
+        """It has that pid; or 0, and why."""
+        if problem is None:
+            child.pid = pid
+            try:
+                self._family.add(child)
+            except OSError as exc:
+                problem = exc
+        if problem is not None:
+            if child.link is not None:
+                what = problem.filename or os.fsdecode(child.program)
+                child.link.say(_order.REFUSED, (child.number, problem.errno or errno.EIO, what))
+        elif child.link is not None:
+            self._say_started(child)
+        elif not child.number:  # it was withdrawn
+            self._family.kill(child)
+
+    def _say_started(self, child: Child) -> None:
+        link, floor = child.link, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert link is not None
+        try:
+            link.say(_order.STARTED, (child.number, child.pid, floor * 1024), child.pidfd)
+        except OSError as exc:  # no descriptor left: it goes, and nobody else
+            child.link = None
+            self._family.kill(child)
+            link.say(_order.REFUSED, (child.number, exc.errno, os.fsdecode(child.program)))
+
+    def _withdraw(self, link: Link, number: int) -> None:
+        """That start is not wanted any more: it is killed, now or when it comes."""
+        starting = [*self._telling.values(), *([] if self._family.unknown is None else [self._family.unknown])]
+        for child in starting:
+            if child.is_of(link, number):
+                self._give_up(child)
+                link.say(_order.REFUSED, (number, errno.ECANCELED, os.fsdecode(child.program)))
+
+    def _give_up(self, child: Child) -> None:
+        child.link, child.number = None, 0
+        if child is self._family.unknown:
+            self._family.find_unknown(self._relay.thread)
+        self._family.kill(child)
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
-        child = self._children.pop(pidfd)
+        starting = self._family.running[pidfd].pipe
+        if starting >= 0:
+            self._tell_start(starting)  # all that it will ever tell
+        child, status, rusage = self._family.ended(pidfd)
         self._graces.pop(child.pid, None)
-        _, status, rusage = os.wait4(child.pid, 0)
-        self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
-        os.close(pidfd)
-        if child.link is None:
-            return
-        try:
-            os.killpg(child.pid, 0)  # the id of a group that has members is never given to a new process
-            left = True
-        except ProcessLookupError:
-            left = self._has_left(child.mark)
-        except PermissionError:
-            left = True  # they changed their user
-        child.link.say(_order.EXITED, (child.number, status, tuple(rusage), at, wall, left))
-
-    def _has_left(self, mark: int) -> bool:
-        """Whether something that has this mark, or none, was left to us. One look for all that ended together."""
-        if self._adopted is None and self._list >= 0 and listed(self._list).count(b" ") == len(self._children):
-            self._adopted = set()  # all that there are, are known
-        if self._adopted is None:
-            known = {child.pid for child in self._children.values()}
-            self._adopted = {_mark.read(pid) for pid in children(os.getpid()) if pid not in known}
-        return mark in self._adopted or None in self._adopted
-
-    def _reap_others(self) -> bool:
-        """Reap those that were left to us. Whether to look again, after one of our own."""
-        while True:
-            try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return False
-            if info is None:
-                return False
-            if any(child.pid == info.si_pid for child in self._children.values()):
-                return True
-            os.waitpid(info.si_pid, 0)
-
-    def _left(self) -> list[int]:
-        """Who was left to us and is not reaped yet."""
-        self._reap_others()
-        known = {child.pid for child in self._children.values()}
-        # twice: the list is not read at one moment, and one that goes may hide its neighbour (proc(5))
-        return sorted({pid for _ in range(2) for pid in children(os.getpid())} - known)
-
-    def _kill(self, child: Child) -> None:
-        self._signal(os.kill, child, _signal.SIGKILL)
-        self._signal(os.killpg, child, _signal.SIGKILL)
-
-    def _signal(self, how: Callable[[int, int], None], child: Child, signum: int) -> None:
-        try:
-            how(child.pid, signum)  # it is not reaped, so pid and group are its own
-        except (ProcessLookupError, PermissionError):
-            pass
+        if child.link is not None:
+            left = self._family.has_others(child)
+            child.link.say(_order.EXITED, (child.number, status, rusage, at, wall, left))

@@ -1,7 +1,8 @@
-"""One connection of the guardian's: a group of workers."""
+"""One connection of a process that starts others: a group of workers."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -16,37 +17,56 @@ Environ = dict[bytes, bytes]
 
 
 class Link:
-    """Never waited for: a supervisor that does not read delays no other."""
+    """Never waited for: a supervisor that does not read delays no other. `sock` is non-blocking, and in `epoll`."""
 
     def __init__(self, sock: socket, epoll: select.epoll) -> None:
         self.sock = sock
-        self.environ: Environ = {}
+        self.environ: Environ = {}  # as `_start.variables`
         self.cwd = b"/"
         self.lost: tuple[int, float] | None = None
         self._epoll = epoll
         self._unsent: list[tuple[bytes, list[int]]] = []
 
     def say(self, kind: bytes, body: tuple[Any, ...], fd: int | None = None) -> None:
-        packet, fds = _order.encode(kind, body)
-        self._unsent.append((packet, fds if fd is None else [*fds, os.dup(fd)]))
-        if len(self._unsent) == 1:
-            self.write(waited=False)
+        """Now or soon; `fd` stays the caller's.
 
-    def write(self, waited: bool = True) -> None:
+        Raises:
+            OSError: there are no descriptors, or no memory; nothing was said.
+        """
+        packet, fds = _order.encode(kind, body)
+        try:
+            if not self._unsent:
+                try:
+                    _socket.send(self.sock, packet, fds if fd is None else [*fds, fd])
+                    return
+                except BlockingIOError:
+                    pass
+                except (BrokenPipeError, ConnectionResetError):
+                    return  # it is gone, which reading tells
+                except OSError as exc:
+                    if exc.errno == errno.ETOOMANYREFS:
+                        raise
+            kept = fds if fd is None else [*fds, os.dup(fd)]
+            self._unsent.append((packet, kept))
+            fds = []
+        finally:
+            _socket.close(fds)
+        if len(self._unsent) == 1:
+            self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+
+    def write(self) -> None:
+        """There is room."""
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
                 _socket.send(self.sock, packet, fds)
-            except BlockingIOError:
-                if not waited:
-                    self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
-                return
-            except OSError:
+            except (BrokenPipeError, ConnectionResetError):
                 pass  # it is gone, which reading tells
+            except OSError:
+                return
             self._unsent.pop(0)
             _socket.close(fds)
-        if waited:
-            self._epoll.modify(self.sock, select.EPOLLIN)
+        self._epoll.modify(self.sock, select.EPOLLIN)
 
     def close(self) -> None:
         for _, fds in self._unsent:

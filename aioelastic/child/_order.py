@@ -2,7 +2,8 @@
 
 A datagram (unix(7), SOCK_SEQPACKET) is a kind (one byte), where its body is (one byte), and the body, by marshal: both
 ends are the same interpreter, and to import pickle takes as long as to start Python. A body that is
-too large for a datagram is in a memfd that travels beside it, in front of the other descriptors.
+too large for a datagram is in a memfd that travels beside it, in front of the other descriptors; then its first item is
+in the datagram, too: whose descriptors could not be taken can be told by it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ EXEC = b"A"  # (id, program, argv, overlay, cwd or None, mark, streams, place, s
 TRY = b"T"  # (place, state): could a process have it? Answered by TRIED
 LEFT = b"W"  # (): who was left to it by now? Answered by the same, (pids,)
 # supervisor → either
+WITHDRAW = b"Z"  # (id,): that start is not wanted any more; answered by REFUSED if it had not been answered
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 # and back
 READY = b"Y"  # warm: ()
@@ -65,7 +67,7 @@ def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
     except BaseException:
         os.close(fd)
         raise
-    return kind + _MEMFD, [fd]
+    return kind + _MEMFD + marshal.dumps(body[0] if isinstance(body[0], int) else 0), [fd]
 
 
 def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
@@ -84,3 +86,15 @@ def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
     if not isinstance(body, tuple):
         raise ValueError("not a message of aioelastic's")
     return body, rest
+
+
+def number(packet: bytes) -> int:
+    """The first item of a body, if that is the number of a request; 0: it is not. Without the descriptors.
+
+    Raises:
+        ValueError, EOFError, TypeError: it is not one of ours.
+    """
+    first = marshal.loads(memoryview(packet)[2:])
+    if packet[1:2] == HERE and isinstance(first, tuple) and first:
+        first = first[0]
+    return first if isinstance(first, int) else 0

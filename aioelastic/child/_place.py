@@ -18,9 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_CLONE3 = 435
-_CLONE_INTO_CGROUP = 0x2_0000_0000
-_SIGCHLD = 17
 _MPOL_BIND = 2
 # what workers begin with the default of, whatever this process ignores: Python ignores the first two for itself, the
 # third makes their children's exits unknown, and by the others they are ended
@@ -30,29 +27,6 @@ BLOCKED = tuple(_signal.valid_signals())  # in helpers from their first instruct
 IOPRIO = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283)}
 _BOUND = 5000  # ms; what does not die within that will not
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
-
-
-def fork(cgroup: str) -> tuple[int, str]:
-    """fork(2), in a process of one thread; the child begins in that control group, or is to `move` to the one returned.
-
-    It is put there as it is made (clone3(2), CLONE_INTO_CGROUP): to move a process later takes up to some 10 ms. Python
-    does not learn of such a fork: the child may only go on to execve(2).
-
-    Raises:
-        OSError: there is no such group, or no more processes.
-    """
-    if not cgroup:
-        return os.fork(), ""
-    fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # struct clone_args: flags, 3 pointers, the signal, stack and its size, 3 more, the cgroup
-        words = (_CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, fd)
-        args = b"".join(one.to_bytes(8, sys.byteorder) for one in words)
-        pid = function("syscall", holds=True)(_CLONE3, args, len(args))
-    finally:
-        os.close(fd)
-    # forbidden, as by the seccomp filters of some containers
-    return (os.fork(), cgroup) if pid < 0 else (pid, "")
 
 
 def move(cgroup: str) -> None:

@@ -47,23 +47,17 @@ def copied(
     environ: dict[str, str],
     cwd: str | None,
     state: tuple[Any, ...] | None = None,
-    stop: int = 0,
     place: tuple[tuple[Any, ...], str] | None = None,
     mark: int = 0,
     call: Call | None = None,
 ) -> NoReturn:
-    """Right after fork(2), with all signals blocked: become a worker of its own, with nothing of the process it was
-    copied from.
+    """Right after `_fork.fork`: become a worker of its own, with nothing of the process it was copied from.
 
     Args:
         state: what the program has now (`_place.become`); None: this is a copy of the program itself.
-        stop: the signal by which it is to be stopped.
     """
     try:
         os.setsid()
-        signal.set_wakeup_fd(-1)  # first: a handler of the process that we were is told by it
-        faulthandler.disable()  # or it believes later that its handlers are there
-        _place.dispositions(None if state is None else state[-1], stop)
         for signum in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_IGN)  # as in any Python program
         signal.signal(signal.SIGINT, signal.default_int_handler)

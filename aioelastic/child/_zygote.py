@@ -7,12 +7,12 @@ It leaves by itself after a time without any.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import gc
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -22,9 +22,12 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import _order, _place, _socket, _wire, _work
+from . import _order, _socket, _wire, _work
+from ._children import status_of_dead
+from ._fork import fork
+from ._link import Link
 
-_PR_SET_PDEATHSIG = 1
+REAP = 1.0  # seconds between two looks at whether a debugger has let go of who has ended
 # that end a process by default and are not its own fault
 _LATER = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR),
@@ -62,36 +65,76 @@ def main() -> NoReturn:
 
 
 class Zygote:
-    """Serves one supervisor."""
+    """Serves one supervisor. It never waits for a child or for the supervisor, and no request ends it."""
 
     def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._libc = ctypes.CDLL(None)
-        # pidfd → (id, pid, how it ends with the supervisor), until they are reaped
-        self._children: dict[int, tuple[int, int, tuple[int, float] | None]] = {}
         self._epoll = select.epoll()
+        control.setblocking(False)
+        self._control = control
+        self._link = Link(control, self._epoll)
+        # pidfd → (id, pid, how it ends with the supervisor), until they have ended
+        self._children: dict[int, tuple[int, int, tuple[int, float] | None]] = {}
+        self._unreaped: set[int] = set()  # have ended, and a debugger holds them
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # workers are told theirs
 
     def serve(self, idle: float) -> None:
         """Until the other end closes, or nobody wanted anything for `idle` seconds."""
         self._epoll.register(self._control, select.EPOLLIN)
         try:
-            while events := self._epoll.poll(None if self._children else idle):
-                for fd, _ in events:
-                    if fd == self._control.fileno():
-                        try:
-                            packet, fds = _socket.receive(self._control)
-                        except _socket.Missing as exc:  # no descriptors left: that start is refused, and no other
-                            self._refuse(exc.packet)
-                            continue
-                        if not packet:
+            while True:
+                bound = REAP if self._unreaped else None if self._children else idle
+                events = self._epoll.poll(bound)
+                self._reap()
+                if not events and bound is idle:
+                    return
+                for fd, event in events:
+                    try:
+                        if fd in self._children:
+                            self._tell_exit(fd)
+                        elif fd == self._control.fileno() and not self._hear(event):
                             return
-                        self._take(packet, fds)
-                    elif fd in self._children:
-                        self._tell_exit(fd)
+                    except Exception:
+                        traceback.print_exc()  # it concerns that request alone
         finally:
             self._give_grace()
             for pidfd, (_, pid, _) in self._children.items():
                 _kill(pidfd, pid)
+
+    def _hear(self, event: int) -> bool:
+        """False: the supervisor is gone."""
+        if event & select.EPOLLOUT:
+            self._link.write()
+        if not event & ~select.EPOLLOUT:
+            return True
+        try:
+            packet, fds = _socket.receive(self._control)
+        except BlockingIOError:
+            return True
+        except _socket.Missing as exc:  # no descriptors left: that start is refused, and no other
+            if exc.packet[:1] == _order.FORK:
+                self._refuse(_order.number(exc.packet), OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            return True
+        if not packet:
+            return False
+        try:
+            body, given = _order.decode(packet, fds)
+            if packet[:1] == _order.FORK:
+                self._fork(body, given)
+            elif packet[:1] == _order.SIGNAL:
+                self._signal(*body)
+        finally:
+            _socket.close(fds)
+        return True
+
+    def _reap(self) -> None:
+        for pid in list(self._unreaped):
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    self._unreaped.discard(pid)
+            except ChildProcessError:
+                self._unreaped.discard(pid)
 
     def _give_grace(self) -> None:
         """The supervisor is gone, and some of its groups give their workers time to end."""
@@ -116,20 +159,8 @@ class Zygote:
             for pidfd in [one for one, until in graces.items() if until <= time.monotonic()]:
                 del graces[pidfd]
 
-    def _take(self, packet: bytes, fds: list[int]) -> None:
-        try:
-            body, given = _order.decode(packet, fds)
-            if packet[:1] == _order.FORK:
-                self._fork(body, given)
-            elif packet[:1] == _order.SIGNAL:
-                self._signal(*body)
-        finally:
-            _socket.close(fds)
-
-    def _refuse(self, packet: bytes) -> None:
-        body, _ = _order.decode(packet, [])
-        if packet[:1] == _order.FORK:
-            self._say(_order.REFUSED, (body[0], errno.EMFILE, os.strerror(errno.EMFILE)))
+    def _refuse(self, number: int, exc: OSError) -> None:
+        self._link.say(_order.REFUSED, (number, exc.errno or 0, exc.strerror or str(exc)))
 
     def _fork(self, body: tuple[Any, ...], fds: list[int]) -> None:
         number, environ, cwd, place, streams, mark, lost, state, stop = body
@@ -139,42 +170,39 @@ class Zygote:
         stderr = next(ends) if streams & 2 else None
         words = unsafe()
         if words:
-            self._say(_order.REFUSED, (number, 0, words))
+            self._link.say(_order.REFUSED, (number, 0, words))
             return
-        me = os.getpid()
-        # a signal for the new process waits until that has its own dispositions
-        signal.pthread_sigmask(signal.SIG_SETMASK, _place.BLOCKED)
+
+        def become(_: str) -> None:
+            _work.copied(channel, stdout, stderr, environ, cwd, state, place, mark)
+
+        pid, pidfd = 0, -1
         try:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                    if os.getppid() == me:  # else it died before we could ask to be told
-                        _work.copied(channel, stdout, stderr, environ, cwd, state, stop, place, mark)
-                finally:
-                    os._exit(1)
-        except OSError as exc:
-            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
-            return
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        try:
+            pid = fork(become, ignored=state[-1], stop=stop, dies_with_us=True)
             pidfd = os.pidfd_open(pid)
+            self._link.say(_order.STARTED, (number, pid, 0), pidfd)  # fork(2) begins a count of its own
         except OSError as exc:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            self._say(_order.REFUSED, (number, exc.errno, exc.strerror or str(exc)))
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                self._unreaped.add(pid)
+            if pidfd >= 0:
+                os.close(pidfd)
+            self._refuse(number, exc)
             return
         self._children[pidfd] = (number, pid, lost)
         self._epoll.register(pidfd, select.EPOLLIN)
-        self._say(_order.STARTED, (number, pid, 0), [pidfd])  # fork(2) begins a count of its own
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
         number, pid, _ = self._children.pop(pidfd)
-        _, status, rusage = os.wait4(pid, 0)
         self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
         os.close(pidfd)
+        status: int | None
+        reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+        used = tuple(rusage) if reaped else None
+        if not reaped:
+            self._unreaped.add(pid)
+            status = status_of_dead(pid)
         try:
             os.killpg(pid, 0)  # the id of a group that has members is never given to a new process
             left = True
@@ -182,18 +210,13 @@ class Zygote:
             left = False
         except PermissionError:
             left = True  # they changed their user
-        self._say(_order.EXITED, (number, status, tuple(rusage), at, wall, left))
+        self._link.say(_order.EXITED, (number, status, used, at, wall, left))
 
     def _signal(self, number: int, signum: int) -> None:
         for one, pid, _ in self._children.values():
             if one == number:  # it is not reaped, so the group is its own
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signum)
-
-    def _say(self, kind: bytes, body: tuple[Any, ...], fds: list[int] | None = None) -> None:
-        packet, large = _order.encode(kind, body)
-        _socket.send(self._control, packet, [*large, *(fds or [])])
-        _socket.close(large)
 
 
 def _outlive_signals() -> None:
@@ -223,6 +246,8 @@ def unsafe() -> str:
         opened = os.listdir("/proc/self/fd")
     except FileNotFoundError:
         return ""  # there is no /proc, and so no telling
+    except OSError as exc:
+        return f"it cannot look at its descriptors ({exc.strerror})"
     for fd in opened:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")

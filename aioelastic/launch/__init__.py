@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._answer import Answer
 from ._call import Call, Calls, importable_main
-from ._contract import Launcher, LiveProcess, RawExit, begin
+from ._contract import Launcher, LiveProcess, RawExit, begin, withdraw
 from ._direct import DirectLauncher, DirectProcess, reap_abandoned
 from ._executor import ExecutorLauncher, check_open
 from ._fork import ForkLauncher
@@ -61,4 +61,5 @@ __all__ = [
     "preflight",
     "reap_abandoned",
     "removed_at_the_end",
+    "withdraw",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -86,10 +89,40 @@ class Launcher(Protocol):
         """Begin to start one, and return at once; several may be under way. Called on the loop's thread.
 
         Returns:
-            a future of a `LiveProcess`. It must not be cancelled: what is under way cannot be taken back. Its
+            a future of a `LiveProcess`. It must not be cancelled: see `withdraw`. Its
             exception is an `OSError` where the system refused, with errno and path as execve(2) or fork(2) gave
             them; nothing is left of that process then.
         """
+
+
+def withdraw(launcher: Launcher, worker: WorkerPlan, starting: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """Nobody waits any more for that start: should it come, it is killed. Returns what to have instead: a refusal.
+
+    A launcher that can take a start back has a method of that name and argument; its future is done all the same, soon.
+    """
+    taken_back = getattr(launcher, "withdraw", None)
+    if taken_back is not None:
+        taken_back(starting)
+    starting.add_done_callback(_end_late)
+    refused: asyncio.Future[Any] = starting.get_loop().create_future()
+    words = "its start had not come when the time to stop was over"
+    refused.set_exception(OSError(errno.ETIMEDOUT, words, worker.program))
+    return refused
+
+
+def _end_late(starting: asyncio.Future[Any]) -> None:
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    process: LiveProcess = starting.result()
+    with contextlib.suppress(PermissionError):
+        process.send_signal(signal.SIGKILL)
+        process.signal_group(signal.SIGKILL)
+    process.abandon()
+    for fd in (process.stdout, process.stderr):
+        if fd is not None:
+            os.close(fd)
+    if process.channel is not None:
+        process.channel.close()
 
 
 def begin(launcher: Launcher, worker: WorkerPlan) -> asyncio.Future[Any]:

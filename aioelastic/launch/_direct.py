@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .. import forked
 from ..child import _mark
-from ..child._read import slurp
+from ..child._children import status_of_dead
 from ..thread import HelperThread
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
 from ._call import interpreter
@@ -24,6 +24,7 @@ from ._plan import WorkerPlan
 from ._spawn import Spawner, defaults
 from ._standard import standard
 
+SOON = 0.1  # seconds in which a killed process ends, but where a debugger or the kernel holds it
 # SIGKILLed children that did not die in time, still ours to reap one day
 _abandoned: set[int] = set()
 forked.in_copies(_abandoned.clear)
@@ -94,7 +95,7 @@ class DirectLauncher:
                 pidfd = None  # ended, and reaped by somebody else within microseconds: the watch will find out
             except OSError:
                 os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                reap_soon(pid)
                 raise
         except BaseException:
             ends.close_ours()
@@ -252,11 +253,12 @@ class DirectProcess:
         status: int | None
         try:
             info = self._peek()
-            if info is None:
-                return  # a spurious wake-up
-            status = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
-            if info.si_code == os.CLD_DUMPED:
-                status |= 0x80
+            if info is None:  # it has ended, and a debugger keeps it from being reaped
+                status = status_of_dead(self.pid)
+            else:
+                status = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
+                if info.si_code == os.CLD_DUMPED:
+                    status |= 0x80
         except ChildProcessError:
             status = None if self._pidfd is None else status_of_reaped(self._pidfd)
         self._on_exit(RawExit(status, ended_ns, ended_at))
@@ -265,7 +267,11 @@ class DirectProcess:
     def reap(self) -> resource.struct_rusage | None:
         rusage = None
         try:
-            _, _, rusage = os.wait4(self.pid, 0)
+            pid, _, used = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                rusage = used
+            else:
+                _abandoned.add(self.pid)  # a debugger holds it
         except ChildProcessError:
             pass  # somebody else was quicker
         self._let_go()
@@ -295,9 +301,8 @@ def status_of_others(pid: int, pidfd: int) -> int | None:
     """The wait status of a process that has ended and is not our child, where the kernel tells it."""
     status = status_of_reaped(pidfd)
     if status is None:
-        line = slurp(f"/proc/{pid}/stat").rpartition(b") ")[2]
-        if line.startswith(b"Z"):
-            return int(line.split()[49])  # exit_code, proc(5)
+        status = status_of_dead(pid)
+    if status is None:
         status = status_of_reaped(pidfd)  # reaped while we looked
     return status
 
@@ -313,6 +318,16 @@ def early_status(pid: int, pidfd: int) -> int | None:
     except OSError:  # reaped: what /proc showed of that pid may have been another's
         return status_of_reaped(pidfd)
     return status or None
+
+
+def reap_soon(pid: int) -> None:
+    """Reap a child that was killed, and for which there is no pidfd: within `SOON`, else at some later launch."""
+    _abandoned.add(pid)
+    until = time.monotonic() + SOON
+    reap_abandoned()
+    while pid in _abandoned and time.monotonic() < until:
+        signal.sigtimedwait((), SOON / 50)  # a pause
+        reap_abandoned()
 
 
 def reap_abandoned() -> None:

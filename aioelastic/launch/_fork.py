@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from typing import NoReturn
+from functools import partial
 
 from .. import forked
 from ..child import _work
+from ..child._fork import fork
 from ..watch import Poller, pidfd_or_none
-from ._direct import DirectProcess
+from ._direct import DirectProcess, reap_soon
 from ._ends import Ends
 from ._plan import WorkerPlan
-
-_PR_SET_PDEATHSIG = 1
 
 
 class ForkLauncher:
@@ -35,7 +33,6 @@ class ForkLauncher:
     def __init__(self, environ: Mapping[str, str], poller: Poller) -> None:
         self._environ = environ
         self._poller = poller
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def start(self, worker: WorkerPlan) -> asyncio.Future[DirectProcess]:
         """See `Launcher.start`."""
@@ -52,27 +49,17 @@ class ForkLauncher:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()  # or both would write it
             environ = worker.environ(self._environ)
-            me, started_at, started_ns = os.getpid(), time.time(), time.monotonic_ns()
+            started_at, started_ns = time.time(), time.monotonic_ns()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # threads: our docstring says it
-                # a signal for the new process waits until that has its own dispositions
-                blocked = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-                try:
-                    pid = os.fork()
-                    if pid == 0:
-                        try:
-                            self._become(worker, ends, environ, me)
-                        finally:
-                            os._exit(1)  # whatever happens, nothing of the program goes on in its copy
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                pid = fork(partial(_become, worker, ends, environ), stop=worker.stop_signal, dies_with_us=True)
             try:
                 pidfd = pidfd_or_none(pid)
                 if pidfd is None:
                     raise OSError("this kernel has no pidfds, which start='fork' needs")
             except OSError:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                reap_soon(pid)
                 raise
         except BaseException:
             ends.close_ours()
@@ -82,24 +69,12 @@ class ForkLauncher:
         forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
         return process
 
-    def _become(self, worker: WorkerPlan, ends: Ends, environ: dict[str, str], parent: int) -> NoReturn:
-        """In the new process."""
-        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        function, channel = worker.function, ends.their_channel
-        assert function is not None
-        assert channel is not None
-        call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
-        _work.copied(
-            channel,
-            ends.their_stdout,
-            ends.their_stderr,
-            environ,
-            worker.cwd,
-            None,
-            worker.stop_signal,
-            worker.place,
-            worker.mark,
-            call,
-        )
+
+def _become(worker: WorkerPlan, ends: Ends, environ: dict[str, str], _: str) -> None:
+    """In the new process."""
+    function, channel = worker.function, ends.their_channel
+    assert function is not None
+    assert channel is not None
+    call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
+    streams = ends.their_stdout, ends.their_stderr
+    _work.copied(channel, *streams, environ, worker.cwd, None, worker.place, worker.mark, call)

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import forked
 from ..child import _order, _socket
-from ..child._children import children_of_all_threads
+from ..child._children import children
 from ..child._read import slurp
 from ..placement import Orders
 from ..report import temporary
@@ -146,10 +146,8 @@ class Guardian:
     def _ask(self, kind: bytes, body: tuple[Any, ...], seconds: float) -> tuple[Any, ...]:
         ours, theirs = _socket.pair()
         try:
-            try:
+            with theirs:
                 self._send(_order.CONNECT, (), [theirs.fileno()])
-            finally:
-                theirs.close()
             _socket.send(ours, *_order.encode(kind, body))
             answered = select.poll()
             answered.register(ours, select.POLLIN)
@@ -160,6 +158,8 @@ class Guardian:
                 raise ConnectionResetError
             told, _ = _order.decode(packet, fds)
             _socket.close(fds)
+            if packet[:1] == _order.REFUSED:
+                raise OSError(told[1], os.strerror(told[1]))
             return told
         except ConnectionError:
             raise ProcessLookupError("the guardian has died") from None
@@ -367,7 +367,7 @@ def _find_former() -> None:
     """Guardians of the program that this one has replaced by execve(2): they end, and are still its children, of which
     it knows nothing."""
     mine = {one.session for one in (*_guardians, *_leaving)}
-    for pid in children_of_all_threads():
+    for pid in children(os.getpid()):
         if pid not in mine and slurp(f"/proc/{pid}/comm", 64) == b"aio-keeper\n" and not _is_reaped(pid):
             _former.add(pid)
 

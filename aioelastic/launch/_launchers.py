@@ -196,6 +196,12 @@ class Launchers:
             self._kept.append(keeper)
         return started
 
+    def withdraw(self, starting: asyncio.Future[Any]) -> None:
+        """See `_contract.withdraw`."""
+        for one in self._guardians:
+            one.withdraw(starting)
+        self.zygote.withdraw(starting)
+
     def _guarding(self) -> GuardianLauncher | None:
         """By which a worker can be started now; None: directly."""
         if not self._guardians:

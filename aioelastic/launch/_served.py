@@ -87,6 +87,7 @@ class Server:
         for _, fds in self._unsent:
             _socket.close(fds)
         self._unsent.clear()
+        self._refuse_all(f"its {self.what} was not waited for")
 
     def disown(self) -> list[int]:
         """See `forked`."""
@@ -137,6 +138,18 @@ class Server:
         made.close_theirs()
         return done
 
+    def withdraw(self, starting: asyncio.Future[Any]) -> None:
+        """That start is not wanted any more: refused soon, if it can answer; and killed should it come all the same."""
+        for number, (done, *_) in self._starting.items():
+            if done is starting and self.loop is not None:
+                with contextlib.suppress(OSError):
+                    self.send(*_order.encode(_order.WITHDRAW, (number,)))
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a start is under way."""
+        return bool(self._starting)
+
     def send(self, packet: bytes, fds: list[int], lent: Sequence[int] = ()) -> None:
         """Send it now or soon; `fds` are closed then, those `lent` are not.
 
@@ -173,15 +186,19 @@ class Server:
         """Whatever it was: it serves nobody any more, and its workers die with it."""
         if self.gone:
             return
+        self._refuse_all(f"its {self.what} died")
         self.end()
-        starting, self._starting = self._starting, {}
-        for done, ends, *_ in starting.values():
-            ends.close_ours()
-            done.set_exception(OSError(errno.ESRCH, f"its {self.what} died"))
         self._unwatched.clear()
         running, self._running = self._running, {}
         for process in running.values():
             process.orphaned(f"the {self.what} that had started it died")
+
+    def _refuse_all(self, why: str) -> None:
+        starting, self._starting = self._starting, {}
+        for done, ends, *_ in starting.values():
+            ends.close_ours()
+            if not done.get_loop().is_closed():
+                done.set_exception(OSError(errno.ESRCH, why))
 
     def _write(self) -> None:
         assert self.loop is not None
@@ -382,7 +399,8 @@ class ServedProcess:
         self._rusage = rusage
         self._left = left
         self._told = raw
-        self._poller.remove(self._pidfd)
+        if not self._reaped:  # else the number is another's
+            self._poller.remove(self._pidfd)
         if self._on_exit is not None:
             self._on_exit(raw)
             self._on_exit = None  # who has us shall not be held by us

@@ -18,6 +18,7 @@ from ..child._read import slurp
 from ..errors import SpecError
 from ..watch import Poller
 from ._call import Main, interpreter, own_argv, search_path
+from ._direct import reap_soon
 from ._ends import Ends, above_two
 from ._guardian import Guardian, end_guardian, guardian, here, is_current, let_go
 from ._host_state import HostState
@@ -115,7 +116,7 @@ class Zygote(Server):
         if pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, 9)  # not reaped, so it is its own
-                os.waitpid(pid, 0)
+                reap_soon(pid)
 
     def _let_go(self) -> None:
         parent, self.guardian = self.guardian, None
@@ -204,13 +205,22 @@ class ZygoteLauncher:
         environ, cwd = worker.environ(self._environ), worker.cwd or self._cwd
         return self._zygotes[-1].start(worker, environ, cwd, self._poller, self._lost, state)
 
+    def withdraw(self, starting: asyncio.Future[Any]) -> None:
+        """See `_contract.withdraw`."""
+        for one in self._zygotes:
+            one.withdraw(starting)
+
     def close(self) -> None:
         """The group needs them no more. They stay warm for the next."""
         zygotes, self._zygotes = self._zygotes, []
         with _lock:
             for one in zygotes:
                 one.users -= 1
-                if one.users == 0 and not one.gone:
+                if one.users == 0 and one.is_starting:  # it does not answer, and nobody will hear what it starts
+                    if one in _zygotes:
+                        _zygotes.remove(one)
+                    one.end()
+                elif one.users == 0 and not one.gone:
                     one.detach()
         dismiss_stale()
 
