@@ -310,7 +310,7 @@ class Replies(Answer):
         if self._channel is not None:
             if not self._full:
                 self._poller.remove(self._channel.fileno())
-            self._channel.close()
+            _socket.close((self._channel.detach(),))
             self._channel = None
             self._on_ready, self._on_task = _nothing, None  # who has us shall not be held by us
             if self.whole:

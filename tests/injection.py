@@ -435,8 +435,8 @@ def run(trial: Trial, cache: str, trace: str = "", bound: float = 60.0) -> tuple
             wrong.append(f"the program ended with {program.returncode}: {err[-2000:]}")
         else:
             wrong += judge(trial, told)
-            if err:
-                wrong.append(f"it said: {err[-2000:]}")
+            if said := [line for line in err.splitlines() if not line.startswith("aioelastic: ")]:
+                wrong.append(f"it said: {chr(10).join(said)[-2000:]}")
         return told, wrong
 
 

@@ -11,7 +11,7 @@ import _signal  # type: ignore[import-not-found]
 import os
 import select
 
-from . import _mark
+from . import _mark, _socket
 from ._children import children, listed, own_list, status_of_dead
 
 TYPE_CHECKING = False
@@ -87,8 +87,11 @@ class Family:
     def ended(self, pidfd: int) -> tuple[Child, int | None, tuple[Any, ...] | None]:
         """Its pidfd says so: who, with what wait status, and what it has used, as far as that is known."""
         child = self.running.pop(pidfd)
-        self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
-        os.close(pidfd)
+        try:
+            self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
+        except OSError:
+            pass
+        _socket.close((pidfd,))
         child.pidfd = -1
         try:
             pid, status, rusage = os.wait4(child.pid, os.WNOHANG)

@@ -32,7 +32,7 @@ from ._children import end_all, end_children
 from ._family import Child, Family
 from ._fork import fork
 from ._libc import function
-from ._link import Link
+from ._link import Link, complain
 from ._relay import Relay
 from ._start import Start
 
@@ -98,7 +98,11 @@ def _guard(control: socket, lifeline: int, keeper: int, null: int, temporary: st
 
 
 def _show() -> None:
-    sys.excepthook(*sys.exc_info())  # a bug of ours
+    exc = sys.exc_info()[1]
+    if isinstance(exc, OSError):
+        complain(f"the guardian could not do its work: {exc}")
+    else:
+        sys.excepthook(*sys.exc_info())  # a bug of ours
 
 
 class _Gone(Exception):

@@ -74,3 +74,11 @@ class Link:
         self._unsent.clear()
         self._epoll.unregister(self.sock)
         self.sock.close()
+
+
+def complain(words: str) -> None:
+    """One line for whoever reads what the program says."""
+    try:
+        os.write(2, f"aioelastic: {words}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass

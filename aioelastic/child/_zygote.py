@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from . import _order, _socket, _wire, _work
 from ._children import status_of_dead
 from ._fork import fork
-from ._link import Link
+from ._link import Link, complain
 
 REAP = 1.0  # seconds between two looks at whether a debugger has let go of who has ended
 # that end a process by default and are not its own fault
@@ -37,6 +37,14 @@ _LATER = (
 
 def main() -> NoReturn:
     """Serve until the supervisor is gone or there was nothing to do for long enough."""
+    try:
+        _main()
+    except OSError as exc:  # which its supervisor learns from its end
+        complain(f"a zygote could not begin: {exc}")
+    os._exit(0)
+
+
+def _main() -> None:
     control = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -61,7 +69,6 @@ def main() -> NoReturn:
             _socket.send(control, *_order.encode(_order.BROKEN, problem))
     except (BrokenPipeError, ConnectionResetError):
         pass
-    os._exit(0)
 
 
 class Zygote:
@@ -95,8 +102,10 @@ class Zygote:
                             self._tell_exit(fd)
                         elif fd == self._control.fileno() and not self._hear(event):
                             return
+                    except OSError as exc:  # it concerns that request alone
+                        complain(f"a zygote could not do its work: {exc}")
                     except Exception:
-                        traceback.print_exc()  # it concerns that request alone
+                        traceback.print_exc()  # a bug of ours
         finally:
             self._give_grace()
             for pidfd, (_, pid, _) in self._children.items():
@@ -180,29 +189,32 @@ class Zygote:
         try:
             pid = fork(become, ignored=state[-1], stop=stop, dies_with_us=True)
             pidfd = os.pidfd_open(pid)
+            self._epoll.register(pidfd, select.EPOLLIN)
             self._link.say(_order.STARTED, (number, pid, 0), pidfd)  # fork(2) begins a count of its own
         except OSError as exc:
             if pid:
                 os.kill(pid, signal.SIGKILL)
                 self._unreaped.add(pid)
-            if pidfd >= 0:
-                os.close(pidfd)
+            _socket.close((pidfd,) if pidfd >= 0 else ())
             self._refuse(number, exc)
             return
         self._children[pidfd] = (number, pid, lost)
-        self._epoll.register(pidfd, select.EPOLLIN)
 
     def _tell_exit(self, pidfd: int) -> None:
         at, wall = time.monotonic_ns(), time.time()
         number, pid, _ = self._children.pop(pidfd)
-        self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
-        os.close(pidfd)
-        status: int | None
-        reaped, status, rusage = os.wait4(pid, os.WNOHANG)
-        used = tuple(rusage) if reaped else None
-        if not reaped:
-            self._unreaped.add(pid)
-            status = status_of_dead(pid)
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(pidfd)  # closing is not enough: the supervisor holds the same open file
+        _socket.close((pidfd,))
+        status: int | None = None
+        used: tuple[Any, ...] | None = None
+        with contextlib.suppress(ChildProcessError):  # somebody else has reaped it: how it ended is not known
+            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped:
+                used = tuple(rusage)
+            else:
+                self._unreaped.add(pid)
+                status = status_of_dead(pid)
         try:
             os.killpg(pid, 0)  # the id of a group that has members is never given to a new process
             left = True

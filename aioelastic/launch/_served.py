@@ -441,4 +441,4 @@ class ServedProcess:
             return
         self._reaped = True
         self._poller.remove(self._pidfd)
-        os.close(self._pidfd)
+        _socket.close((self._pidfd,))
