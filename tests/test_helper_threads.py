@@ -48,11 +48,11 @@ async def test_a_look_that_fails_is_answered_and_told(monkeypatch: pytest.Monkey
         census = Census(thread, TAG)
         census._since = 0
         with monkeypatch.context() as patch:
-            patch.setattr(_proc, "snapshot", fails)
+            patch.setattr(_proc, "_see", fails)
             async with asyncio.timeout(10):
-                assert (await census.take()).by_owner == {}
+                assert (await census.take(60)).by_owner == {}
         await until(lambda: [type(one["exception"]) for one in told] == [IndexError])
-        assert (await census.take()).by_session
+        assert (await census.take(60)).by_session
         census.close()
 
 
