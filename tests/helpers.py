@@ -94,9 +94,10 @@ def kill_and_see_it_dead(pid: int | None, signum: int) -> None:
 
 
 async def stopped_itself(pid: int | None) -> None:
-    """Wait until a process stands still (SIGSTOP)."""
+    """Wait until a process stands still (SIGSTOP), with all its threads."""
     # only its parent gets an event for that, and we are not its parent
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    while any((one / "stat").read_text().rpartition(")")[2].split()[0] != "T" for one in threads):  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, alive, event_of, gone, py, sh
+from helpers import QUIET, alive, event_of, gone, py, sh, stopped_itself
 
 from aioelastic import Command, Function, Group, GroupResult, Logs, Restart, SpecError, Stop, shm, supervise
 from aioelastic.events import Exited, Spawned
@@ -184,6 +184,7 @@ async def test_a_guardian_that_stands_still_is_not_waited_for(monkeypatch: Any) 
     async with Group(sh("exit 0"), logs=QUIET) as group:
         event = await event_of(group, Exited)
         halt(event)
+        await stopped_itself(guardian(event))
         result = await group.wait()
     go(event)
     assert "does not answer" in words(result, "unproven")[0]
