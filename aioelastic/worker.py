@@ -17,7 +17,7 @@ from .blame import Moment, raised_ns
 from .errors import LaunchFailed, RemoteError, refusal
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
-from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
+from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Usage
 from .remains import Process, Unkillable
@@ -25,7 +25,7 @@ from .replies import Correspondent, Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail
 from .thread import insist
-from .watch import ticks_now
+from .watch import protect, ticks_now, unprotect
 
 
 class Worker(Correspondent):
@@ -56,7 +56,7 @@ class Worker(Correspondent):
         self.parent = ""  # what ended it with its parent
         self.patience = _stop.Patience()
         self.trail = _stop.Trail()
-        self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
+        self.owner = plan.identity.owner
         self.keeper = keeper
         keeper.census.know(plan.mark, self.owner)
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
@@ -152,6 +152,7 @@ class Worker(Correspondent):
             raise
         self._process = process
         self.pid = process.pid
+        protect(self.pid)
         keeper = self.keeper
         self._to(Trigger.SPAWNED)
         process.watch(self._on_exit)  # before anything that could go wrong: from here on its end is known
@@ -159,16 +160,16 @@ class Worker(Correspondent):
             self._tails[std] = Tail()
             if fd is not None:
                 self._pumps[std] = Pump(keeper.poller, fd, [self._tails[std]], self._one_eof, keeper.tap_trouble)
-        for std, pump in self._pumps.items():
-            self._sinks[std] = keeper.file_sink(self, std)
-            pump.taps += keeper.taps(self, std)
-        keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
         self.answer = process.answer
         if process.channel is not None:
             self.replies = self.answer = Replies(
                 keeper.poller, process.channel, self._is_ready, self.on_task, self._one_eof
             )
-        elif self.answer is not None:
+        for std, pump in self._pumps.items():
+            self._sinks[std] = keeper.file_sink(self, std)
+            pump.taps += keeper.taps(self, std)
+        keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
+        if self.replies is None and self.answer is not None:
             self.answer.hear(self._is_ready)
 
     def never_start(self) -> None:
@@ -317,6 +318,7 @@ class Worker(Correspondent):
         if self.state is not State.KILLING or self.lost is not None:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
+        unprotect(self.pid)
         self._process.abandon()
         if self.answer is not None:
             self.answer.finish()
@@ -380,6 +382,7 @@ class Worker(Correspondent):
         assert process is not None
         self.parent = raw.reason
         if self.exit is None:
+            unprotect(self.pid)
             code, signum, core = raw.how
             times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
             self.exit = Exit(code, signum, core, *times, self._stopped_by)

@@ -421,3 +421,14 @@ def printed(path: str) -> None:
     """A file, to stdout."""
     with open(path) as file:
         print(file.read(), end="")
+
+
+def leaves_a_child(code: int) -> None:
+    """End at once, and leave a child in the process group."""
+    subprocess.Popen(["sleep", "1000"])
+    os._exit(code)
+
+
+def returns_twice() -> str:
+    """In a forked copy, too."""
+    return "copy" if os.fork() == 0 else "itself"

@@ -19,8 +19,10 @@ from ._proc import (
     caught_signals,
     describe,
     pipe_holders,
+    protect,
     socket_holders,
     ticks_now,
+    unprotect,
     wchan,
 )
 from ._signals import Signals
@@ -39,8 +41,10 @@ __all__ = [
     "describe",
     "pidfd_or_none",
     "pipe_holders",
+    "protect",
     "socket_holders",
     "ticks_now",
+    "unprotect",
     "wchan",
 ]
 

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -89,7 +89,7 @@ class Census:
         # one tick less: a process may start within the tick in which we look at the clock
         self._since = ticks_now() - 1
         self._marks: dict[int, str] = {}
-        self._spared = 0
+        self._spared: set[int] = set()
         self._next: asyncio.Future[Snapshot] | None = None
         self._looking = False
         with _lock:
@@ -106,12 +106,18 @@ class Census:
         return self._thread.loop
 
     def know(self, mark: int, owner: str) -> None:
-        """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables."""
+        """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables.
+
+        Raises:
+            RuntimeError: another start has it already: what one leaves behind could not be told from the other.
+        """
+        if mark in self._marks:
+            raise RuntimeError(f"{owner} was started already: each start has an identity of its own")
         self._marks[mark] = owner
 
     def spare(self, session: int) -> None:
         """A mark counts for nothing there: a guardian carries that of a worker while it starts it."""
-        self._spared = session
+        self._spared.add(session)
 
     def take(self) -> asyncio.Future[Snapshot]:
         """A snapshot that begins after this call."""
@@ -129,7 +135,7 @@ class Census:
             adopted: the roots of whatever workers left behind, from whoever adopts it; without any there is nothing
                 else to look for. Raises `OSError` when that is not known.
         """
-        marks, spared = dict(self._marks), self._spared
+        marks, spared = dict(self._marks), set(self._spared)
 
         def job() -> Left:
             roots, doubt = [], ""
@@ -155,7 +161,7 @@ class Census:
         return self._thread.submit(job)
 
     def catch(self, found: list[Seen]) -> asyncio.Future[list[Stray]]:
-        """Hold those of them that still live; the receiver closes them."""
+        """Hold those of them that still live, and are left over; the receiver closes them."""
         return self._thread.submit(lambda: [stray for one in found if (stray := Stray.catch(one)) is not None])
 
     def look(self, pid: int) -> asyncio.Future[tuple[str, str]]:
@@ -172,7 +178,7 @@ class Census:
         if asked is None:
             return
 
-        marks, spared = dict(self._marks), self._spared
+        marks, spared = dict(self._marks), set(self._spared)
 
         def job() -> None:
             try:
@@ -193,14 +199,37 @@ _all: weakref.WeakSet[Census] = weakref.WeakSet()  # of this program: what is th
 _lock = threading.Lock()
 
 
+# pids of this program's workers that live, of all its groups, executors and threads, and of its zygotes: no look,
+# however mistaken, makes one of them, or what is in its session, a left-over that is signalled
+_protected: set[int] = set()
+
+
+def protect(pid: int | None) -> None:
+    """That one lives, and starts what is in its session."""
+    if pid is not None:
+        _protected.add(pid)
+
+
+def unprotect(pid: int | None) -> None:
+    """It has ended, or nobody waits for its end any more."""
+    _protected.discard(pid or 0)
+
+
+def _is_protected(pid: int, session: int) -> bool:
+    with _lock:
+        guardians = {one for census in _all for one in census._spared}
+    return not _protected.isdisjoint((pid, session)) or session in guardians
+
+
 @forked.in_copies
 def _renew() -> None:
     global _lock
     _lock = threading.Lock()
     _all.clear()
+    _protected.clear()
 
 
-def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Snapshot:
+def snapshot(tag: bytes, since: int, marks: Mapping[int, str], spared: Container[int]) -> Snapshot:
     """Read /proc. Zombies are left out: they hold nothing.
 
     A process that forks while we read may hide its child behind us and end before we reach it: as long as new pids
@@ -237,18 +266,25 @@ class Stray:
 
     @classmethod
     def catch(cls, seen: Seen) -> Stray | None:
-        """None: it is gone already, or this kernel has no pidfd (then it cannot be signalled safely)."""
+        """None: it is gone, or no left-over, or this kernel has no pidfd (then it cannot be signalled safely)."""
         try:
             pidfd = os.pidfd_open(seen.pid)
         except OSError:
             return None
         fields = _stat(seen.pid)
-        if fields is None or int(fields[19]) != seen.started or fields[0] in "ZX":
+        if (
+            fields is None
+            or int(fields[19]) != seen.started
+            or fields[0] in "ZX"
+            or _is_protected(seen.pid, int(fields[3]))
+        ):
             os.close(pidfd)
             return None
         return cls(pidfd, describe(seen.pid), seen.lineage)
 
     def signal(self, signum: int) -> None:
+        if self.pid in _protected:
+            return
         try:
             signal.pidfd_send_signal(self._pidfd, signum)
         except (ProcessLookupError, PermissionError):
@@ -356,14 +392,14 @@ def _newest_pid() -> bytes:
         return b""
 
 
-def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Seen | None:
+def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: Container[int]) -> Seen | None:
     """One process, if it lives and started since."""
     attempt = 0
     while True:
         fields = _stat(pid)
         if fields is None or int(fields[19]) < since or fields[0] in "ZX":
             return None
-        mark = _mark.read(pid) or 0 if int(fields[3]) != spared else 0
+        mark = _mark.read(pid) or 0 if int(fields[3]) not in spared else 0
         owner = marks.get(mark)
         lineage = _lineage(pid, tag)
         if owner is not None and owner not in lineage:
