@@ -73,6 +73,13 @@ class ControlGroups:
         self._made.append((rank, path))
         return path
 
+    def remove(self, path: Path) -> None:
+        """One of them, whose worker is over, if nothing runs in it."""
+        for rank, one in self._made:
+            if one == path and _rmdir(one):
+                self._made.remove((rank, one))
+                return
+
     def disown(self) -> list[int]:
         """See `forked`."""
         if self._lock < 0:
@@ -191,8 +198,10 @@ def _remove_if_left(old: Path) -> None:
     os.close(lock)
 
 
-def _rmdir(path: Path) -> None:
+def _rmdir(path: Path) -> bool:
+    """False: something runs in it."""
     try:
         path.rmdir()
     except OSError:
-        pass  # something runs in it
+        return False
+    return True

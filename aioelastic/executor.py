@@ -19,7 +19,7 @@ from .entry import Function
 from .errors import SpecError
 from .launch import importable_main
 from .placement import Places
-from .pool import Pool
+from .pool import Pool, exiting
 from .spec import GroupSpec, Logs, Stop
 from .tasks import Limits
 from .thread import insist
@@ -43,7 +43,8 @@ class WorkerExecutor(Executor):
         task_timeout: seconds after which a task fails with `TaskTimeout`; its worker is killed and replaced.
         tasks_per_worker: a worker ends after so many, and another takes its place.
         memory_limit: bytes; a worker that is larger than that after a task is replaced.
-        max_pending: tasks that may be submitted and not done; `submit` waits while there are more.
+        max_pending: tasks that may be submitted and not done; `submit` waits while there are more, but in a callback
+            of a task, which runs in the thread that would make room.
         env: variables for all workers.
         logs: where what they print goes; to the caller's own stdout and stderr, unchanged, when not given.
 
@@ -140,7 +141,10 @@ class WorkerExecutor(Executor):
         return itertools.chain.from_iterable(lists)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more tasks; those that wait are done first, unless `cancel_futures`. All workers end."""
+        """No more tasks; those that wait are done first, unless `cancel_futures`. All workers end.
+
+        In a callback of a task it does not wait.
+        """
         self._finalizer.detach()
         self._pool.close(cancel_futures)
         if wait:
@@ -150,11 +154,7 @@ class WorkerExecutor(Executor):
 
     async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Run it in a worker and await what comes of it. Cancelled while it waits, it is never run."""
-        if self._pool.limits.pending is not None:  # it may have to wait for room
-            future = await asyncio.to_thread(self.submit, fn, *args, **kwargs)
-        else:
-            future = self.submit(fn, *args, **kwargs)
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(await self._pool.submit_soon((fn, args, kwargs)))
 
     async def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any]) -> AsyncIterator[T]:
         """What `fn` returns for each, as soon as it is there. Reads ahead as much as keeps all workers busy.
@@ -181,7 +181,7 @@ class WorkerExecutor(Executor):
     @property
     def max_workers(self) -> int:
         """How many at most."""
-        return self._pool._most
+        return self._pool.most
 
     @property
     def pids(self) -> list[int]:
@@ -205,13 +205,15 @@ class WorkerExecutor(Executor):
         self.shutdown(wait=False, cancel_futures=exc is not None)
         if isinstance(exc, asyncio.CancelledError):
             self._pool.stop()
-        joined = asyncio.ensure_future(asyncio.to_thread(self._pool.join))
+        joined = self._pool.joined()
         try:
             await asyncio.shield(joined)
         except asyncio.CancelledError:
             self._pool.stop()
             await insist(joined)
             raise
+        finally:
+            self._pool.join()
 
 
 def _served(initializer: Callable[..., object] | None, initargs: tuple[Any, ...], limits: Limits) -> Function:
@@ -224,6 +226,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 def _at_exit() -> None:
     """As concurrent.futures does: what was submitted is done before the interpreter ends."""
+    exiting()
     for pool in list(_pools):
         pool.close(False)
     for pool in list(_pools):

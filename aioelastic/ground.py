@@ -10,6 +10,7 @@ import resource
 import socket
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from .launch import (
     Launchers,
     LaunchPlan,
     Port,
+    WorkerPlan,
     absolute,
     check_input,
     check_limits,
@@ -126,6 +128,23 @@ class Ground:
         """
         return self._proc.submit(lambda: self._prepare_again(attempt, ranks))
 
+    async def another(self, like: WorkerPlan, rank: int) -> WorkerPlan:
+        """The plan of one more start of what an executor runs; `forget` it when nothing of that is left.
+
+        Raises:
+            SpecError: there is no control group for it.
+        """
+        fresh = like.as_start(rank)
+        if like.cgroup is None:
+            return fresh
+        return await completed(self._proc.submit(lambda: self._boxed(fresh)))
+
+    def forget(self, worker: WorkerPlan) -> None:
+        """Nothing of that one is left."""
+        if worker.cgroup is not None:
+            for one in self._cgroups.values():
+                self._proc.put(partial(one.remove, worker.cgroup))
+
     def disown(self) -> list[int]:
         """See `forked`: what it stands on has each its own; its loop is told by this."""
         self._lost = True
@@ -204,7 +223,7 @@ class Ground:
         )
         if any(self._spec.places):
             check_places(planned, self._launchers.tries)
-        self._first = self._placed(self._pack(preflight(planned, self.environ)), run_id)
+        self._first = self._placed(self._pack(preflight(planned, self.environ)))
         for executor in {id(one.executor): one.executor for one in planned.workers if one.executor}.values():
             check_open(executor)
         return self._first
@@ -245,21 +264,21 @@ class Ground:
         workers = tuple(
             replace(one, program=first[one.rank].program, call=first[one.rank].call) for one in later.workers
         )
-        return self._placed(replace(later, workers=workers), later.run_id)
+        return self._placed(replace(later, workers=workers))
 
-    def _placed(self, plan: LaunchPlan, run_id: str) -> LaunchPlan:
+    def _placed(self, plan: LaunchPlan) -> LaunchPlan:
         """With the control groups made that workers are to have."""
-        workers = []
-        for one in plan.workers:
-            asked = one.placement.cgroup if one.placement is not None else False
-            if asked:
-                below = None if asked is True else str(asked)
-                if below not in self._cgroups:
-                    made = self._cgroups[below] = ControlGroups(below, run_id)
-                    removed_at_the_end(str(made.path))
-                one = replace(one, cgroup=self._cgroups[below].make(one.rank, one.attempt))
-            workers.append(one)
-        return replace(plan, workers=tuple(workers))
+        return replace(plan, workers=tuple(map(self._boxed, plan.workers)))
+
+    def _boxed(self, worker: WorkerPlan) -> WorkerPlan:
+        asked = worker.placement.cgroup if worker.placement is not None else False
+        if not asked:
+            return worker
+        below = None if asked is True else str(asked)
+        if below not in self._cgroups:
+            made = self._cgroups[below] = ControlGroups(below, worker.identity.run_id)
+            removed_at_the_end(str(made.path))
+        return replace(worker, cgroup=self._cgroups[below].make(worker.rank, worker.attempt))
 
     def _gpus(self) -> set[int | str]:
         return {gpu for place in self._spec.places if place is not None for gpu in place.gpus or ()}

@@ -1,444 +1,264 @@
-"""Workers that take one task after another, kept alive by an event loop in a thread of their own."""
+"""What callers of an executor queue, and are told: its side of all threads but one (`owner.py`)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import BrokenExecutor, Future
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from . import forked
-from .account import failure_of
-from .errors import LaunchFailed, SpecError, TaskTimeout, WorkerFailed
-from .events import Event, Ready
-from .ground import Ground
-from .launch import ERROR_FILES, LaunchPlan, importable_main, new_run_id, reap_abandoned
-from .lifecycle import State
-from .proof import clear
-from .remains import Process
-from .spec import GroupSpec, Std
-from .stop import Patience
-from .streams import FileSink, Tap
-from .tasks import Body, Limits, Line, Slot, Task, settle
-from .thread import finished
-from .why import Evidence
-from .worker import Worker
-
-FALSE_STARTS = 3  # workers in a row that ended before their first task: then the next one will too
+from .errors import SpecError
+from .launch import importable_main, new_run_id
+from .owner import Owner
+from .spec import GroupSpec
+from .tasks import Body, Limits, Line, Room, Task
 
 
 class Pool(forked.Owned):
-    """The keeper of an executor's workers. `submit`, `resize` and `close` may be called from any thread.
+    """Tasks that wait, and how many workers there may be. Everything may be called from any thread: it queues, or
+    changes a number, under the lock, and wakes the owner of the workers, which alone touches them.
 
-    A task goes straight from the caller's thread into the socket of an idle worker, if there is one; the pool's own
-    thread hands out what waits. Each worker holds one task at a time, so one that dies loses exactly that.
+    Attributes:
+        most: how many workers there may be.
+        closed: no more tasks are taken.
+        stopping: what is there is to end now.
     """
 
     def __init__(self, spec: GroupSpec, limits: Limits) -> None:
-        self.logs, self.stop_policy = spec.logs, spec.stop
-        self.run_id = new_run_id(spec.name)
         self.limits = limits
-        self._spec = spec
         self.main = importable_main()
-        self._lock = threading.Lock()
+        self.stopping = False
+        self._name = spec.name
+        self._room = None if limits.pending is None else Room(limits.pending)
+        self._lock = threading.Lock()  # a reentrant one takes longer, and each task comes here twice
         # guarded by the lock
         self._queue = Line()
-        self._idle: list[Slot] = []
-        self._most = limits.workers
-        self._alive = 0  # workers that are, or are being started, and are not retired
-        self._closed = False
+        self.most = limits.workers
+        self.closed = _exiting
         self._broken: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        self._room = None if limits.pending is None else threading.BoundedSemaphore(limits.pending)
-        self._up = threading.Event()
-        # the pool thread's own
-        self._slots: dict[Worker, Slot] = {}
-        self._count = 0
-        self._starting = 0  # hired, and not ready yet
-        self._false_starts = 0
-        self._background: set[asyncio.Task[None]] = set()
-        self._over: asyncio.Event | None = None
+        self._begun = False
+        self._told = False  # a caller knows why
+        self._owner = Owner(self, spec, new_run_id(spec.name), limits)
         forked.register(self)
-
-    # --- from any thread ---
 
     def submit(self, body: Body) -> Future[Any]:
         """See `WorkerExecutor.submit`."""
+        if self._room is None:
+            return self._submit(body)
         self._check_open()
-        task = Task(body, self.main is not None)
-        if task.future.done():
-            return task.future
-        if self._room is not None:
-            self._room.acquire()
-            task.future.add_done_callback(self._make_room)
-        slot = None
-        with self._lock:
+        ticket = self._room.ask(at_once=threading.current_thread() is self._owner.thread)
+        if ticket is not None:
             try:
-                self._check_open()
+                ticket.result()
             except BaseException:
-                task.drop()
+                self._room.leave(ticket)
                 raise
-            if self._idle and self.limits.timeout is None and not self._queue and task.making is None:
-                slot = self._idle.pop()
-            else:
-                self._queue.append(task)
-            if self._thread is None:
-                self._begin()
-            wake = slot is None and (bool(self._idle) or self._alive < self._most)
-        if slot is not None:
-            self._give(slot, task)
-        elif wake:
-            self._call(self._feed)
-        task.when_made(self._made)
-        return task.future
+        return self._submit(body)
+
+    async def submit_soon(self, body: Body) -> Future[Any]:
+        """The same, and it is the task that waits for room. Cancelled meanwhile, it is never submitted."""
+        self._check_open()
+        if self._room is not None:
+            ticket = self._room.ask(at_once=False)
+            if ticket is not None:
+                try:
+                    await asyncio.wrap_future(ticket)
+                except BaseException:
+                    self._room.leave(ticket)
+                    raise
+        return self._submit(body)
 
     def resize(self, workers: int) -> None:
         """More of them, or fewer: those that are too many end after the task they hold."""
         self.check_ours()
         with self._lock:
-            self._most = workers
-            begun = self._thread is not None
-        if begun:
-            self._call(self._fit)
+            self.most = workers
+        self._owner.wake()
 
     def close(self, cancel: bool) -> None:
         """No more tasks; those that wait are still done, unless they are to be cancelled."""
-        with self._lock:
-            self._closed = True
-            dropped = list(self._queue) if cancel else []
-            if cancel:
-                self._queue.clear()
-            begun = self._thread is not None
+        # not under the lock: an executor is closed by a collection, too, perhaps in a thread that has it. Whoever asks
+        # under the lock, as who submits and the owner do, has the same answer
+        self.closed = True
+        dropped: list[Task] = []
+        if cancel:
+            with self._lock:
+                dropped = self._queue.clear_unbegun()
+        if self._room is not None:
+            self._room.close(self._refusal)
+        problem: BaseException | None = None
         for task in dropped:
-            task.future.cancel()
+            try:
+                task.future.cancel()
+            except BaseException as exc:  # of a callback: the others are to be cancelled all the same
+                problem = problem or exc
             task.begin()
-        if begun:
-            self._call(self._fit)
+        self._owner.wake()
+        if problem is not None:
+            raise problem
 
     def stop(self) -> None:
         """End the workers by the policy, whatever they are at. Their tasks fail."""
-
-        def end() -> None:
-            for worker in list(self._slots):
-                worker.begin_stop()
-
+        self.stopping = True
         self.close(True)
-        if self._thread is not None:
-            self._call(end)
 
     def join(self) -> None:
-        """Wait until nothing is left."""
-        thread = self._thread
-        if thread is not None:
-            thread.join()
+        """Wait until nothing is left; not in a callback of a task, for which the owner would wait for itself."""
+        if self._begun and threading.current_thread() is not self._owner.thread:
+            self._owner.thread.join()
+
+    def joined(self) -> asyncio.Future[None]:
+        """Done when `join` has next to nothing to wait for. No task, which the end of a loop would cancel."""
+        if self._begun:
+            return asyncio.wrap_future(self._owner.ended)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended.set_result(None)
+        return ended
 
     def disown(self) -> list[int]:
-        """See `forked`: there is no thread in the copy, and whoever had the lock is not there."""
-        self.lost = forked.error(f"executor {self._spec.name!r}")
-        self._lock, self._thread, self._closed = threading.Lock(), None, True
+        """See `forked`: there is no owner in the copy, and whoever had the lock is not there."""
+        self.lost = forked.error(f"executor {self._name!r}")
+        self._lock, self._begun, self.closed, self._room = threading.Lock(), False, True, None
         self._queue.clear()
-        self._idle.clear()
-        return [fd for worker in self._slots for fd in worker.disown(self.lost)]
+        return []
 
     @property
     def pids(self) -> list[int]:
         """Of the workers that run."""
         self.check_ours()
-        return [one.pid for one in list(self._slots) if one.pid is not None and one.exit is None]
+        return self._owner.pids
 
-    def _check_open(self) -> None:
-        self.check_ours()
-        if self._broken is not None:
-            raise BrokenExecutor(f"no worker can be started: {self._broken}") from self._broken
-        if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+    # --- what the owner asks ---
 
-    def _make_room(self, _: Future[Any]) -> None:
-        assert self._room is not None
-        self._room.release()
+    @property
+    def is_broken(self) -> bool:
+        """Whether no worker can be had."""
+        return self._broken is not None
 
-    def _made(self, task: Task) -> None:
-        """What a task in the line was waiting for has come, in whatever thread."""
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing waits, and more may come."""
+        return not (self._queue or self.closed or self._broken is not None)
+
+    def wanted(self) -> tuple[int, int, bool]:
+        """How many tasks wait, how many workers there may be, and whether nothing will come any more."""
         with self._lock:
-            problem = self._queue.made(task)
-        if problem is not None and task.begin():
-            task.future.set_exception(problem)
-        self._call(self._feed)
-        self._call(self._fit)
+            waiting = len(self._queue)
+            return waiting, self.most, not waiting and (self.closed or self.is_broken)
 
-    def _give(self, slot: Slot, task: Task) -> None:
-        """Send it. The slot is ours alone: it is neither idle nor busy."""
-        while not task.begin():
-            with self._lock:
-                following = self._queue.next()
-                if following is None:
-                    self._idle.append(slot)
-            if following is None:
-                self._call(self._fit)  # it may have been the last
-                return
-            task = following
-        slot.task = task
-        replies = slot.worker.replies
-        try:
-            assert replies is not None
-            replies.send(task.packet, task.fds)
-            task.drop()
-        except OSError:  # it has just died: somebody else shall have it
-            slot.task = None
-            slot.retired = True
-            with self._lock:
-                self._queue.appendleft(task)
-            self._call(self._feed)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        self._up.wait()
-        with contextlib.suppress(RuntimeError):  # its loop is closed: all is over
-            self.loop.call_soon_threadsafe(callback)
-
-    # --- the pool's thread ---
-
-    def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=f"aioelastic-{self._spec.name}")
-        self._thread.start()
-
-    def _run(self) -> None:
-        with asyncio.Runner() as runner:
-            self.loop = runner.get_loop()
-            self._over = asyncio.Event()
-            self._up.set()
-            runner.run(self._live())
-
-    async def _live(self) -> None:
-        reap_abandoned()
-        assert self._over is not None
-        self._ground = Ground(self.loop, self._spec, self.sink_trouble)
-        self.census, self.poller = self._ground.census, self._ground.poller
-        try:
-            self._plan: LaunchPlan = await self._ground.open(self.run_id)
-        except Exception as exc:
-            self._break(exc)
-            return
-        try:
-            self._feed()
-            self._fit()
-            await self._over.wait()
-        finally:
-            while self._background:
-                await asyncio.wait(self._background)
-            await clear(self.census, self.run_id, self._ground.adopted, Patience(), self.stop_policy, lambda _: None)
-            await self._ground.close(Patience(), self.stop_policy.bound, [])
-
-    def _feed(self) -> None:
-        """Hand out what waits; start workers for the rest."""
-        if self._over is None or not hasattr(self, "_plan"):
-            return  # not yet
+    def next(self) -> Task | None:
+        """The next task that is still wanted, and from now on cannot be cancelled."""
         while True:
             with self._lock:
-                task = self._queue.next() if self._idle else None
-                if task is None:
-                    break
-                slot = self._idle.pop()
-            self._give(slot, task)
-            self._watch_time(slot)
+                task = self._queue.next()
+            if task is None or task.begin():
+                return task
+
+    def put_back(self, task: Task) -> None:
+        """It could not be given to a worker: it is the next again."""
         with self._lock:
-            wanted = min(len(self._queue) - self._starting, self._most - self._alive)
-            if wanted <= 0 or self._broken is not None:
-                return
-            self._alive += wanted
-        self._starting += wanted
-        for _ in range(wanted):
-            self._start(self._hire())
+            self._queue.appendleft(task)
 
-    async def _hire(self) -> None:
-        number, self._count = self._count, self._count + 1
-        template = self._plan.workers[0]
-        rank = {f"{ours}{key}": str(number) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
-        overlay = {**template.overlay, **rank, **dict.fromkeys(ERROR_FILES)}  # a task tells its error itself
-        worker = Worker(replace(template, rank=number, overlay=overlay, error_file=None), self)
-        slot = self._slots[worker] = Slot(worker)
-        worker.on_task = lambda packet, fds: self._done(slot, packet, fds)
-        worker.launch(self._ground.launcher())
-        try:
-            assert worker.starting is not None
-            await finished(worker.starting)
-        finally:
-            try:
-                worker.adopt()
-                worker.begin_reading()
-            except LaunchFailed as exc:
-                self._gone(slot, exc)
-
-    def _done(self, slot: Slot, packet: bytes, fds: list[int]) -> None:
-        """A reply: first the next task for that worker, then what came of this one."""
-        task, slot.task = slot.task, None
-        if task is None:
-            return  # its time was over
-        slot.done += 1
-        if slot.timer is not None:
-            slot.timer.cancel()
-            slot.timer = None
-        size = int.from_bytes(packet[2:10], "little")
-        limits = self.limits
-        if (limits.tasks is not None and slot.done >= limits.tasks) or (limits.memory and size > limits.memory):
-            self._retire(slot)
-        else:
-            self._next(slot)
-        rest = settle(task.future, packet[:2] + packet[10:], fds)
-        if rest is not None:
-            self._start(rest)
-
-    def _next(self, slot: Slot) -> None:
+    def fail_all(self, problem: Exception) -> None:
+        """What waits will never be done."""
         with self._lock:
-            over = self._alive > self._most or (self._closed and not self._queue)
-            task = None if over else self._queue.next()
-            if task is None and not over:
-                self._idle.append(slot)
-                return
-        if task is None:
-            self._retire(slot)
-        else:
-            self._give(slot, task)
-            self._watch_time(slot)
-
-    def _retire(self, slot: Slot) -> None:
-        """It ends by itself now; another takes its place when there is work."""
-        if slot.retired:
-            return
-        slot.retired = True
-        with self._lock:
-            self._alive -= 1
-        assert slot.worker.replies is not None
-        slot.worker.replies.no_more()
-        self._feed()
-
-    def _fit(self) -> None:
-        """After a resize, or at the end."""
-        spare: list[Slot] = []
-        with self._lock:
-            ending = self._closed and not self._queue
-            while self._idle and (ending or self._alive - len(spare) > self._most):
-                spare.append(self._idle.pop())
-        for slot in spare:
-            self._retire(slot)
-        self._feed()
-        if ending:
-            for slot in self._slots.values():
-                if slot.ready and slot.task is None:
-                    self._retire(slot)
-        if ending and not self._slots and self._over is not None:
-            self._over.set()
-
-    def _watch_time(self, slot: Slot) -> None:
-        if self.limits.timeout is not None and slot.task is not None:
-            slot.timer = self.loop.call_later(self.limits.timeout, self._expire, slot)
-
-    def _expire(self, slot: Slot) -> None:
-        slot.expired = True
-        slot.worker.kill(leader_only=False)
-
-    def _gone(self, slot: Slot, refused: LaunchFailed | None = None, found: Evidence | None = None) -> None:
-        """Nothing is left of that worker."""
-        self._slots.pop(slot.worker, None)
-        with self._lock:
-            if slot in self._idle:
-                self._idle.remove(slot)
-            if not slot.retired:
-                slot.retired = True
-                self._alive -= 1
-        if slot.timer is not None:
-            slot.timer.cancel()
-        worker, task = slot.worker, slot.task
-        if not slot.ready:
-            self._starting -= 1
-            self._false_starts += 1
-            if worker.error is not None or self._false_starts >= FALSE_STARTS:
-                self._break(refused or WorkerFailed(failure_of(worker, self._plan, found)))
-        if task is not None and slot.expired:
-            assert self.limits.timeout is not None
-            task.future.set_exception(TaskTimeout(self.limits.timeout))
-        elif task is not None:
-            task.future.set_exception(WorkerFailed(failure_of(worker, self._plan, found)))
-        self._feed()
-        self._fit()
-
-    def _break(self, why: BaseException) -> None:
-        """No worker can be had: nothing that waits will ever be done."""
-        with self._lock:
-            self._broken = why
             lost = list(self._queue)
             self._queue.clear()
         for task in lost:
-            if task.begin():
-                broken: BaseException = why
-                if not isinstance(why, SpecError):
-                    broken = BrokenExecutor(f"no worker can be started: {why}")
-                    broken.__cause__ = why
-                task.future.set_exception(broken)
-                task.drop()
+            task.fail(problem)
+            self._told = True
+
+    def break_off(self, why: BaseException) -> None:
+        """No worker can be had."""
         with self._lock:
-            self._closed = self._closed or not self._slots
-        self._fit()
+            self._broken = self._broken or why
+        if self._room is not None:
+            self._room.close(self._refusal)
+        self.fail_all(why if isinstance(why, SpecError) else self._refusal())
+        self._owner.wake()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background_done)
-
-    def _background_done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        problem = None if task.cancelled() else task.exception()
+    def end(self, problem: BaseException | None, held: list[Task]) -> bool:
+        """The owner is gone, and with it those that had these tasks. Whether anybody was told so."""
+        with self._lock:
+            self.closed = True
         if problem is not None:
-            self.loop.call_exception_handler({"message": "an executor's worker", "exception": problem})
-            self._break(problem)
+            self.break_off(problem)
+        elif self._room is not None:
+            self._room.close(self._refusal)
+        for task in held:
+            task.fail(self._refusal())
+        self.fail_all(self._refusal())
+        return self._told or bool(held)
 
-    # --- what its workers call: see `Keeper` ---
+    # --- its own ---
 
-    def emit(self, event: Event) -> None:
-        if isinstance(event, Ready):
-            for worker, slot in self._slots.items():
-                if worker.rank == event.rank:
-                    slot.ready = True
-                    self._starting -= 1
-                    self._false_starts = 0
-                    self._next(slot)
-                    return
+    def _submit(self, body: Body) -> Future[Any]:
+        """With its permit taken, where there are such."""
+        room, task = self._room, None
+        try:
+            task = Task(body, self.main is not None)
+            future = task.future
+            if future.done():  # it cannot be pickled
+                if room is not None:
+                    room.back()
+                return future
+            future.on_cancel = partial(self._withdraw, task)
+            with self._lock:
+                if self.closed or self._broken is not None:
+                    self._check_open()
+                if not self._begun:
+                    self._owner.start()
+                    self._begun = True
+                if room is not None:
+                    future.add_done_callback(room.back)
+                self._queue.append(task)
+        except BaseException:
+            if task is not None:
+                task.drop()
+            if room is not None:
+                room.back()
+            raise
+        self._owner.offer()
+        if task.making is not None:
+            task.when_made(self._made)
+        return future
 
-    def taps(self, worker: Worker, std: Std) -> list[Tap]:
-        return self._ground.sinks.taps(worker, std)
+    def _check_open(self) -> None:
+        if self.lost is not None or self.closed or self._broken is not None:
+            self.check_ours()
+            raise self._refusal()
 
-    def file_sink(self, worker: Worker, std: Std) -> FileSink | None:
-        return None
+    def _refusal(self) -> Exception:
+        why = self._broken
+        if why is None:
+            return RuntimeError("cannot schedule new futures after shutdown")
+        broken = BrokenExecutor(f"no worker can be started: {why}")
+        broken.__cause__ = why
+        return broken
 
-    def tap_trouble(self, tap: object, exc: Exception) -> None:
-        pass  # there is nobody to tell; the tasks go on
-
-    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        pass
-
-    def exited(self, worker: Worker) -> None:
-        slot = self._slots[worker]
+    def _withdraw(self, task: Task) -> None:
+        """It was cancelled."""
         with self._lock:
-            if slot in self._idle:
-                self._idle.remove(slot)
+            mine = self._queue.take_out(task)
+        if mine:  # else the owner has it, or whoever closes
+            task.begin()
+            self._owner.wake()
 
-    async def before_stop(self, worker: Worker) -> None:
-        pass
+    def _made(self, task: Task) -> None:
+        """What a task in the line was waiting for has come."""
+        with self._lock:
+            problem = self._queue.made(task)
+        if problem is not None:
+            task.fail(problem)
+        self._owner.wake()
 
-    def settled(self, worker: Worker) -> None:
-        if worker.failed and worker.exit is not None:
-            self._start(self._examine(worker))
-        elif worker.state is not State.UNSTARTED:
-            self._gone(self._slots[worker])
 
-    async def _examine(self, worker: Worker) -> None:
-        found = await self._ground.evidence([worker])
-        self._gone(self._slots[worker], found=found.get(worker))
+_exiting = False  # the interpreter ends: what begins now would never be ended
 
-    def leaked(self, process: Process, worker: Worker | None) -> None:
-        pass
 
-    def background(self, work: Coroutine[Any, Any, None]) -> None:
-        self._start(work)
+def exiting() -> None:
+    """No executor that is made from now on takes tasks."""
+    global _exiting
+    _exiting = True

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .child import _letters, _socket, _wire
 from .child._packing import Packing
 from .replies import main_has_both_names, remote_error
-from .worker import Worker
+
+_log = logging.getLogger("concurrent.futures")  # which tells what callbacks raise
 
 Body: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], Any]
 
@@ -29,6 +33,20 @@ class Limits:
     pending: int | None = None
 
 
+class Called(Future[Any]):
+    """The future of a task. It tells when it is cancelled, so that nothing of the task waits any longer."""
+
+    on_cancel: Callable[[], object] | None = None
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        call, self.on_cancel = self.on_cancel, None
+        if call is not None:
+            call()
+        return True
+
+
 class Task:
     """One call, on its way to a worker. In an event loop, its datagram may come later (`_letters.begin`).
 
@@ -38,12 +56,13 @@ class Task:
     Attributes:
         future: what comes of it; done at once if it cannot be pickled.
         making: its datagram, as long as that cannot be sent yet.
+        begun: it is told to run, and cannot be cancelled any more.
     """
 
     __slots__ = ("begun", "fds", "future", "making", "packet")
 
     def __init__(self, body: Body, main_is_known: bool) -> None:
-        self.future: Future[Any] = Future()
+        self.future = Called()
         self.begun = False
         self.packet, self.fds = b"", list[int]()
         self.making: Packing | None = None
@@ -73,34 +92,113 @@ class Task:
             making.add_done_callback(lambda _: call(self))
 
     def begin(self) -> bool:
-        """Whether it is still wanted."""
+        """Whether it is still wanted. To be called by who has taken it out of the line: one, and nobody else."""
         if not self.begun:
             self.begun = True
-            if not self.future.set_running_or_notify_cancel():
+            self.future.on_cancel = None
+            try:
+                wanted = self.future.set_running_or_notify_cancel()
+            except RuntimeError:  # the caller has settled it
+                wanted = False
+            if not wanted:
                 self.drop()
                 return False
         return True
 
+    def settle(self, value: Any, problem: BaseException | None) -> None:
+        """What came of it, after `begin`."""
+        try:
+            if problem is None:
+                self.future.set_result(value)
+            else:
+                self.future.set_exception(problem)
+        except InvalidStateError:
+            pass  # the caller has done that
+        except BaseException:
+            # of a callback: a future itself sees to an Exception. It is the caller's, and ends nobody's thread
+            _log.exception("exception calling callback for %r", self.future)
+
+    def fail(self, problem: BaseException) -> None:
+        """It will not be run, or not to its end."""
+        if self.begin():
+            self.drop()
+            self.settle(None, problem)
+
     def drop(self) -> None:
+        """Free what it holds besides its future."""
         if self.making is not None:
             self.making.cancel()
         _socket.close(self.fds)
         self.fds.clear()
 
 
-class Slot:
-    """One worker, and the task it holds."""
+class Room:
+    """Permits for tasks that are submitted and not done. Whoever waits for one is told first come, first served.
 
-    __slots__ = ("done", "expired", "ready", "retired", "task", "timer", "worker")
+    Args:
+        most: how many there are.
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.task: Task | None = None
-        self.done = 0
-        self.ready = False
-        self.retired = False  # it gets no more
-        self.expired = False
-        self.timer: asyncio.TimerHandle | None = None
+    Attributes:
+        taken: how many have not come back.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.RLock()  # a collection may call `close`, or `leave`, in a thread that has it
+        # guarded by it
+        self.taken = 0
+        self._most = most
+        self._waiting: deque[Future[None]] = deque()
+        self._refusal: Callable[[], Exception] | None = None
+
+    def ask(self, at_once: bool) -> Future[None] | None:
+        """Take one. None: it is taken; else it is when that future is done, unless it fails; whoever does not wait for
+        it to the end calls `leave`.
+
+        Args:
+            at_once: one more than there are, rather than wait.
+
+        Raises:
+            Exception: that of `close`.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal()
+            if at_once or (self.taken < self._most and not self._waiting):
+                self.taken += 1
+                return None
+            ticket: Future[None] = Future()
+            self._waiting.append(ticket)
+            return ticket
+
+    def leave(self, ticket: Future[None]) -> None:
+        """Nobody waits for it any more; what it may have got goes back."""
+        if ticket.cancel():
+            with self._lock, contextlib.suppress(ValueError):
+                self._waiting.remove(ticket)
+        elif ticket.exception() is None:
+            self.back()
+
+    def back(self, _: object = None) -> None:
+        """One comes back, and goes to the next who waits."""
+        following = None
+        with self._lock:
+            while following is None and self._waiting and self.taken <= self._most:
+                one = self._waiting.popleft()
+                following = one if one.set_running_or_notify_cancel() else None
+            if following is None:
+                self.taken -= 1
+        if following is not None:
+            following.set_result(None)
+
+    def close(self, refusal: Callable[[], Exception]) -> None:
+        """There are no more, for whoever waits, or comes."""
+        with self._lock:
+            self._refusal = refusal
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for one in waiting:
+            if one.set_running_or_notify_cancel():
+                one.set_exception(refusal())
 
 
 class Line(deque[Task]):
@@ -109,6 +207,22 @@ class Line(deque[Task]):
     def next(self) -> Task | None:
         """The first, if it can be sent."""
         return self.popleft() if self and self[0].making is None else None
+
+    def take_out(self, task: Task) -> bool:
+        """Whether it was here."""
+        try:
+            self.remove(task)
+        except ValueError:
+            return False
+        return True
+
+    def clear_unbegun(self) -> list[Task]:
+        """Take out all that can be cancelled: not those that came back from a worker which was dying."""
+        unbegun = [task for task in self if not task.begun]
+        begun = [task for task in self if task.begun]
+        self.clear()
+        self.extend(begun)
+        return unbegun
 
     def made(self, task: Task) -> BaseException | None:
         """Its datagram has come; or it cannot, and the task is taken out: then why. None, too, if it is not here."""
@@ -153,40 +267,30 @@ def encode(body: Body, main_is_known: bool) -> tuple[bytes, list[int]]:
     return packet[:2] + (b"\1" if main else b"\0") + packet[2:], fds
 
 
-def settle(future: Future[Any], packet: bytes, fds: list[int]) -> Coroutine[Any, Any, None] | None:
-    """What came of a task, from a worker's reply. Returns what is to be awaited, where a GPU's driver has to be."""
-    if _wire.is_slow(packet):
-        mine = list(fds)
-        fds.clear()
-        return _settle_aside(future, packet, mine)
-    _settle(future, packet, fds)
-    return None
-
-
-async def _settle_aside(future: Future[Any], packet: bytes, fds: list[int]) -> None:
-    def work() -> None:
-        try:
-            _settle(future, packet, fds)
-        finally:
-            _socket.close(fds)
-
-    await asyncio.wrap_future(_letters.aside(work))
-
-
-def _settle(future: Future[Any], packet: bytes, fds: list[int]) -> None:
+def opened(packet: bytes, fds: list[int]) -> tuple[Any, BaseException | None]:
+    """What came of a task, from a worker's reply: a value, or why there is none."""
     try:
         if packet[:1] == _wire.FAILED:
             told = remote_error(*_wire.decode(packet, fds))
             error = told.exception
             if error is None or not isinstance(error, Exception | asyncio.CancelledError):
-                error = told  # the others would end the one who waits
-            else:
-                error.__cause__ = told
-            future.set_exception(error)
-            return
+                return None, told  # the others would end the one who waits
+            error.__cause__ = told
+            return None, error
         with main_has_both_names():
             (value,) = _wire.decode(packet, fds)
     except Exception as exc:  # what comes back may not be unpickled here
-        future.set_exception(exc)
-    else:
-        future.set_result(value)
+        return None, exc
+    return value, None
+
+
+async def opened_aside(packet: bytes, fds: list[int]) -> tuple[Any, BaseException | None]:
+    """The same where a GPU's driver has to be asked; closes `fds`."""
+
+    def work() -> tuple[Any, BaseException | None]:
+        try:
+            return opened(packet, fds)
+        finally:
+            _socket.close(fds)
+
+    return await asyncio.wrap_future(_letters.aside(work))

@@ -17,14 +17,14 @@ from .blame import Moment, raised_ns
 from .errors import LaunchFailed, RemoteError, refusal
 from .events import Drained, Exited, Killed, Ready, Spawned, Stopping
 from .keeper import Keeper
-from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin, owner
+from .launch import Answer, Launcher, LiveProcess, RawExit, WorkerPlan, begin
 from .lifecycle import ALIVE, FINAL, State, Trigger, step
 from .outcome import ErrorReport, Exit, Output, Usage
 from .remains import Process, Unkillable
 from .replies import Correspondent, Replies
 from .spec import STREAM, Std
 from .streams import FileSink, LineTap, Pump, Tail
-from .watch import ticks_now
+from .watch import protect, ticks_now, unprotect
 
 
 class Worker(Correspondent):
@@ -55,7 +55,7 @@ class Worker(Correspondent):
         self.parent = ""  # what ended it with its parent
         self.patience = _stop.Patience()
         self.trail = _stop.Trail()
-        self.owner = owner(keeper.run_id, plan.rank, plan.attempt)
+        self.owner = plan.identity.owner
         self.keeper = keeper
         keeper.census.know(plan.mark, self.owner)
         self.starting: asyncio.Future[Any] | None = None  # while its launcher is at work
@@ -146,14 +146,13 @@ class Worker(Correspondent):
             process: LiveProcess = starting.result()
         except BaseException as exc:
             self.ended_ns = time.monotonic_ns()
+            self.never_start()
             if isinstance(exc, OSError):
                 self.refused = LaunchFailed(self.rank, self.plan.argv, exc)
-            self.never_start()
-            if self.refused is not None:
                 raise self.refused from exc
             raise
-        self._process = process
-        self.pid = process.pid
+        self._process, self.pid = process, process.pid
+        protect(self.pid)
         keeper = self.keeper
         self._to(Trigger.SPAWNED)
         process.watch(self._on_exit)  # before anything that could go wrong: from here on its end is known
@@ -161,16 +160,15 @@ class Worker(Correspondent):
             self._tails[std] = Tail()
             if fd is not None:
                 self._pumps[std] = Pump(keeper.poller, fd, [self._tails[std]], self._one_eof, keeper.tap_trouble)
+        self.answer = process.answer
+        if process.channel is not None:
+            channel, ready = process.channel, self._is_ready
+            self.replies = self.answer = Replies(keeper.poller, channel, ready, self.on_task, self._one_eof)
         for std, pump in self._pumps.items():
             self._sinks[std] = keeper.file_sink(self, std)
             pump.taps += keeper.taps(self, std)
         keeper.emit(Spawned(self.rank, self.pid, self.attempt, time.time()))
-        self.answer = process.answer
-        if process.channel is not None:
-            self.replies = self.answer = Replies(
-                keeper.poller, process.channel, self._is_ready, self.on_task, self._one_eof
-            )
-        elif self.answer is not None:
+        if self.replies is None and self.answer is not None:
             self.answer.hear(self._is_ready)
 
     def never_start(self) -> None:
@@ -320,6 +318,7 @@ class Worker(Correspondent):
         if self.state is not State.KILLING or self.lost is not None:
             return
         self.unkillable = Unkillable(self.rank, self.pid, state, wchan)
+        unprotect(self.pid)
         self._process.abandon()
         if self.answer is not None:
             self.answer.finish()
@@ -384,6 +383,7 @@ class Worker(Correspondent):
         assert process is not None
         self.parent = raw.reason
         if self.exit is None:
+            unprotect(self.pid)
             code, signum, core = raw.how
             times = process.started_ns, raw.ended_ns, process.started_at, raw.ended_at
             self.exit = Exit(code, signum, core, *times, self._stopped_by)

@@ -444,3 +444,14 @@ def leaves_four_that_send() -> None:
     for _ in range(4):
         os.read(begun, 1)
     os._exit(0)
+
+
+def leaves_a_child(code: int) -> None:
+    """End at once, and leave a child in the process group."""
+    subprocess.Popen(["sleep", "1000"])
+    os._exit(code)
+
+
+def returns_twice() -> str:
+    """In a forked copy, too."""
+    return "copy" if os.fork() == 0 else "itself"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aioelastic
-from aioelastic.lifecycle import diagram
+from aioelastic import lifecycle, slots
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -75,8 +75,9 @@ def test_ci_begins_with_the_commands_of_the_readme() -> None:
     assert len(commands) == 2
 
 
-def test_the_state_diagram_is_the_table() -> None:
-    assert blocks(ROOT / "docs" / "design.md", "mermaid") == [diagram() + "\n"]
+def test_the_state_diagrams_are_the_tables() -> None:
+    shown = [one.diagram() + "\n" for one in (lifecycle, slots)]
+    assert blocks(ROOT / "docs" / "design.md", "mermaid") == shown
 
 
 def test_every_public_name_is_in_the_reference() -> None:

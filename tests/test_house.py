@@ -57,6 +57,8 @@ ORDER = [
     "worker",
     "account",
     "tasks",
+    "slots",
+    "owner",
     "pool",
     "executor",
     "passes",

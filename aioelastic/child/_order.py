@@ -39,7 +39,7 @@ LEFT = b"W"  # (): who was left to it by now? Answered by the same, (pids,)
 WITHDRAW = b"Z"  # (id,): that start is not wanted any more; answered by REFUSED if it had not been answered
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 # and back
-READY = b"Y"  # warm: ()
+READY = b"Y"  # warm: (its pid,)
 BROKEN = b"B"  # cannot serve: (reason, traceback)
 TRIED = b"D"  # (errno or 0, what was refused)
 STARTED = b"S"  # (id, pid, peak resident size before it began); descriptor: its pidfd

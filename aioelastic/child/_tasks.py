@@ -26,6 +26,8 @@ def serve(
     channel = _context.channel
     assert channel is not None
     _context.serving = True
+    copies: list[int] = []  # not empty: this is a forked copy of the worker
+    os.register_at_fork(after_in_child=lambda: copies.append(1))
     if initializer is not None:
         initializer(*initargs)
     _context.ready()
@@ -46,10 +48,14 @@ def serve(
             value = fn(*args, **kwargs)
             if type(value) is types.CoroutineType:
                 value = _work.run(value)
+            if copies:
+                return  # the value is what the worker itself returns, and so are the tasks to come
             phase = _work.RESULT
             out, fds = _work.pack(_wire.DONE, (value,))
             del value, fn, args, kwargs  # nothing of a task stays until the next
         except BaseException as exc:
+            if copies:
+                raise
             out, fds = encode(_wire.FAILED, (phase, describe(exc, 1)))
             exc.__traceback__ = None
         size = _resident() if weigh else 0

@@ -63,7 +63,7 @@ def _main() -> None:
         os.chdir("/")  # a file system that is to be unmounted is not held
         _outlive_signals()  # whatever was imported has set
         if problem is None:
-            _socket.send(control, *_order.encode(_order.READY, ()))
+            _socket.send(control, *_order.encode(_order.READY, (os.getpid(),)))
             Zygote(control).serve(idle)
         else:
             _socket.send(control, *_order.encode(_order.BROKEN, problem))

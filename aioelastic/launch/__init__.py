@@ -15,7 +15,7 @@ from ._guardian import GuardianLauncher, removed_at_the_end
 from ._host_state import HostState
 from ._launchers import By, Launchers, check_launcher, needs_guardian
 from ._places import check_places
-from ._plan import ERROR_FILES, TAG, LaunchPlan, WorkerPlan, merged, new_run_id, owner, plan
+from ._plan import ERROR_FILES, TAG, Identity, LaunchPlan, WorkerPlan, merged, new_run_id, plan
 from ._port import Port
 from ._preflight import absolute, check_limits, preflight
 from ._standard import check_input, keep_standard, let_standard_go
@@ -34,6 +34,7 @@ __all__ = [
     "ForkLauncher",
     "GuardianLauncher",
     "HostState",
+    "Identity",
     "LaunchPlan",
     "Launcher",
     "Launchers",
@@ -56,7 +57,6 @@ __all__ = [
     "merged",
     "needs_guardian",
     "new_run_id",
-    "owner",
     "plan",
     "preflight",
     "reap_abandoned",

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Container, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,10 +39,36 @@ START_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who one start of a worker is. It is made by `of`, and nowhere else; no two starts have the same.
+
+    Attributes:
+        run_id, rank, attempt: of which start.
+        owner: the three as one word.
+        mark: what its descendants are known by, whatever became of their variables (`child/_mark.py`).
+        lineage: what they have as `AIOELASTIC_LINEAGE`: the owners of the supervisors above, and its own.
+    """
+
+    run_id: str
+    rank: int
+    attempt: int
+    owner: str
+    mark: int
+    lineage: str
+
+    @classmethod
+    def of(cls, run_id: str, rank: int, attempt: int, above: str = "") -> Identity:
+        """That of one start; `above`: the lineage of who starts it."""
+        owner = f"{run_id}/{rank}/{attempt}"
+        return cls(run_id, rank, attempt, owner, _mark.of(owner), f"{above}:{owner}" if above else owner)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerPlan:
     """One process to start.
 
     Attributes:
+        identity: who it is, in one start: no other has it.
         program: the file to execute; None until `preflight` has looked it up, and for a function.
         function, start: the function it runs, and how its process begins; None for a command.
         executor: the caller's, if it runs in one (`start` is `"executor"`).
@@ -51,11 +77,11 @@ class WorkerPlan:
         pipes: which streams are read by us; the others go to /dev/null.
         stdout_log, stderr_log, error_file, stacks_file: where they go, or None.
         stop_signal: by which it is to be stopped; 0: not known.
-        mark: what its descendants are known by (`child/_mark.py`); 0: none.
         placement: where it runs; None: as its launcher does.
         cgroup: its control group, once that is made; None: none of its own.
     """
 
+    identity: Identity
     rank: int
     world_size: int
     attempt: int
@@ -75,9 +101,27 @@ class WorkerPlan:
     executor: Executor | None = None
     stacks_file: Path | None = None
     stop_signal: int = 0
-    mark: int = 0
     placement: Placement | None = None
     cgroup: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rank, self.attempt) != (self.identity.rank, self.identity.attempt):
+            raise ValueError(f"the identity {self.identity.owner} is that of another start: see as_start")
+
+    @property
+    def mark(self) -> int:
+        """What its descendants are known by."""
+        return self.identity.mark
+
+    def as_start(self, rank: int) -> WorkerPlan:
+        """The same for one more start, in an executor, whose workers are as many as there is work for: what says who
+        it is, is its own. A control group that this one has is not the other's."""
+        mine = self.identity
+        above = mine.lineage.removesuffix(mine.owner).removesuffix(":")
+        identity = Identity.of(mine.run_id, rank, mine.attempt, above)
+        numbers = {f"{ours}{key}": str(rank) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
+        overlay = {**self.overlay, **numbers, TAG: identity.lineage}
+        return replace(self, identity=identity, rank=rank, overlay=overlay, cgroup=None)
 
     @property
     def place(self) -> tuple[Orders, str] | None:
@@ -172,7 +216,7 @@ def plan(
     logs = spec.logs
     size = len(spec.entries)
     run_dir = None if logs.dir is None else Path(logs.dir) / run_id
-    above = f"{environ[TAG]}:" if environ and environ.get(TAG) else ""
+    above = (environ or {}).get(TAG, "")
     common: dict[str, str | None] = {
         # a pipe makes Python buffer whole blocks; lines should arrive when they are printed
         "PYTHONUNBUFFERED": (environ or {}).get("PYTHONUNBUFFERED", "1"),
@@ -196,6 +240,7 @@ def plan(
         error_file = (
             home / "error.json" if home else error_dir / f"{run_id}-{rank}-{attempt}.json" if error_dir else None
         )
+        identity = Identity.of(run_id, rank, attempt, above)
         overlay = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for key in ERROR_FILES:
             if error_file is not None:
@@ -211,12 +256,13 @@ def plan(
         lent = None if isinstance(spec.start, str) or isinstance(entry, Command) else spec.start
         if lent is None:  # what starts in an executor of the caller's may be meant to stay
             # ours to set: it is how a stray is known as this group's
-            overlay[TAG] = f"{above}{owner(run_id, rank, attempt)}"
+            overlay[TAG] = identity.lineage
         else:
             overlay.pop(TAG, None)
             saved = Std.NONE
         workers.append(
             WorkerPlan(
+                identity=identity,
                 rank=rank,
                 world_size=size,
                 attempt=attempt,
@@ -236,7 +282,6 @@ def plan(
                 executor=lent,
                 stacks_file=home / "stacks.txt" if home else None,
                 stop_signal=int(spec.stop.signum),
-                mark=_mark.of(owner(run_id, rank, attempt)),
                 placement=place,
             )
         )
@@ -269,11 +314,6 @@ def new_run_id(name: str) -> str:
     """Unlike any other: it names the run's directory and marks its processes."""
     word = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{word}-{secrets.token_hex(4)}"
-
-
-def owner(run_id: str, rank: int, attempt: int) -> str:
-    """What a worker and all its descendants carry in their lineage."""
-    return f"{run_id}/{rank}/{attempt}"
 
 
 def merged(base: Mapping[str, str], overlay: Mapping[str, str | None]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from .. import forked
 from ..child import _order, _socket
 from ..child._read import slurp
 from ..errors import SpecError
-from ..watch import Poller
+from ..watch import Poller, protect, unprotect
 from ._call import Main, interpreter, own_argv, search_path
 from ._direct import reap_soon
 from ._ends import Ends, above_two
@@ -51,6 +51,7 @@ class Zygote(Server):
         self.guardian: Guardian | None = None  # to which falls what its workers leave behind
         self._pid = 0  # where this process has started it itself
         self._number = 0
+        self._there = 0  # its pid, once it is ready
         theirs = -1
         try:
             theirs = above_two(end.detach())
@@ -109,6 +110,7 @@ class Zygote(Server):
         super().end()
         if self._lost:
             return
+        unprotect(self._there)
         if self.guardian is not None:
             self.guardian.end_helper(self._number)
             self._let_go()
@@ -126,6 +128,8 @@ class Zygote(Server):
     def take(self, kind: bytes, body: tuple[Any, ...]) -> None:
         if kind == _order.READY:
             self._is_ready = True
+            self._there = self._pid or body[0]
+            protect(self._there)
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
         elif kind == _order.BROKEN:

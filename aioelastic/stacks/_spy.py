@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from .. import forked
-from ..launch import DirectLauncher, DirectProcess, RawExit, WorkerPlan
+from ..launch import DirectLauncher, DirectProcess, Identity, RawExit, WorkerPlan, new_run_id
 from ..spec import Std
 from ..stop import Patience
 from ..thread import HelperThread, finished
@@ -48,8 +48,17 @@ class Spy:
         # it only reads: a process that is stopped for a look stays so if the looking one is killed
         argv = (path, "dump", "--nonblocking", "--pid", str(pid))
         overlay = {"RUST_BACKTRACE": "0", "NO_COLOR": "1"}
+        identity = Identity.of(new_run_id("py-spy"), like.rank, like.attempt)  # it is nothing of the worker's
         plan = dataclasses.replace(
-            like, argv=argv, program=path, cwd="/", stdin="null", overlay=overlay, pipes=Std.ALL, function=None
+            like,
+            identity=identity,
+            argv=argv,
+            program=path,
+            cwd="/",
+            stdin="null",
+            overlay=overlay,
+            pipes=Std.ALL,
+            function=None,
         )
         async with self._turns:
             self._launcher = self._launcher or DirectLauncher(self._environ, self._thread, self._poller)

@@ -11,18 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ._poller import Poller
-from ._proc import (
-    Census,
-    Left,
-    Snapshot,
-    Stray,
-    caught_signals,
-    describe,
-    pipe_holders,
-    socket_holders,
-    ticks_now,
-    wchan,
-)
+from ._proc import Census, Left, Snapshot, Stray, protect, ticks_now, unprotect
+from ._process import caught_signals, describe, pipe_holders, socket_holders, wchan
 from ._signals import Signals
 from ._thread import ThreadWatch
 
@@ -39,8 +29,10 @@ __all__ = [
     "describe",
     "pidfd_or_none",
     "pipe_holders",
+    "protect",
     "socket_holders",
     "ticks_now",
+    "unprotect",
     "wchan",
 ]
 

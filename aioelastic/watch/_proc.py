@@ -1,4 +1,4 @@
-"""What /proc says: which processes descend from a worker, who holds a pipe, why one does not die.
+"""Which processes belong to a worker, by /proc; and those that are left over, held so that they can be signalled.
 
 Reads only; runs in a helper thread. Signals go through pidfds that were checked to be the process that was seen.
 """
@@ -11,16 +11,17 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .. import forked
 from ..checks import may
 from ..child import _mark
-from ..child._read import slurp, variable
+from ..child._read import variable
 from ..remains import Process
 from ..thread import NO_ANSWER, HelperThread
+from ._process import describe, newest_pid, pids, pipe_holders, stat, wchan
 
 LOOKS = 3
 EXEC_LOOKS = 30  # with the pauses between them, about 40 ms: an execve(2) takes less
@@ -28,7 +29,6 @@ PF_KTHREAD = 0x00200000  # linux/sched.h
 ENVIRON = 6 << 20  # bytes of an environment that are looked through: execve(2) takes no more
 LINEAGE = 16_384  # bytes of the value that says whose a process is, and so many names in it: strangers choose theirs
 NAMES = 256
-STATUS = 65_536  # bytes; with thousands of groups, a list in it is long
 
 
 class Seen(NamedTuple):
@@ -97,7 +97,7 @@ class Census:
         # one tick less: a process may start within the tick in which we look at the clock
         self._since = ticks_now() - 1
         self._marks: dict[int, str] = {}
-        self._spared = 0
+        self._spared: set[int] = set()
         self._next: asyncio.Future[Snapshot] | None = None
         self._looking: asyncio.Future[Snapshot] | None = None
         self._reading = 0  # the process that is being looked at
@@ -116,12 +116,18 @@ class Census:
         return self._thread.loop
 
     def know(self, mark: int, owner: str) -> None:
-        """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables."""
+        """What carries this mark (`child/_mark.py`) is that owner's, whatever became of its variables.
+
+        Raises:
+            RuntimeError: another start has it already: what one leaves behind could not be told from the other.
+        """
+        if mark in self._marks:
+            raise RuntimeError(f"{owner} was started already: each start has an identity of its own")
         self._marks[mark] = owner
 
     def spare(self, session: int) -> None:
         """A mark counts for nothing there: a guardian carries that of a worker while it starts it."""
-        self._spared = session
+        self._spared.add(session)
 
     async def take(self, within: float) -> Snapshot:
         """A snapshot that begins after this call; an empty one if none is had in time."""
@@ -157,7 +163,7 @@ class Census:
                 now = self._snapshot()
             except OSError as exc:
                 return Left([], [], f"/proc cannot be read: {exc.strerror}")
-            if hang := self._avoided.intersection(_pids()):
+            if hang := self._avoided.intersection(pids()):
                 doubt = f"a look at process {min(hang)} in /proc hangs"
             ours = now.of(owner)
             known = {one.pid for one in ours} | self._avoided
@@ -175,7 +181,7 @@ class Census:
         return left
 
     async def catch(self, found: list[Seen], within: float) -> list[Stray]:
-        """Hold those of them that still live; the receiver closes them."""
+        """Hold those of them that still live, and are left over; the receiver closes them."""
         none: list[Stray] = []
         asked = self._thread.submit(lambda: [stray for one in found if (stray := Stray.catch(one)) is not None])
         held = await self._thread.known(asked, within, none)
@@ -238,11 +244,11 @@ class Census:
         """
         seen: dict[tuple[int, int], Seen] = {}
         for _ in range(LOOKS):
-            newest = _newest_pid()
-            for pid in _pids():
+            newest = newest_pid()
+            for pid in pids():
                 if pid not in self._avoided and (one := self._see(pid)) is not None:
                     seen[one.pid, one.started] = one
-            if newest == _newest_pid():
+            if newest == newest_pid():
                 break
         out = Snapshot()
         for one in seen.values():
@@ -257,11 +263,34 @@ _all: weakref.WeakSet[Census] = weakref.WeakSet()  # of this program: what is th
 _lock = threading.Lock()
 
 
+# pids of this program's workers that live, of all its groups, executors and threads, and of its zygotes: no look,
+# however mistaken, makes one of them, or what is in its session, a left-over that is signalled
+_protected: set[int] = set()
+
+
+def protect(pid: int | None) -> None:
+    """That one lives, and starts what is in its session."""
+    if pid is not None:
+        _protected.add(pid)
+
+
+def unprotect(pid: int | None) -> None:
+    """It has ended, or nobody waits for its end any more."""
+    _protected.discard(pid or 0)
+
+
+def _is_protected(pid: int, session: int) -> bool:
+    with _lock:
+        guardians = {one for census in _all for one in census._spared}
+    return not _protected.isdisjoint((pid, session)) or session in guardians
+
+
 @forked.in_copies
 def _renew() -> None:
     global _lock
     _lock = threading.Lock()
     _all.clear()
+    _protected.clear()
 
 
 class Stray:
@@ -277,18 +306,25 @@ class Stray:
 
     @classmethod
     def catch(cls, seen: Seen) -> Stray | None:
-        """None: it is gone already, or this kernel has no pidfd (then it cannot be signalled safely)."""
+        """None: it is gone, or no left-over, or this kernel has no pidfd (then it cannot be signalled safely)."""
         try:
             pidfd = os.pidfd_open(seen.pid)
         except OSError:
             return None
-        fields = _stat(seen.pid)
-        if fields is None or int(fields[19]) != seen.started or fields[0] in "ZX":
+        fields = stat(seen.pid)
+        if (
+            fields is None
+            or int(fields[19]) != seen.started
+            or fields[0] in "ZX"
+            or _is_protected(seen.pid, int(fields[3]))
+        ):
             os.close(pidfd)
             return None
         return cls(pidfd, describe(seen.pid), seen.lineage)
 
     def signal(self, signum: int) -> None:
+        if self.pid in _protected:
+            return
         try:
             signal.pidfd_send_signal(self._pidfd, signum)
         except (ProcessLookupError, PermissionError):
@@ -314,88 +350,14 @@ def _close_late(asked: asyncio.Future[list[Stray]]) -> None:
             one.close(asked.get_loop())
 
 
-def describe(pid: int) -> Process:
-    """Its command line and state, as far as they can be read."""
-    words = slurp(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
-    command = b" ".join(words).decode(errors="backslashreplace")
-    fields = _stat(pid)
-    return Process(pid, command, fields[0] if fields else "?")
-
-
-def wchan(pid: int) -> str:
-    """The kernel function in which a process sleeps (proc(5)), "" when it cannot be read."""
-    return slurp(f"/proc/{pid}/wchan").decode(errors="replace").strip("0 \n")
-
-
-def caught_signals(pid: int) -> set[int]:
-    """The signals for which a process has a handler of its own (SigCgt of proc(5))."""
-    # its name, in the first line, may hold any bytes but the end of a line
-    status = slurp(f"/proc/{pid}/status", STATUS).split(b"\n")
-    mask = next((int(line.split()[1], 16) for line in status if line.startswith(b"SigCgt:")), 0)
-    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
-
-
-def pipe_holders(read_ends: Iterable[int]) -> dict[int, tuple[int, ...]]:
-    """For each read end of a pipe: the pids of other processes that have the pipe open (as far as we may look)."""
-    wanted: dict[str, int] = {}
-    for fd in read_ends:
-        try:
-            wanted[os.readlink(f"/proc/self/fd/{fd}")] = fd
-        except OSError:
-            pass
-    found = _having(set(wanted))
-    me = os.getpid()
-    return {fd: tuple(pid for pid in found[what] if pid != me) for what, fd in wanted.items()}
-
-
-def socket_holders(inodes: Iterable[int]) -> list[int]:
-    """The pids of the processes that have one of these sockets (as far as we may look)."""
-    found = _having({f"socket:[{one}]" for one in inodes})
-    return sorted({pid for pids in found.values() for pid in pids})
-
-
-def _having(wanted: set[str]) -> dict[str, list[int]]:
-    """Who has these open: what a link in /proc/<pid>/fd says → pids in their order."""
-    found: dict[str, list[int]] = {one: [] for one in wanted}
-    for pid in sorted(_pids()) if wanted else ():
-        try:
-            with os.scandir(f"/proc/{pid}/fd") as entries:
-                for entry in entries:
-                    try:
-                        what = os.readlink(entry.path)
-                    except OSError:
-                        continue
-                    if what in wanted and pid not in found[what]:
-                        found[what].append(pid)
-        except OSError:
-            continue  # gone, or another user's
-    return found
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the third on (state, ppid, pgrp, session, …), None when it is gone."""
-    data = slurp(f"/proc/{pid}/stat")
-    # the second field, the name, is in parentheses and may hold anything
-    return data[data.rindex(b")") + 2 :].decode().split() if data else None
-
-
-def _newest_pid() -> bytes:
-    """The pid that was given last on this machine (proc(5), loadavg)."""
-    return slurp("/proc/loadavg").rpartition(b" ")[2]
-
-
-def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int) -> Seen | None:
+def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: Container[int]) -> Seen | None:
     """One process, if it lives and started since."""
     attempt = 0
     while True:
-        fields = _stat(pid)
+        fields = stat(pid)
         if fields is None or int(fields[19]) < since or fields[0] in "ZX":
             return None
-        mark = _mark.read(pid) or 0 if int(fields[3]) != spared else 0
+        mark = _mark.read(pid) or 0 if int(fields[3]) not in spared else 0
         owner = marks.get(mark)
         lineage = _lineage(pid, tag)
         if owner is not None and owner not in lineage:
@@ -403,7 +365,7 @@ def _see(pid: int, tag: bytes, since: int, marks: Mapping[int, str], spared: int
         # in the middle of execve(2) a process has no environment yet: it is read as if it had none; it is stable when
         # env_start and env_end (proc(5)) are there, and are the same before and after
         known = lineage or int(fields[6]) & PF_KTHREAD or not _readable(pid) or attempt == EXEC_LOOKS
-        again = fields if known else _stat(pid)
+        again = fields if known else stat(pid)
         if again is not None and (known or (again[47:49] == fields[47:49] and again[48] != "0")):
             return Seen(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[19]), lineage, mark)
         attempt += 1

@@ -1,0 +1,147 @@
+"""An executor's workers, each with its state, from one table. A pair that is not in it is a bug and raises.
+
+Only the executor's own thread uses them: nothing here is locked.
+
+>>> step(State.BUSY, Trigger.REPLY)
+<State.IDLE: 'idle'>
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+from .tasks import Task
+from .worker import Worker
+
+
+class State(enum.StrEnum):
+    """Where a worker of an executor is in its life."""
+
+    HIRING = "hiring"  # it is started, and is not ready yet
+    IDLE = "idle"  # it waits for a task
+    BUSY = "busy"  # it has one
+    EXPIRED = "expired"  # its task took too long, and it was killed
+    RETIRING = "retiring"  # it was told that no task will come
+    DEAD = "dead"  # it has ended; what it has left behind may not have
+
+
+class Trigger(enum.StrEnum):
+    """What moves it."""
+
+    READY = "ready"
+    GIVE = "give"
+    REPLY = "reply"
+    LATE = "late"
+    RETIRE = "retire"
+    EXIT = "exit"
+
+
+_S, _T = State, Trigger
+
+TABLE: dict[tuple[State, Trigger], State] = {
+    (_S.HIRING, _T.READY): _S.IDLE,
+    (_S.HIRING, _T.EXIT): _S.DEAD,
+    (_S.IDLE, _T.GIVE): _S.BUSY,
+    (_S.IDLE, _T.RETIRE): _S.RETIRING,
+    (_S.IDLE, _T.EXIT): _S.DEAD,
+    (_S.BUSY, _T.REPLY): _S.IDLE,
+    (_S.BUSY, _T.LATE): _S.EXPIRED,
+    (_S.BUSY, _T.EXIT): _S.DEAD,
+    (_S.EXPIRED, _T.EXIT): _S.DEAD,
+    (_S.RETIRING, _T.EXIT): _S.DEAD,
+}
+
+LEAVING = frozenset({State.RETIRING, State.DEAD})  # another may take its place
+
+
+def step(state: State, trigger: Trigger) -> State:
+    """The state after `trigger`. Raises `RuntimeError` for a pair that is not in the table."""
+    try:
+        return TABLE[state, trigger]
+    except KeyError:
+        raise RuntimeError(f"an executor's worker that is {state.value} cannot take {trigger.value!r}") from None
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; `docs/design.md` holds its text, and a test compares them."""
+    lines = ["stateDiagram-v2", "    [*] --> hiring"]
+    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in TABLE.items()]
+    return "\n".join([*lines, "    dead --> [*]"])
+
+
+class Slot:
+    """One worker, and the task it holds.
+
+    Attributes:
+        rank: its number, which no other has had.
+        worker: None until its plan is made.
+        task: what it has been given, and has not answered.
+        done: how many tasks it has answered.
+        is_spent: it is to get no more.
+        timer: ends the time of its task.
+        problem: why it was killed before it was ready.
+    """
+
+    __slots__ = ("done", "is_spent", "problem", "rank", "state", "task", "timer", "worker")
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.state = State.HIRING
+        self.worker: Worker | None = None
+        self.task: Task | None = None
+        self.done = 0
+        self.is_spent = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.problem: BaseException | None = None
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Slots:
+    """All of them.
+
+    Attributes:
+        all: by rank, until nothing is left of them.
+        idle: those that are; the last is the one that was given a task last.
+        hiring: how many are.
+        alive: how many are, or are about to be, and are not leaving.
+    """
+
+    def __init__(self) -> None:
+        self.all: dict[int, Slot] = {}
+        self.idle: dict[Slot, None] = {}
+        self.hiring = 0
+        self.alive = 0
+        self._count = 0
+
+    def hire(self) -> Slot:
+        """One more."""
+        slot = self.all[self._count] = Slot(self._count)
+        self._count += 1
+        self.hiring += 1
+        self.alive += 1
+        return slot
+
+    def move(self, slot: Slot, trigger: Trigger) -> None:
+        """The one place where a state changes, and what is counted with it."""
+        before = slot.state
+        after = slot.state = step(before, trigger)
+        if before is State.IDLE:
+            del self.idle[slot]
+        elif before is State.HIRING:
+            self.hiring -= 1
+        if after is State.IDLE:
+            self.idle[slot] = None
+        elif after in LEAVING and before not in LEAVING:
+            self.alive -= 1
+
+    def remove(self, slot: Slot) -> None:
+        """Nothing is left of it."""
+        if slot.state is not State.DEAD:
+            self.move(slot, Trigger.EXIT)
+        del self.all[slot.rank]
+        slot.stop_timer()
