@@ -357,7 +357,9 @@ class Owner:
 
     def emit(self, event: Event) -> None:
         slot = self._slots.all.get(event.rank) if isinstance(event, Ready) and event.rank is not None else None
-        if slot is not None and slot.state is State.HIRING and slot.worker is not None and slot.worker.exit is None:
+        if slot is None or slot.problem is not None:  # one that is being ended for it gets no task
+            return
+        if slot.state is State.HIRING and slot.worker is not None and slot.worker.exit is None:
             self._false_starts = 0
             self._slots.move(slot, Trigger.READY)
             self._look()

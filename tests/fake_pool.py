@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any, TypeVar
 
 import pytest
@@ -140,11 +141,11 @@ class _Census:
         assert mark not in self.marks, "two starts have one mark"
         self.marks.add(mark)
 
-    def left(self, owner: str, adopted: Callable[[], list[int]]) -> asyncio.Future[Left]:
-        return _done(self.loop, Left([], []))
+    async def left(self, owner: str, adopted: Callable[[], list[int]], within: float) -> Left:
+        return Left([], [])
 
-    def catch(self, found: list[Any]) -> asyncio.Future[list[Any]]:
-        return _done(self.loop, [])
+    async def catch(self, found: list[Any], within: float) -> list[Any]:
+        return []
 
 
 class _Sinks:
@@ -206,7 +207,14 @@ class FakePool:
 
         while not self.owner._is_up:
             time.sleep(0)
-        asked = asyncio.run_coroutine_threadsafe(run(), self.owner.loop)
+        asked: Future[T] = Future()
+
+        def begin() -> None:
+            task = self.owner.loop.create_task(run())
+            task.add_done_callback(lambda _: _chain(task, asked))
+
+        with contextlib.suppress(RuntimeError):  # all is over, and its loop closed
+            self.owner.loop.call_soon_threadsafe(begin)
         wait([asked, self.owner.ended], return_when=FIRST_COMPLETED)
         return asked.result(0)
 
@@ -262,6 +270,15 @@ def _told_to_end(worker: FakeWorker) -> bool:
         return False
     except OSError:
         return True
+
+
+def _chain(task: asyncio.Task[T], asked: Future[T]) -> None:
+    if task.cancelled():
+        asked.cancel()
+    elif (problem := task.exception()) is not None:
+        asked.set_exception(problem)
+    else:
+        asked.set_result(task.result())
 
 
 def _done(loop: asyncio.AbstractEventLoop, value: T) -> asyncio.Future[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 from _socket import (
     CMSG_SPACE,
@@ -132,9 +133,13 @@ def _one(sock: AnySocket, flags: int) -> tuple[bytes, list[int]]:
     return packet, fds
 
 
-def has_ended(sock: socket.socket) -> bool:
-    """Whether the other end is gone, and has left nothing to read."""
+def has_ended(sock: socket.socket, seconds: float = 0.0) -> bool:
+    """Whether the other end is gone, and has left nothing to read; so many seconds are waited for that."""
     try:
+        if seconds:
+            ended = select.poll()
+            ended.register(sock, select.POLLIN)
+            ended.poll(seconds * 1000)
         return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
     except BlockingIOError:
         return False

@@ -166,9 +166,9 @@ class Guardian:
         finally:
             ours.close()
 
-    def has_left(self) -> bool:
-        """Whether it is gone."""
-        return _socket.has_ended(self._control)
+    def has_left(self, seconds: float = 0.0) -> bool:
+        """Whether it is gone, or is within so many seconds."""
+        return _socket.has_ended(self._control, seconds)
 
     def leave(self, ends: bool) -> None:
         """It is to go, and whatever it still holds ends before; not waited for. `ends`: this program ends, too."""
@@ -253,10 +253,9 @@ class GuardianLauncher(Server):
         Args:
             state: what it begins with, if that was read already.
         """
-        loop = asyncio.get_running_loop()
         if self.loop is None and not self.gone:
-            self.attach(loop)
-        self._poller = self._poller or Poller(loop)
+            self.attach(asyncio.get_running_loop())
+        self._poller = self._poller or Poller(asyncio.get_running_loop())
         argv, program = worker.argv, worker.program
         if worker.function is not None:
             argv = tuple(interpreter("aioelastic.child._work:fresh"))
@@ -282,13 +281,14 @@ class GuardianLauncher(Server):
 
         return self.ask(_order.EXEC, worker, body, given, self._poller)
 
+    def died(self, why: Exception | None = None) -> None:
+        self.server.has_left(SOON)  # its other sockets close with this one: who asks next finds it gone
+        super().died(why)
+
     def end(self) -> None:
-        if not self._released:
-            self._released = True
+        if not self.gone:
             let_go(self.server)
         super().end()
-
-    _released = False
 
 
 def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
