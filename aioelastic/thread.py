@@ -22,6 +22,16 @@ STUCK = 0.25  # seconds after which a job is slow enough that others are done be
 NO_ANSWER = "the system did not answer in time"
 
 
+class InterpreterEnds(Exception):
+    """See `starts_no_more`."""
+
+
+def starts_no_more(exc: RuntimeError) -> bool:
+    """Why a thread could not be started: Python 3.12 starts none once the main thread has ended, though executors have
+    work to finish then. Who needs one does without."""
+    return "interpreter shutdown" in str(exc)
+
+
 class HelperThread:
     """Does jobs in the order in which they were given; asleep when there are none; started by the first; survives them.
 
@@ -54,7 +64,11 @@ class HelperThread:
         if self._lost:
             return
         if self._thread is None:
-            self._begin()
+            try:
+                self._begin()
+            except InterpreterEnds:
+                self._do(job)
+                return
         self._jobs.put(job)
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -86,7 +100,7 @@ class HelperThread:
     def relieve(self) -> None:
         """If the job that is being done hangs, let another thread do the rest."""
         if self._thread is not None and self._began is not None and time.monotonic() - self._began > STUCK:
-            with contextlib.suppress(SpecError):  # then the rest is not known either
+            with contextlib.suppress(SpecError, InterpreterEnds):  # then the rest is not known either
                 self._begin()
                 self._jobs.put(_nothing)  # what earlier jobs have told is delivered after one
 
@@ -124,6 +138,8 @@ class HelperThread:
             thread.start()
         except RuntimeError as exc:
             self._owner = before
+            if starts_no_more(exc):
+                raise InterpreterEnds from None
             remedy = "raise `ulimit -u`, or pids.max of the control group"
             raise SpecError("thread", self._name, f"cannot be had: {exc}", remedy) from None
         self._thread = thread
@@ -138,10 +154,7 @@ class HelperThread:
         me = threading.current_thread()
         while (job := self._jobs.get()) is not None:
             self._began = time.monotonic()
-            try:
-                job()
-            except BaseException as exc:  # whatever is wrong with this one: the thread has others to do
-                self.tell(self._failed, job, exc)
+            self._do(job)
             if self._owner is not me:  # it took so long that another does the rest
                 return
             self._began = None
@@ -151,6 +164,12 @@ class HelperThread:
                     self.loop.call_soon_threadsafe(self._deliver, news)
                 except RuntimeError:
                     pass  # the loop was closed: nobody is left to tell
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as exc:  # whatever is wrong with this one: the thread has others to do
+            self.tell(self._failed, job, exc)
 
     def _failed(self, job: Callable[[], None], exc: BaseException) -> None:
         context = {"message": f"a job of the thread {self._name} failed: {job}", "exception": exc}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import contextlib
 import errno
 import importlib.abc
 import importlib.machinery
@@ -227,14 +228,17 @@ def install() -> None:
     fd = os.open(config["state"], os.O_RDWR)
     state = mmap.mmap(fd, 16)
     os.close(fd)
-    trace = os.open(config["trace"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC) if config["trace"] else -1
+    trace: str = config["trace"]
     target, number, how = config["site"], config["errno"], config["how"]
     seen: set[str] = set()
 
     def reach(site: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if trace >= 0 and site not in seen:
+        if trace and site not in seen:
             seen.add(site)
-            os.write(trace, f"{site}\n".encode())
+            with contextlib.suppress(OSError):  # no descriptor of this is kept: those that fork close all
+                fd = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+                os.write(fd, f"{site}\n".encode())
+                os.close(fd)
         if site != target or not state[0] or (how != "always" and state[1]):
             return call(*args, **kwargs)
         state[1] = 1

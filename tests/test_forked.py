@@ -336,7 +336,7 @@ if os.getpid() == me:
 @pytest.mark.parametrize("policy", ["block", "spill"])
 def test_what_waits_to_be_written_is_written_once(policy: str, loop: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW, loop, policy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PYTHON, "-c", SLOW, loop, policy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
         assert program.stdout is not None
         assert program.stderr is not None
@@ -389,7 +389,5 @@ if __name__ == "__main__":
 def test_calls_in_a_lent_executor_are_the_originals(loop: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(LENT)
-    done = subprocess.run(
-        [sys.executable, script, loop, tmp_path / "fifo"], capture_output=True, text=True, timeout=100
-    )
+    done = subprocess.run([*PYTHON, script, loop, tmp_path / "fifo"], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")

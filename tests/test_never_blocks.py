@@ -22,7 +22,7 @@ from helpers import QUIET, event_of, gone, kill_and_see_it_dead, sh, until
 from aioelastic import Command, Function, Group, Restart, Stop, supervise
 from aioelastic.child import _order, _socket
 from aioelastic.events import Spawned
-from aioelastic.launch import DirectLauncher, end_helpers, reap_abandoned
+from aioelastic.launch import DirectLauncher, _guardian, end_helpers, reap_abandoned
 from aioelastic.testing import Program
 
 STAY = "exec sleep 1000"
@@ -364,3 +364,21 @@ async def test_a_bad_frame_concerns_whom_it_came_from(where: str) -> None:
             assert (await supervise(Function(os.getpid), n=2, logs=QUIET)).ok
         assert (await supervise(sh("exit 0"), n=2, logs=QUIET)).ok
         assert pids == {*other.pids.values(), *function.pids.values()}
+
+
+async def test_starts_that_another_thread_takes_over_are_told_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine so busy that each start takes too long: what is started meanwhile may end before it is told."""
+    at_once = "import aioelastic.child._relay as relay; relay._ARMED = relay.struct.pack('4q', 0, 0, 0, 2000)\n"
+    real = _guardian._argv
+
+    def argv() -> list[str]:
+        *words, code = real()
+        head, main, rest = code.partition("from aioelastic.child._guardian import main\n")
+        return [*words, head + at_once + main + rest]
+
+    monkeypatch.setattr(_guardian, "_argv", argv)
+    end_helpers()
+    for _ in range(100):
+        result = await supervise(sh("echo up"), 4, logs=QUIET, check=False)
+        assert [str(one.why) for one in result] == ["None"] * 4
+        assert [str(one.stdout) for one in result] == ["up\n"] * 4

@@ -361,8 +361,10 @@ class Guardian:
             os.close(pipe)
             raise
 
-    def _tell_start(self, pipe: int) -> None:
+    def _tell_start(self, pipe: int, ended: bool = False) -> None:
         told = _start.outcome(pipe)
+        if told is None and ended:
+            told = 0, ""  # a process that is being started has a copy of the other end, for an instant
         if told is None:
             return
         child = self._telling.pop(pipe)
@@ -426,7 +428,7 @@ class Guardian:
         at, wall = time.monotonic_ns(), time.time()
         starting = self._family.running[pidfd].pipe
         if starting >= 0:
-            self._tell_start(starting)  # all that it will ever tell
+            self._tell_start(starting, ended=True)  # all that it will ever tell
         child, status, rusage = self._family.ended(pidfd)
         self._graces.pop(child.pid, None)
         if child.link is not None:

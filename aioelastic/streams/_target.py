@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .. import forked
+from ..thread import starts_no_more
 from ._piece import NEWLINE, Piece
 from ._way import Key, Way, blocked, words
 
@@ -96,8 +97,7 @@ class Target:
                     sent = self.way.send(whole)
                 except Exception as exc:
                     if not blocked(exc):
-                        piece = Piece(console, source, prefix, b"".join(parts), size)
-                        self._lost(piece, exc)
+                        self._lost(Piece(console, source, prefix, b"".join(parts), size), exc)
                         return
             if sent == total:
                 console.given += size
@@ -208,7 +208,10 @@ class Target:
             try:
                 thread.start()
             except RuntimeError as exc:
-                self._fail(f"cannot be written to: {exc}")
+                if not starts_no_more(exc):
+                    self._fail(f"cannot be written to: {exc}")
+                while self._drain({}) is not None:  # what there is, is written here, as `print` does
+                    select.poll().poll(AGAIN)
                 return
             self._thread = thread
         self._work.notify()
