@@ -7,6 +7,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from typing import TypeVar
+
+S = TypeVar("S", bound=enum.Enum)
+T = TypeVar("T", bound=enum.Enum)
 
 
 class State(enum.Enum):
@@ -59,15 +64,25 @@ ALIVE = frozenset({State.RUNNING, State.STOPPING, State.KILLING})
 
 def step(state: State, trigger: Trigger) -> State:
     """The state after `trigger`. Raises `RuntimeError` for a pair that is not in the table."""
+    return after(TABLE, state, trigger, "a worker")
+
+
+# --- of any table: an executor has one, too ---
+
+
+def after(table: Mapping[tuple[S, T], S], state: S, trigger: T, who: str) -> S:
+    """See `step`."""
     try:
-        return TABLE[state, trigger]
+        return table[state, trigger]
     except KeyError:
-        raise RuntimeError(f"a worker that is {state.value} cannot take {trigger.value!r}") from None
+        raise RuntimeError(f"{who} that is {state.value} cannot take {trigger.value!r}") from None
 
 
-def diagram() -> str:
-    """The table as a Mermaid state diagram; `docs/design.md` holds its text, and a test compares them."""
-    lines = ["stateDiagram-v2", "    [*] --> planned"]
-    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in TABLE.items()]
-    lines += [f"    {state.value} --> [*]" for state in State if state in FINAL]
+def diagram(table: Mapping[tuple[S, T], S]) -> str:
+    """As a Mermaid state diagram, from the first state of the table on; `docs/design.md` holds its text, and a test
+    compares them."""
+    first = next(iter(table))[0]
+    lines = ["stateDiagram-v2", f"    [*] --> {first.value}"]
+    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in table.items()]
+    lines += [f"    {one.value} --> [*]" for one in type(first) if not any(one is source for source, _ in table)]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 
+from .lifecycle import after
 from .tasks import Task
 from .worker import Worker
 
@@ -57,17 +58,7 @@ LEAVING = frozenset({State.RETIRING, State.DEAD})  # another may take its place
 
 def step(state: State, trigger: Trigger) -> State:
     """The state after `trigger`. Raises `RuntimeError` for a pair that is not in the table."""
-    try:
-        return TABLE[state, trigger]
-    except KeyError:
-        raise RuntimeError(f"an executor's worker that is {state.value} cannot take {trigger.value!r}") from None
-
-
-def diagram() -> str:
-    """The table as a Mermaid state diagram; `docs/design.md` holds its text, and a test compares them."""
-    lines = ["stateDiagram-v2", "    [*] --> hiring"]
-    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in TABLE.items()]
-    return "\n".join([*lines, "    dead --> [*]"])
+    return after(TABLE, state, trigger, "an executor's worker")
 
 
 class Slot:

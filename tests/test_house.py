@@ -7,11 +7,12 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aioelastic
-from aioelastic.lifecycle import FINAL, TABLE, State, Trigger, step
+from aioelastic import lifecycle, slots
 
 HOUSE = Path(aioelastic.__file__).parent
 
@@ -154,23 +155,37 @@ def test_typed() -> None:
     assert (HOUSE / "py.typed").exists()
 
 
-def test_lifecycle_is_complete() -> None:
+@pytest.mark.parametrize(
+    ("module", "first", "final"),
+    [
+        (lifecycle, lifecycle.State.PLANNED, lifecycle.FINAL),
+        (slots, slots.State.HIRING, {slots.State.DEAD}),
+    ],
+)
+def test_a_table_is_complete(module: Any, first: Any, final: Any) -> None:
     """Every state can be reached, every state that is not final can be left, and nothing leaves a final one."""
-    reached = {State.PLANNED}
-    while new := {b for (a, _), b in TABLE.items() if a in reached} - reached:
+    reached = {first}
+    while new := {b for (a, _), b in module.TABLE.items() if a in reached} - reached:
         reached |= new
-    assert reached == set(State)
-    assert {State.DONE, State.UNSTARTED, State.UNKILLABLE} == FINAL
+    assert reached == set(module.State)
+    assert {one for one in module.State if not any(one is source for source, _ in module.TABLE)} == final
 
 
-@pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("trigger", Trigger)
-def test_missing_pairs_are_errors(state: State, trigger: Trigger) -> None:
-    if (state, trigger) in TABLE:
-        assert step(state, trigger) is TABLE[state, trigger]
+def test_what_is_final() -> None:
+    State = lifecycle.State
+    assert {State.DONE, State.UNSTARTED, State.UNKILLABLE} == lifecycle.FINAL
+
+
+@pytest.mark.parametrize(
+    ("module", "state", "trigger"),
+    [(one, state, trigger) for one in (lifecycle, slots) for state in one.State for trigger in one.Trigger],
+)
+def test_missing_pairs_are_errors(module: Any, state: Any, trigger: Any) -> None:
+    if (state, trigger) in module.TABLE:
+        assert module.step(state, trigger) is module.TABLE[state, trigger]
     else:
         with pytest.raises(RuntimeError, match=trigger.value):
-            step(state, trigger)
+            module.step(state, trigger)
 
 
 def test_files_stay_readable() -> None:

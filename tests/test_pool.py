@@ -22,28 +22,9 @@ from test_executor import Gate
 
 from aioelastic import TaskTimeout, WorkerExecutor, WorkerFailed
 from aioelastic.launch import Launchers
-from aioelastic.slots import TABLE, State, Trigger, step
 from aioelastic.worker import Worker
 
 STARTS = ["zygote", "spawn", "fork"]
-
-
-def test_the_table_is_complete() -> None:
-    reached = {State.HIRING}
-    while new := {b for (a, _), b in TABLE.items() if a in reached} - reached:
-        reached |= new
-    assert reached == set(State)
-    assert [one for one in State if not any(one is source for source, _ in TABLE)] == [State.DEAD]
-
-
-@pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("trigger", Trigger)
-def test_missing_pairs_are_errors(state: State, trigger: Trigger) -> None:
-    if (state, trigger) in TABLE:
-        assert step(state, trigger) is TABLE[state, trigger]
-    else:
-        with pytest.raises(RuntimeError, match=trigger.value):
-            step(state, trigger)
 
 
 # --- room ---
