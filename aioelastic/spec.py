@@ -255,7 +255,8 @@ class Stop:
     @property
     def signum(self) -> int:
         """The signal as a member of `signal.Signals`; a plain number where it has none (real-time signals)."""
-        return parse_signal("Stop.signal", self.signal)
+        assert isinstance(self.signal, int)  # since it was made
+        return self.signal
 
 
 # how a function begins: in a process of its own, or in an executor that the caller lends

@@ -212,28 +212,24 @@ async def completed(future: asyncio.Future[T]) -> T:
         raise
 
 
-async def settled(future: asyncio.Future[Any], within: float) -> bool:
+async def settled(future: asyncio.Future[Any], within: float | None = None) -> bool:
     """Wait for `future` even while we are being cancelled, for so many seconds. Whether it is done."""
     loop = future.get_loop()
-    until = loop.time() + within
+    until = None if within is None else loop.time() + within
     while not future.done():
         _check(loop)
-        if loop.time() >= until:
+        left = None if until is None else until - loop.time()
+        if left is not None and left <= 0:
             future.add_done_callback(_seen)
             return False
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({future}, timeout=until - loop.time())
+            await asyncio.wait({future}, timeout=left)
     return True
 
 
 async def insist(future: asyncio.Future[T]) -> T:
     """Wait for `future` even while we are being cancelled: for the steps of a clean-up that must not be left out."""
-    while not future.done():
-        _check(future.get_loop())
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError:
-            continue
+    await settled(future)
     return future.result()
 
 
