@@ -17,54 +17,59 @@ Names are loaded when first used, so a worker that only wants `aioelastic.record
 
 from typing import TYPE_CHECKING
 
+from .system import first_streams as _first_streams  # noqa: F401  # looked at now, before anything is closed
+
 __version__ = "0.1.0"
 
-# Where each public name lives; `tests/test_house.py` holds this list to the real modules.
+# Where each public name lives; `tests/whole/test_house.py` holds this list to the real modules.
 _HOMES = {
-    "supervise": "run",
-    "Group": "group",
-    "Worker": "worker",
+    "supervise": "supervisor.run_group",
+    "run": "supervisor.run_main",
+    "Group": "supervisor.any_group",
+    "Worker": "supervisor.worker",
     "WorkerExecutor": "executor",
-    "Command": "entry",
-    "Function": "entry",
-    "Logs": "spec",
-    "Match": "spec",
-    "Placement": "placement",
-    "Restart": "restart",
-    "Rotate": "spec",
-    "Std": "spec",
-    "Stop": "spec",
-    "Exit": "outcome",
-    "Failure": "outcome",
-    "GroupResult": "outcome",
-    "Output": "outcome",
-    "Result": "outcome",
-    "Unkillable": "remains",
-    "Remains": "remains",
-    "Usage": "outcome",
-    "Cause": "why",
+    "Command": "model.entries",
+    "Function": "model.entries",
+    "Logs": "model.logs",
+    "Match": "model.logs",
+    "Placement": "model.placement",
+    "Restart": "model.restart_policy",
+    "Rotate": "model.logs",
+    "Std": "model.logs",
+    "Stop": "model.stop_policy",
+    "Exit": "model.exits",
+    "Failure": "model.failures",
+    "GroupResult": "model.results",
+    "Output": "model.exits",
+    "Result": "model.results",
+    "Unkillable": "model.leftovers",
+    "Remains": "model.leftovers",
+    "Usage": "model.exits",
+    "Cause": "model.failures",
     "GroupFailed": "errors",
     "GroupTimeout": "errors",
     "RemoteError": "errors",
     "TaskTimeout": "errors",
     "SpecError": "errors",
     "WorkerFailed": "errors",
-    "Line": "streams",
-    "LINE_LIMIT": "streams",
-    "LaunchPlan": "launch",
-    "plan": "launch",
-    "record": "child",
-    "rank": "child",
-    "world_size": "child",
-    "local_rank": "child",
-    "attempt": "child",
-    "ready": "child",
-    "stopping": "child",
+    "Line": "model.lines",
+    "LINE_LIMIT": "model.lines",
+    "LaunchPlan": "planning",
+    "plan": "planning",
+    "read_env": "config",
+    "record": "child.worker.error_record",
+    "rank": "child.worker.context",
+    "world_size": "child.worker.context",
+    "local_rank": "child.worker.context",
+    "attempt": "child.worker.context",
+    "ready": "child.worker.context",
+    "stopping": "child.worker.context",
 }
 _MODULES = {"errors", "events", "gpu", "sharing"}
 
 __all__ = [
     "supervise",
+    "run",
     "Group",
     "Worker",
     "WorkerExecutor",
@@ -96,6 +101,7 @@ __all__ = [
     "LINE_LIMIT",
     "LaunchPlan",
     "plan",
+    "read_env",
     "record",
     "rank",
     "world_size",
@@ -110,49 +116,27 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import errors as errors
-    from . import events as events
-    from . import gpu as gpu
-    from . import sharing as sharing
-    from .child import attempt as attempt
-    from .child import local_rank as local_rank
-    from .child import rank as rank
-    from .child import ready as ready
-    from .child import record as record
-    from .child import stopping as stopping
-    from .child import world_size as world_size
-    from .entry import Command as Command
-    from .entry import Function as Function
-    from .errors import GroupFailed as GroupFailed
-    from .errors import GroupTimeout as GroupTimeout
-    from .errors import RemoteError as RemoteError
-    from .errors import SpecError as SpecError
-    from .errors import TaskTimeout as TaskTimeout
-    from .errors import WorkerFailed as WorkerFailed
-    from .executor import WorkerExecutor as WorkerExecutor
-    from .group import Group as Group
-    from .launch import LaunchPlan as LaunchPlan
-    from .launch import plan as plan
-    from .outcome import Exit as Exit
-    from .outcome import Failure as Failure
-    from .outcome import GroupResult as GroupResult
-    from .outcome import Output as Output
-    from .outcome import Result as Result
-    from .outcome import Usage as Usage
-    from .placement import Placement as Placement
-    from .remains import Remains as Remains
-    from .remains import Unkillable as Unkillable
-    from .restart import Restart as Restart
-    from .run import supervise as supervise
-    from .spec import Logs as Logs
-    from .spec import Match as Match
-    from .spec import Rotate as Rotate
-    from .spec import Std as Std
-    from .spec import Stop as Stop
-    from .streams import LINE_LIMIT as LINE_LIMIT
-    from .streams import Line as Line
-    from .why import Cause as Cause
-    from .worker import Worker as Worker
+    from . import events, gpu, sharing
+    from .child.worker.context import attempt, local_rank, rank, ready, stopping, world_size
+    from .child.worker.error_record import record
+    from .config import read_env
+    from .errors import GroupFailed, GroupTimeout, RemoteError, SpecError, TaskTimeout, WorkerFailed
+    from .executor import WorkerExecutor
+    from .model.entries import Command, Function
+    from .model.exits import Exit, Output, Usage
+    from .model.failures import Cause, Failure
+    from .model.leftovers import Remains, Unkillable
+    from .model.lines import LINE_LIMIT, Line
+    from .model.logs import Logs, Match, Rotate, Std
+    from .model.placement import Placement
+    from .model.restart_policy import Restart
+    from .model.results import GroupResult, Result
+    from .model.stop_policy import Stop
+    from .planning import LaunchPlan, plan
+    from .supervisor.any_group import Group
+    from .supervisor.run_group import supervise
+    from .supervisor.run_main import run
+    from .supervisor.worker import Worker
 
 
 def __getattr__(name: str) -> object:

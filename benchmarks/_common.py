@@ -2,7 +2,8 @@
 
 A benchmark is a file with `measure(quick) -> Report`; `main` makes a command of it. Ours and each peer run in turn
 within the same round, in an order that rotates, so that a machine whose speed wanders is the same for all; a figure
-is the median, over the rounds, of a ratio within one round.
+is the median, over the rounds, of a ratio within one round. `save` puts what a benchmark saw into a data file
+(`results.json`), of which `plot.py` makes all tables and pictures.
 """
 
 # ruff: noqa: RUF001  (the times sign is meant)
@@ -25,19 +26,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 TAG = "AIOELASTIC_BENCHMARK"
+NEVER = float("inf")
 
 
 @dataclass
 class Figure:
-    """One row of the results. `value` is what is compared with `limit`; `low` and `high` are its spread."""
+    """A goal. `value`, the median over the rounds, is compared with `limit`; `low` and `high` are the rounds' range."""
 
     work: str
     goal: str
@@ -54,13 +59,17 @@ class Figure:
     def met(self) -> bool:
         return self.value <= self.limit if self.best == "low" else self.value >= self.limit
 
-    @property
-    def score(self) -> float:
-        """How many times better than the goal; below 1 it is missed."""
-        good, bad = (self.limit, self.value) if self.best == "low" else (self.value, self.limit)
-        if not bad:
-            return 1.0 if not good else float("inf")
-        return good / bad
+
+@dataclass
+class Chart:
+    """One picture: all that was measured doing the same work, ours and each peer."""
+
+    file: str
+    title: str
+    # as it is called in the picture → the name of its series. The first of ours is the one by default
+    parties: dict[str, str]
+    # those of them that are no peer, but the least that the work can cost
+    bounds: list[str]
 
 
 @dataclass
@@ -70,15 +79,24 @@ class Report:
     name: str
     rounds: int
     figures: list[Figure] = field(default_factory=list)
-    # name → unit and all values, medians of which are shown beside the figures
+    charts: list[Chart] = field(default_factory=list)
+    # name → unit and a value for each round; ratios are taken within a round
     series: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
+    # where a round's value is the median of several samples: all of them
+    samples: dict[str, list[float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     # words, where figures do not say it: the head, then the rows
     table: list[list[str]] = field(default_factory=list)
 
-    def add(self, name: str, unit: str, values: Sequence[float]) -> None:
+    def add(self, name: str, unit: str, values: Sequence[float], samples: Sequence[float] = ()) -> None:
         self.series[name] = (unit, list(values))
+        self.samples[name] = list(samples or values)
+
+    def chart(self, file: str, title: str, names: Iterable[str], strip: str = "", bounds: Sequence[str] = ()) -> None:
+        """A picture of the series `names`; one whose peer was skipped is left out. `strip` is no part of its label."""
+        parties = {name.replace(strip, ""): name for name in names if name in self.series}
+        self.charts.append(Chart(file, title, parties, [one for one in bounds if one in parties]))
 
     def ratio(
         self,
@@ -130,6 +148,12 @@ class Report:
             )
         )
 
+    def strongest(self, names: Iterable[str]) -> str:
+        """That of these series, as far as they are there, with the best median."""
+        here = [name for name in names if name in self.series]
+        best = max if here and is_rate(self.series[here[0]][0]) else min
+        return best(here, key=lambda name: statistics.median(self.samples[name]), default="")
+
     def pairs(self, over: str, under: str) -> list[float]:
         """The ratio within each round."""
         return [a / b for a, b in zip(self.series[over][1], self.series[under][1], strict=True)]
@@ -139,19 +163,23 @@ class Report:
         return amount(statistics.median(self.pairs(over, under)), "×")
 
     def words(self, name: str) -> str:
-        unit, values = self.series[name]
-        return amount(statistics.median(values), unit)
+        return amount(statistics.median(self.samples[name]), self.series[name][0])
 
 
 def amount(value: float, unit: str) -> str:
     """`12.3 ms`; a time that never came is "never"."""
-    if value == float("inf"):
+    if value == NEVER:
         return "never"
     digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 
 
-def paired(cases: dict[str, Callable[[], float]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+def is_rate(unit: str) -> bool:
+    """More of it is better."""
+    return unit.endswith("/s") or unit.startswith("of ")
+
+
+def paired(cases: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
     """Run all cases `rounds` times, one after the other within a round, each round starting with another one."""
     names = list(cases)
     seen: dict[str, list[float]] = {name: [] for name in names}
@@ -171,7 +199,7 @@ def percentile(values: Sequence[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * q // 100).__int__() - 1))]
 
 
-def on_loop(work: Callable[[], Coroutine[Any, Any, float]], loop: Literal["asyncio", "uvloop"] = "asyncio") -> float:
+def on_loop(work: Callable[[], Coroutine[Any, Any, T]], loop: Literal["asyncio", "uvloop"] = "asyncio") -> T:
     """Run a coroutine on a fresh event loop."""
     factory = importlib.import_module("uvloop").new_event_loop if loop == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -185,7 +213,7 @@ def available(report: Report, module: str, package: str | None = None, apart: bo
     """
     reason = ""
     if apart:
-        tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+        tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
         if tried.returncode:
             reason = (tried.stderr.strip() or f"exit code {tried.returncode}").splitlines()[-1]
     else:
@@ -293,10 +321,10 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
     """The command line of one benchmark."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="few and small runs: does it work at all?")
-    parser.add_argument("--json", type=Path, help="write the report here too")
+    parser.add_argument("--json", type=Path, help="put what it saw into this data file, beside that of others")
     args = parser.parse_args()
     os.environ[TAG] = uuid.uuid4().hex
-    load = os.getloadavg()[0]
+    load, began = os.getloadavg()[0], time.monotonic()
     faulthandler.dump_traceback_later(120 if args.quick else 900, exit=True)  # a hang shows where, and ends
     report = measure(args.quick)
     faulthandler.cancel_dump_traceback_later()
@@ -304,30 +332,82 @@ def main(name: str, measure: Callable[[bool], Report]) -> None:
 
     end_helpers()  # ours that stay warm; a peer's are its own
     left = leftovers(os.environ[TAG])
-    text = {
-        **asdict(report),
-        "machine": machine(),
-        "versions": versions(
-            *("aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"),
-            *("loky", "pebble", "mpire", "psutil", "trio", "simpervisor"),
-        ),
-        "load before": round(load, 2),
-        "quick": args.quick,
-        "left behind": left,
-    }
     if args.json is not None:
-        args.json.write_text(json.dumps(text, indent=1) + "\n")
+        save(report, args.json, load=load, seconds=time.monotonic() - began, quick=args.quick, left=left)
     show(report)
     if left:
         sys.exit(f"{name} left processes behind: {left}")
 
 
+def summary(unit: str, samples: Sequence[float]) -> dict[str, Any]:
+    """What the data file keeps of one party. `p99` is what 99 of 100 samples keep to: of a rate, the 1st percentile."""
+    worst = 1 if is_rate(unit) else 99
+    told = {"median": statistics.median(samples), "p99": percentile(samples, worst)}
+    told |= {"min": min(samples), "max": max(samples)}
+    return {"unit": unit, "n": len(samples)} | {name: _number(value) for name, value in told.items()}
+
+
+def _number(value: float) -> float | str:
+    return "never" if value == NEVER else float(f"{value:.5g}")
+
+
+def save(report: Report, path: Path, load: float, seconds: float, quick: bool, left: list[str]) -> None:
+    """Put it into the data file, in the place of what the same benchmark saw before."""
+    data = json.loads(path.read_text()) if path.exists() else {"history": [], "benchmarks": {}}
+    data["benchmarks"][report.name] = {
+        "about": (sys.modules["__main__"].__doc__ or "").strip(),
+        "machine": ", ".join(f"{key} {text}" for key, text in machine().items()),
+        "with": ", ".join(
+            f"{name} {text}"
+            for name, text in versions(
+                *("aioelastic", "uvloop", "anyio", "processkit-py", "torch", "numpy", "honcho", "circus", "supervisor"),
+                *("loky", "pebble", "mpire", "psutil", "trio", "simpervisor"),
+            ).items()
+        ),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "load before": round(load, 2),
+        "seconds": round(seconds),
+        "quick": quick,
+        "rounds": report.rounds,
+        "charts": [asdict(one) for one in report.charts],
+        "figures": [
+            {key: _number(value) if isinstance(value, float) else value for key, value in asdict(one).items()}
+            for one in report.figures
+        ],
+        "series": {name: summary(unit, report.samples[name]) for name, (unit, _) in report.series.items()},
+        "table": report.table,
+        "notes": report.notes,
+        "skipped": report.skipped,
+        "left behind": left,
+    }
+    path.write_text(packed(data))
+
+
+def packed(data: dict[str, Any]) -> str:
+    """As JSON, each object or list that holds no other on a line of its own."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    return re.sub(r"[{\[]\n[^{}\[\]]*[}\]]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
+
+
+def commit() -> str:
+    """Which version this is, and whether the package or a benchmark differs from it; where git cannot tell, that."""
+
+    def git(*argv: str) -> str:
+        done = subprocess.run(["git", *argv], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../aioelastic", "*.py")  # not the data, which changes meanwhile
+    return (git("rev-parse", "--short", "HEAD") or "not known") + (" with changes" if changed else "")
+
+
 def show(report: Report) -> None:
     """The report, for people."""
     print(f"{report.name} ({report.rounds} paired runs)")
-    for name, (unit, values) in report.series.items():
-        spread = f"{amount(min(values), unit)} to {amount(max(values), unit)}"
-        print(f"  {name:<44} {amount(statistics.median(values), unit):>14}   ({spread})")
+    for name, (unit, _) in report.series.items():
+        seen = report.samples[name]
+        spread = f"{amount(min(seen), unit)} to {amount(max(seen), unit)}"
+        print(f"  {name:<44} {amount(statistics.median(seen), unit):>14}   ({len(seen)}: {spread})")
     for name, reason in report.skipped.items():
         print(f"  {name:<44} skipped: {reason}")
     for row in report.table:

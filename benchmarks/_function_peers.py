@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import _functions
 
@@ -17,6 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+
+PRELOADED = ", torch preloaded"
 
 
 def send(pipe: Any, fn: Callable[[int], Any], number: int) -> None:
@@ -36,7 +40,7 @@ def multiprocessing(method: str, fn: Callable[[int], Any], preload: list[str]) -
     """n processes, each with a pipe for its result; the server of `"forkserver"` stays warm."""
     import multiprocessing
 
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(preload)
 
@@ -60,12 +64,17 @@ def multiprocessing(method: str, fn: Callable[[int], Any], preload: list[str]) -
     return run
 
 
-def torch(method: str) -> Callable[[int], float]:
+def torch(method: str, preload: list[str]) -> Callable[[int], float]:
+    """As `multiprocessing`, by torch's own `start_processes`."""
     import torch.multiprocessing as torch_mp
+
+    context = torch_mp.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(preload)
 
     def run(n: int) -> float:
         began = time.perf_counter()
-        queue = torch_mp.get_context(method).SimpleQueue()
+        queue = context.SimpleQueue()
         torch_mp.start_processes(put, args=(queue,), nprocs=n, start_method=method)
         values = sorted(queue.get() for _ in range(n))
         took = time.perf_counter() - began
@@ -75,11 +84,15 @@ def torch(method: str) -> Callable[[int], float]:
     return run
 
 
-def torch_at_gate() -> Callable[..., list[int]]:
-    """Starts n and tells their pids; called without arguments, waits for their end."""
+def torch_at_gate(method: str, preload: list[str]) -> Callable[..., list[int]]:
+    """Starts n and tells their pids, and that of the fork server; called without arguments, waits for their end."""
+    from multiprocessing import forkserver
+
     import torch.multiprocessing as torch_mp
 
     context: Any = None
+    if method == "forkserver":
+        torch_mp.get_context(method).set_forkserver_preload(preload)
 
     def run(n: int = 0, home: str = "") -> list[int]:
         nonlocal context
@@ -87,8 +100,9 @@ def torch_at_gate() -> Callable[..., list[int]]:
             while not context.join():
                 pass
             return []
-        context = torch_mp.start_processes(hold, args=(home,), nprocs=n, join=False, start_method="spawn")
-        return list(context.pids())
+        context = torch_mp.start_processes(hold, args=(home,), nprocs=n, join=False, start_method=method)
+        server: Any = forkserver._forkserver
+        return [*context.pids(), *([server._forkserver_pid] if method == "forkserver" else [])]
 
     return run
 
@@ -123,13 +137,24 @@ def ours() -> Callable[[int], float]:
     return run
 
 
+def with_torch(method: str, preload: list[str]) -> Callable[[int], float]:
+    """A function that needs torch, by multiprocessing."""
+    return multiprocessing(method, _functions.with_torch, preload)
+
+
 PEERS: dict[str, Callable[[], Callable[..., Any]]] = {
     "spawn": lambda: multiprocessing("spawn", _functions.square, []),
     "forkserver": lambda: multiprocessing("forkserver", _functions.square, []),
-    "forkserver, torch preloaded": lambda: multiprocessing("forkserver", _functions.with_torch, ["torch"]),
-    "torch spawn": lambda: torch("spawn"),
-    "torch forkserver": lambda: torch("forkserver"),
-    "torch spawn at a gate": torch_at_gate,
+    "fork": lambda: multiprocessing("fork", _functions.square, []),
+    **{
+        f"{kind}, {method}{words}": partial(peer, method, preload)
+        for kind, peer in (
+            ("multiprocessing", with_torch),
+            ("torch.multiprocessing", torch),
+            ("at a gate", torch_at_gate),
+        )
+        for method, words, preload in (("spawn", "", []), ("forkserver", "", []), ("forkserver", PRELOADED, ["torch"]))
+    },
     "ProcessPoolExecutor": pool,
     "ours": ours,
 }

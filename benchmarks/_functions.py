@@ -1,4 +1,4 @@
-"""What the workers of `functions.py` and `chaos.py` run, ours and its peers'. It imports
+"""What the workers of `functions.py`, `lag.py` and `chaos.py` run, ours and its peers'. It imports
 little: each of them imports it anew."""
 
 from __future__ import annotations
@@ -69,6 +69,33 @@ def takes_and_sends(array: Any, queue: Any) -> None:
 
 def returns_it(array: Any) -> Any:
     return array
+
+
+def leaves_floods(children: int, large: bool) -> None:
+    """Ends while its children, which have its channel, send there as fast as they can."""
+    import pickle
+    import socket
+
+    from aioelastic.child.worker import context
+
+    channel = context.channel
+    assert channel is not None
+    channel.setblocking(True)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)  # as much as the system allows
+    packet = b"O\0" + pickle.dumps((bytes(30_000 if large else 10),))
+    began, begins = os.pipe()
+    for _ in range(children):
+        if os.fork() == 0:
+            try:
+                os.write(begins, b".")
+                while True:
+                    channel.send(packet)
+            except OSError:
+                os._exit(0)
+    for _ in range(children):
+        os.read(began, 1)
+    time.sleep(0.05)  # they flood while it lives, too
+    os._exit(0)
 
 
 def forks_on() -> None:

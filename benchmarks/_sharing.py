@@ -27,6 +27,22 @@ def touches() -> None:
     sharing.receive()
 
 
+def reads(get: Any, put: Any) -> None:
+    """Of each that many next arrays, a byte of each of its pages; then an acknowledgement."""
+    while count := get():
+        for _ in range(count):
+            int(get()[::4096].sum())
+        put(True)
+
+
+def reads_ours(there: Any, back: Any) -> None:
+    reads(there.get_sync, back.put_sync)
+
+
+def reads_theirs(there: Any, back: Any) -> None:
+    reads(there.get, back.put)
+
+
 def torch_answers(there: Any, back: Any) -> None:
     """As `answers`, by torch's queues."""
     while (value := there.get()) is not None:

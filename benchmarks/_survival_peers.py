@@ -151,14 +151,16 @@ def _popen_pdeathsig(door: str) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    subprocess.Popen(command(door), preexec_fn=lambda: libc.prctl(1, signal.SIGKILL)).wait()
+    # the usual way: to be told in the child, before it becomes the program
+    subprocess.Popen(command(door), preexec_fn=lambda: libc.prctl(1, signal.SIGKILL)).wait()  # noqa: PLW1509
 
 
 def _multiprocessing(method: str) -> Callable[[str], None]:
     def run(door: str) -> None:
         import multiprocessing
 
-        process = multiprocessing.get_context(method).Process(target=_survivor.worker, args=(door,))
+        context: Any = multiprocessing.get_context(method)
+        process = context.Process(target=_survivor.worker, args=(door,))
         process.start()
         process.join()
 
@@ -169,7 +171,7 @@ def _psutil(door: str) -> None:
     """The recipe of psutil's documentation, run on SIGTERM too."""
     import psutil
 
-    def stop(*_: object) -> None:
+    def stop(*_signal: object) -> None:
         family = psutil.Process().children(recursive=True)
         for one in family:
             one.terminate()

@@ -45,12 +45,12 @@ def daemon(name: str) -> None:
 def worker(name: str) -> None:
     """The worker itself, also as a function of a pool."""
     argv = [sys.executable, "-S", os.path.abspath(__file__), name]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    null = subprocess.DEVNULL
     family = [
-        subprocess.Popen([*argv, "grandchild"], **quiet),
-        subprocess.Popen([*argv, "setsid"], start_new_session=True, **quiet),
+        subprocess.Popen([*argv, "grandchild"], stdin=null, stdout=null, stderr=null),
+        subprocess.Popen([*argv, "setsid"], start_new_session=True, stdin=null, stdout=null, stderr=null),
     ]
-    subprocess.run([*argv, "daemon"], check=True, **quiet)
+    subprocess.run([*argv, "daemon"], check=True, stdin=null, stdout=null, stderr=null)
     tell(name, "worker")
     sleep(family)  # which nobody waits for, but which must not be collected
 

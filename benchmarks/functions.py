@@ -15,13 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import _functions
 from _common import Gate, Report, available, main, on_loop, paired, percentile, scratch
+from _function_peers import PRELOADED
 from lag import ticking
 
 import aioelastic
@@ -31,6 +32,7 @@ from aioelastic.launch import end_helpers
 
 QUIET = Logs(tee=Std.NONE)
 TORCH = ("torch",)
+KINDS = ("multiprocessing", "torch.multiprocessing")
 MIB = 2**20
 
 
@@ -48,7 +50,7 @@ class Peer:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"a peer ended: {self._process.args}")
+            raise RuntimeError(f"a peer ended: {self._process.args!r}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -82,40 +84,64 @@ def milliseconds(report: Report, seen: dict[str, list[float]], suffix: str = "")
 # --- start → all results ---
 
 
-def torch_workers(report: Report, n: int, few: int, rounds: int) -> None:
+def torch_workers(report: Report, n: int, few: int, rounds: int, quick: bool) -> None:
+    """Like with like: what has torch preloaded beside what has, and the rest beside the rest."""
     function = Function(_functions.with_torch, 2)
-    whole: Callable[[], float] = lambda: on_loop(lambda: ours(function, n, preload=TORCH))  # noqa: E731
+
+    def whole(**options: Any) -> float:
+        return on_loop(lambda: ours(function, n, **options))
+
     first = []
     for _ in range(few):
         end_helpers()
-        first.append(whole())
+        first.append(whole(preload=TORCH))
     report.add(f"ours, {n} with torch: the first call, which imports it", "ms", [s * 1e3 for s in first])
-    # one of theirs takes as long as a hundred of ours
-    usual: Callable[[], float] = lambda: statistics.median(whole() for _ in range(5))  # noqa: E731
-    mine, warm_mine = f"ours, {n} with torch", f"ours, {n} with torch (beside the warm peer)"
-    with peers("torch spawn", "torch forkserver") as slow:
-        cases: dict[str, Callable[[], float]] = {mine: usual}
-        cases |= {f"torch.multiprocessing, {name[6:]}": lambda one=one: one(n) for name, one in slow.items()}
-        milliseconds(report, paired(cases, few, warm=0))
-    with peers("forkserver, torch preloaded") as fast:
-        cases = {warm_mine: whole}
-        cases |= {f"multiprocessing, {name}": lambda one=one: one(n) for name, one in fast.items()}
+    mine, not_preloaded = "ours, torch preloaded", "ours"
+    warm = [f"{kind}, forkserver{PRELOADED}" for kind in KINDS]
+    slow = [f"torch.multiprocessing, {method}" for method in ("forkserver", "spawn")]
+    if quick:  # each peer takes seconds to begin
+        warm, slow = warm[:1], slow[-1:]
+    cases: dict[str, Callable[[], float]] = {mine: lambda: whole(preload=TORCH)}
+    with peers(*warm) as running:
+        cases |= {name: lambda one=one: one(n) for name, one in running.items()}
         milliseconds(report, paired(cases, rounds))
-    work = f"{n} function workers, torch preloaded, start → all results"
-    for method, least in (("spawn", 100.0), ("forkserver", 50.0)):
-        report.ratio(
-            work, f"≥ {least:g} × faster than torch.multiprocessing's {method}", least, "high",
-            f"torch.multiprocessing, {method}", mine, ours=mine,
-        )  # fmt: skip
+    report.chart(
+        "functions-torch-preloaded", f"{n} workers that use torch, start to results: preloaded", cases, strip=PRELOADED
+    )
+    cases = {not_preloaded: whole, "ours, by spawn": lambda: whole(start="spawn")}
+    with peers(*slow) as running:
+        cases |= {name: lambda one=one: one(n) for name, one in running.items()}
+        # one of these takes as long as a hundred of the others
+        beside = f"{mine}, beside these"
+        cases[beside] = lambda: statistics.median(whole(preload=TORCH) for _ in range(5))
+        milliseconds(report, {f"{name}, importing torch": s for name, s in paired(cases, few, warm=0).items()})
+    names = [f"{name}, importing torch" for name in cases if name != beside]
+    report.chart(
+        "functions-torch", f"{n} workers that use torch, start to results: each imports it", names,
+        strip=", importing torch",
+    )  # fmt: skip
+    report.notes.append(
+        "spawn cannot preload anything. In the picture of workers that import torch themselves, ours do so too; with "
+        f"torch preloaded ours took {report.words(f'{beside}, importing torch')} beside them"
+    )
+    work = f"{n} function workers that use torch, start → all results"
+    for peer in warm:
+        report.ratio(f"{work}, all preloaded", f"≤ 1.2 × {peer}, warm", 1.2, "low", mine, peer, ours=mine)
     report.ratio(
-        work, "≤ 1.2 × multiprocessing's forkserver, torch preloaded, warm", 1.2, "low", warm_mine,
-        "multiprocessing, forkserver, torch preloaded", ours=warm_mine,
+        f"{work}, ours preloaded, the peer cannot preload", "≥ 100 × faster than torch.multiprocessing, spawn", 100.0,
+        "high", "torch.multiprocessing, spawn, importing torch", f"{beside}, importing torch",
+        ours=f"{beside}, importing torch",
+    )  # fmt: skip
+    report.ratio(
+        f"{work}, nobody preloaded", "≥ 1 × as fast as torch.multiprocessing, spawn", 1.0, "high",
+        "torch.multiprocessing, spawn, importing torch", f"{not_preloaded}, importing torch",
+        ours=f"{not_preloaded}, importing torch",
     )  # fmt: skip
 
 
 def plain_workers(report: Report, n: int, rounds: int) -> None:
     function = Function(_functions.square, 3)
-    with peers("forkserver", "spawn") as running:
+    with peers("forkserver", "spawn", "fork") as running:
         cases: dict[str, Callable[[], float]] = {
             f"ours, {n}": lambda: on_loop(lambda: ours(function, n)),
             f"ours, {n}, by spawn": lambda: on_loop(lambda: ours(function, n, start="spawn")),
@@ -123,6 +149,7 @@ def plain_workers(report: Report, n: int, rounds: int) -> None:
         }
         cases |= {f"multiprocessing, {name}": lambda one=one: one(n) for name, one in running.items()}
         milliseconds(report, paired(cases, rounds))
+    report.chart("functions", f"{n} workers that need nothing, start to results; nothing preloaded", cases)
     work, mine = f"{n} function workers, nothing preloaded, start → all results", f"ours, {n}"
     report.ratio(
         work, "≤ 1.2 × multiprocessing's forkserver, warm", 1.2, "low", mine, "multiprocessing, forkserver", ours=mine
@@ -165,6 +192,12 @@ def arrays(report: Report, sizes: dict[str, tuple[int, int]]) -> None:
                 rounds,
             )
             milliseconds(report, seen)
+            report.chart(
+                f"functions-array-{words.replace(' ', '-')}",
+                f"An array of {words} made, returned and read",
+                seen,
+                strip=f", {words} array",
+            )
             milliseconds(report, {name: values[-rounds:] for name, values in apart.items()}, ": from return to here")
             report.ratio(
                 f"a numpy array of {words} made, returned and read", "≥ 3 × faster than ProcessPoolExecutor", 3.0,
@@ -186,7 +219,8 @@ async def restarted() -> float:
     policy = aioelastic.Restart.on_failure(max=1)
     function = Function(_functions.fails_once)
     result = await supervise(function, preload=TORCH, logs=QUIET, restart=policy, on_event=note)
-    return (result[0].value - ended[0]) / 1e9
+    began_ns: int = result[0].value
+    return (began_ns - ended[0]) / 1e9
 
 
 def restart(report: Report, rounds: int) -> None:
@@ -242,11 +276,11 @@ def pss(pids: set[int]) -> float:
     return total / 1024
 
 
-async def our_memory(n: int, home: Path) -> float:
+async def our_memory(n: int, home: Path, preload: Sequence[str]) -> float:
     """Of n workers and their zygote."""
     gate = Gate(home)
     function = Function(_functions.with_torch_at_gate, str(gate.home))
-    async with Group(function, n, preload=TORCH, logs=QUIET) as group:
+    async with Group(function, n, preload=preload, logs=QUIET) as group:
         await gate.wait_async(n)
         workers = set(group.pids.values())
         zygotes = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
@@ -256,8 +290,8 @@ async def our_memory(n: int, home: Path) -> float:
     return size
 
 
-def spawned_memory(peer: Peer, n: int, home: Path) -> float:
-    """Of n workers, without the process that spawned them."""
+def memory_of(peer: Peer, n: int, home: Path) -> float:
+    """Of n workers, and their fork server if they have one, without the process that has started them."""
     gate = Gate(home)
     pids = peer(n, str(gate.home))
     gate.wait(n)
@@ -267,28 +301,39 @@ def spawned_memory(peer: Peer, n: int, home: Path) -> float:
     return size
 
 
-def memory(report: Report, n: int, rounds: int) -> None:
-    mine, theirs = f"ours, {n} with torch and their zygote: memory", f"torch.multiprocessing, spawn, {n}: memory"
-    with scratch() as home, peers("torch spawn at a gate") as running:
-        cases: dict[str, Callable[[], float]] = {
-            mine: lambda: on_loop(lambda: our_memory(n, home)),
-            theirs: lambda: spawned_memory(running["torch spawn at a gate"], n, home),
-        }
+def memory(report: Report, n: int, rounds: int, quick: bool) -> None:
+    what = f": memory of {n}"
+    mine = f"ours{PRELOADED}"
+    cases: dict[str, Callable[[], float]] = {
+        mine: lambda: on_loop(lambda: our_memory(n, home, TORCH)),
+        "ours": lambda: on_loop(lambda: our_memory(n, home, ())),
+    }
+    methods = ("spawn", "forkserver", f"forkserver{PRELOADED}")
+    asked = methods[:1] if quick else methods
+    with scratch() as home, peers(*(f"at a gate, {method}" for method in asked)) as running:
+        for name, one in running.items():
+            cases[name.replace("at a gate", "torch.multiprocessing")] = lambda one=one: memory_of(one, n, home)
         for name, values in paired(cases, rounds, warm=0).items():
-            report.add(name, "MiB", values)
-    report.ratio(
-        f"memory of {n} torch workers (proportional set size)", "≤ 0.4 × torch.multiprocessing's spawn", 0.4, "low",
-        mine, theirs, ours=mine,
-    )  # fmt: skip
+            report.add(name + what, "MiB", values)
+    report.chart(
+        "functions-memory", f"Memory (PSS) of {n} workers that use torch", [name + what for name in cases], strip=what
+    )
+    work = f"memory of {n} torch workers (proportional set size)"
+    for peer, words in (("spawn", "spawn, which cannot preload"), (methods[2], methods[2])):
+        report.ratio(
+            f"{work}, ours preloaded", f"≤ {0.4 if peer == 'spawn' else 1.2} × torch.multiprocessing, {words}",
+            0.4 if peer == "spawn" else 1.2, "low", mine + what, f"torch.multiprocessing, {peer}{what}",
+            ours=mine + what,
+        )  # fmt: skip
 
 
 def measure(quick: bool) -> Report:
-    n, many, few, rounds = (2, 8, 1, 2) if quick else (8, 100, 3, 15)
+    n, many, few, rounds = (2, 8, 1, 2) if quick else (8, 100, 2, 15)
     sizes = {"1 MiB": (MIB, 2)} if quick else {"64 MiB": (64 * MIB, 9), "1 GiB": (1024 * MIB, 3)}
     report = Report("functions", rounds)
     report.notes += [
         "ours: a whole warm supervise() call, whose zygote was used before; so are the fork servers and the pool",
-        f"beside torch's own start methods there are {few} rounds, in each of which ours is a median of 5",
+        f"beside workers that import torch themselves there are {few} rounds",
     ]
     try:
         plain_workers(report, n, rounds)
@@ -296,9 +341,9 @@ def measure(quick: bool) -> Report:
         if available(report, "numpy", apart=True):
             arrays(report, sizes)
         if available(report, "torch", apart=True):
-            torch_workers(report, n, few, rounds)
+            torch_workers(report, n, few, rounds, quick)
             restart(report, rounds)
-            memory(report, n, 1 if quick else 2)
+            memory(report, n, 1, quick)
     finally:
         end_helpers()
     return report

@@ -8,15 +8,15 @@ between two event loops (uvloop). Without a GPU there is nothing to measure: it 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import _gpu
 from _common import Report, available, main, paired
-from sharing import MIB, Torch, milliseconds, ours
+from sharing import MIB, Samples, Torch, milliseconds, ours
 
 from aioelastic import gpu
 from aioelastic import sharing as shares
@@ -27,7 +27,7 @@ QUEUE = "torch's CUDA Queue"
 
 def used() -> int:
     """Bytes of the first GPU that are in use."""
-    return gpu.devices()[0].used
+    return gpu.devices()[0].used or 0
 
 
 def handed_over(report: Report, sizes: dict[str, int], rounds: int, torch: Any) -> None:
@@ -38,17 +38,20 @@ def handed_over(report: Report, sizes: dict[str, int], rounds: int, torch: Any) 
                 born = shares.empty(size, "u1", device="cuda:0")
                 name, peer = f"ours, {words} on a GPU", f"{QUEUE}, {words}"
                 # one is short: a round is the median of many
+                samples, own = Samples(), f"ours, torch's {words}"
                 cases: dict[str, Callable[[], float]] = {
-                    name: lambda born=born: statistics.median(mine(born) for _ in range(20))
+                    name: samples.case(name, 20, lambda born=born: mine.each(born, 20))
                 }
                 if theirs is not None:
                     tensor = torch.zeros(size, dtype=torch.uint8, device="cuda")
                     torch.cuda.synchronize()
-                    cases[peer] = lambda tensor=tensor: statistics.median(theirs(tensor) for _ in range(20))
-                    cases[f"ours, torch's {words}"] = lambda tensor=tensor: statistics.median(
-                        mine(tensor) for _ in range(20)
-                    )
-                milliseconds(report, paired(cases, rounds, warm=2))
+                    cases[peer] = samples.case(peer, 20, lambda tensor=tensor: [theirs(tensor) for _ in range(20)])
+                    cases[own] = samples.case(own, 20, lambda tensor=tensor: mine.each(tensor, 20))
+                milliseconds(report, paired(cases, rounds, warm=2), samples)
+                report.chart(
+                    f"gpu-{words.replace(' ', '-')}", f"An array of {words} on a GPU, process to process", cases,
+                    strip=f", {words}",
+                )  # fmt: skip
                 work = f"an array of {words} on a GPU, process → process, mapped and acknowledged"
                 report.ratio(work, f"≤ 0.5 × {QUEUE}", 0.5, "low", name, peer, ours=name)
                 del born
@@ -103,7 +106,7 @@ def measure(quick: bool) -> Report:
     report.notes.append(str(found))
     torch: Any = None
     if not quick and available(report, "torch"):
-        import torch
+        torch = importlib.import_module("torch")
 
         if not torch.cuda.is_available():
             report.skipped["torch"] = "it sees no GPU"

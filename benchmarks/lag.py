@@ -1,7 +1,8 @@
 """How late the caller's event loop runs its own timers while 500 commands start and 200 MB/s of logs flow.
 
 A task of the caller asks to be woken after 1 ms, again and again, and notes how late it was. The same ticking is done
-beside the same work in another process: what the machine itself, busy as it is, makes a loop wait.
+beside the same work in another process: what the machine itself, busy as it is, makes a loop wait. Then the same while
+workers end whose children flood their channels.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from _common import Gate, Report, main, muted, on_loop, paired, percentile, scratch
+from _functions import leaves_floods
 
-from aioelastic import Command, Group, Logs, Std, supervise
+from aioelastic import Command, Function, Group, Logs, Std, supervise
 
 TRUE = "/bin/true"
 TICK = 0.001
@@ -127,19 +129,38 @@ async def create_subprocess(home: Path, commands: int, writers: int, rate: float
     return percentile(late, 99)
 
 
-async def beside(commands: int, writers: int, rate: float) -> float:
+async def flooded(ends: int) -> float:
+    """p99 of the lag while so many workers, one after the other, end, and four children of each flood its channel, half
+    of them by many small messages: from 0.05 s before the end to that of the group."""
+    late: list[float] = []
+    for number in range(ends):
+        group = Group(Function(leaves_floods, 4, number % 2 == 1), logs=Logs(tee=Std.NONE), check=False)
+        async with group:
+            late += await ticking(group.wait)
+    return percentile(late, 99)
+
+
+async def worker_of_flood(ends: int) -> None:
+    """The other process of `beside`: says when it begins, and when it is done."""
+    print("begins", flush=True)
+    await flooded(ends)
+    print("done", flush=True)
+
+
+async def beside(option: str, *words: float) -> float:
     """The ticking alone; the work is done by another process."""
-    argv = [sys.executable, __file__, "--beside", json.dumps([commands, writers, rate])]
+    argv = [sys.executable, __file__, option, json.dumps(words)]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
+    stdout = process.stdout
+    assert stdout is not None
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, process.stdout.readline)  # its logs flow
+    await loop.run_in_executor(None, stdout.readline)  # its logs flow
 
     async def other() -> None:
-        done = loop.create_future()
-        loop.add_reader(process.stdout, lambda: done.done() or done.set_result(None))
-        await done
-        loop.remove_reader(process.stdout)
+        done = asyncio.Event()
+        loop.add_reader(stdout, done.set)
+        await done.wait()
+        loop.remove_reader(stdout)
 
     late = await ticking(other)
     process.communicate()
@@ -164,19 +185,36 @@ async def worker_of_beside(commands: int, writers: int, rate: float) -> None:
 
 
 def measure(quick: bool) -> Report:
-    commands, writers, rate, rounds = (20, 2, 20.0, 2) if quick else (500, 4, 200.0, 7)
+    commands, writers, rate, rounds = (20, 2, 20.0, 2) if quick else (500, 4, 200.0, 5)
     report = Report("lag", rounds)
     flowed: dict[str, list[float]] = {name: [] for name in ("ours (asyncio)", "ours (uvloop)", "asyncio")}
     with scratch() as home:
         size = (home, commands, writers, rate)
         cases: dict[str, Callable[[], float]] = {
-            "the machine alone": lambda: on_loop(lambda: beside(commands, writers, rate)),
+            "the machine alone": lambda: on_loop(lambda: beside("--beside", commands, writers, rate)),
             "ours (asyncio)": lambda: on_loop(lambda: ours(*size, flowed["ours (asyncio)"])),
             "ours (uvloop)": lambda: on_loop(lambda: ours(*size, flowed["ours (uvloop)"]), "uvloop"),
             "asyncio": lambda: on_loop(lambda: create_subprocess(*size, flowed["asyncio"])),
         }
         for name, values in paired(cases, rounds).items():
             report.add(f"{name}: lag, p99", "ms", values)
+    report.chart(
+        "loop-lag", f"Lag of the caller's loop (each round's p99): {commands} start, {rate:g} MB/s of logs flow",
+        [f"{name}: lag, p99" for name in cases], strip=": lag, p99", bounds=["the machine alone"],
+    )  # fmt: skip
+    ends = 2 if quick else 10
+    floods: dict[str, Callable[[], float]] = {
+        "flooded, the machine alone": lambda: on_loop(lambda: beside("--flood", ends)),
+        "flooded (asyncio)": lambda: on_loop(lambda: flooded(ends)),
+        "flooded (uvloop)": lambda: on_loop(lambda: flooded(ends), "uvloop"),
+    }
+    for name, values in paired(floods, rounds).items():
+        report.add(f"{name}: lag, p99", "ms", values)
+    for loop in ("asyncio", "uvloop"):
+        report.plain(
+            f"the caller's loop while four children flood the channel of an ended worker, on {loop}",
+            "lag p99 ≤ 10 ms", 10.0, f"flooded ({loop}): lag, p99", "flooded, the machine alone: lag, p99",
+        )  # fmt: skip
     for name, values in flowed.items():
         report.add(f"{name}: logs", "MB/s", values)
     for loop in ("asyncio", "uvloop"):
@@ -190,5 +228,7 @@ def measure(quick: bool) -> Report:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--beside"]:
         asyncio.run(worker_of_beside(*json.loads(sys.argv[2])))
+    elif sys.argv[1:2] == ["--flood"]:
+        asyncio.run(worker_of_flood(*json.loads(sys.argv[2])))
     else:
         main("lag", measure)

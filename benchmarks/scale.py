@@ -70,7 +70,7 @@ async def create_subprocess(n: int) -> float:
 
 
 def measure(quick: bool) -> Report:
-    small, large, rounds = (10, 40, 1) if quick else (500, 5000, 5)
+    small, large, rounds = (10, 40, 1) if quick else (500, 5000, 3)
     report = Report("scale", rounds)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = large * FDS + SPARE
@@ -87,6 +87,11 @@ def measure(quick: bool) -> Report:
     for name, seconds in paired(cases, rounds, warm=0).items():
         n = int(name.rpartition(" ")[2])
         report.add(f"{name}: per worker", "ms", [s * 1e3 / n for s in seconds])
+    report.chart(
+        "scale", f"{large:,} workers: start, one fails, stop the rest, reap all; per worker",
+        [f"{name}: per worker" for name in cases if name.endswith(f", {large}")], strip=f", {large}: per worker",
+        bounds=["subprocess.Popen loop"],
+    )  # fmt: skip
     for loop in ("asyncio", "uvloop"):
         mine = f"ours ({loop}), {large}: per worker"
         report.ratio(

@@ -111,7 +111,11 @@ def _circusd(home: Path, door: str) -> Iterator[int]:
 SET_UPS: dict[str, tuple[str, SetUp, bool]] = {
     **{name: (module, program(name), True) for name, (module, _) in CANCELLABLE.items()},
     **{name: (module, program(name), False) for name, (module, _) in OTHERS.items()},
-    "torchrun": ("torch", line("torchrun", "--standalone", "--nproc-per-node=1", "--no-python"), False),
+    "torchrun": (
+        "torch",
+        line(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "--no-python"),
+        False,
+    ),
     "supervisord": ("supervisor", _supervisord, False),
     "supervisord stopasgroup killasgroup": (
         "supervisor",
@@ -248,16 +252,23 @@ def measure(quick: bool) -> Report:
                     if signum == CANCEL and not cancellable:
                         row.append("n/a")
                         continue
-                    outcomes = [once(set_up, signum, place) for _ in range(rounds)]
+                    # who stays is the same each time: a peer has one turn, as each takes seconds
+                    turns = rounds if name.startswith("ours") else 1
+                    outcomes = [once(set_up, signum, place) for _ in range(turns)]
                     row.append(cell(outcomes))
                     # a call that has begun cannot be cancelled in any concurrent.futures.Executor, nor in ours
-                    if name.startswith("ours") and not (name.endswith("Executor") and signum == CANCEL):
+                    if not (name == "ours: WorkerExecutor" and signum == CANCEL):
                         gone = [float(len(ROLES) - len(one.stays)) for one in outcomes]
                         report.add(f"{name}, {way}", "of 4 gone", gone)
             except Absent as exc:
                 report.skipped[name] = str(exc)
                 continue
             report.table.append(row)
+    for way in ("SIGKILL", "SIGTERM"):
+        report.chart(
+            f"survival-{way.lower()}", f"Worker, child, child in another session, daemon: how many go after {way}",
+            [name for name in report.series if name.endswith(way)], strip=f", {way}",
+        )  # fmt: skip
     peers = [row for row in report.table[1:] if not row[0].startswith("ours")]
     for number, way in enumerate(WAYS, 1):
         asked = [row for row in peers if row[number] != "n/a"]

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import re
 from typing import ClassVar
 
 from docutils import nodes
 from pygments.lexers.special import TextLexer
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -28,7 +30,7 @@ myst_heading_anchors = 3
 
 
 class CommandHelp(SphinxDirective):
-    """`{command-help} run`: what `aioelastic run --help` prints, asked of the parser itself."""
+    """`{command-help} run`: what `aioelastic run --help` prints, said by its parser."""
 
     optional_arguments = 1
     option_spec: ClassVar[dict] = {}
@@ -41,6 +43,21 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
 
 
+def short_types(app: Sphinx, doctree: nodes.document) -> None:
+    """Types in a signature, or of an attribute, without the names of their modules.
+
+    Sphinx shows these where one has the arguments of another function (`P.args`).
+    """
+    for signature in doctree.findall(addnodes.desc_signature):
+        for text in list(signature.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(re.sub(r"~(?:[\w.]+\.)?~?", "", text)))
+    for reference in doctree.findall(addnodes.pending_xref):
+        if reference["reftype"] == "class":
+            for text in list(reference.findall(nodes.Text)):
+                text.parent.replace(text, nodes.Text(text.rpartition(".")[2] or text))
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", short_types)
     app.add_directive("command-help", CommandHelp)
     app.add_lexer("mermaid", TextLexer)  # shown as text here, drawn where a viewer can

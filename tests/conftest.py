@@ -4,7 +4,6 @@ pyproject.toml)."""
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import gc
 import multiprocessing.util
 import os
@@ -12,8 +11,9 @@ import re
 import shutil
 import signal
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,21 @@ import pytest
 import uvloop
 from helpers import needs
 
-pytest_plugins = ["aioelastic.testing.plugin", "pytester"]
+from aioelastic.testing._test_in_subprocess import is_inside
+
+pytest_plugins = ["aioelastic.testing.plugin", "pytester", "time_limit"]
 
 # under nohup(1) and in the background of a shell these are ignored, and so they would be in all that tests start
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_signum) == signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
+
+# half of the time of the tests is that of interpreters which start: they keep bytecode, as programs do elsewhere
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# a CI system may have it, and prefixes would be coloured then
+os.environ.pop("FORCE_COLOR", None)
 
 # temporary files of its own: what a killed program leaves stays until the next one comes, and would be told as a leak
 # by tests that run beside these
@@ -36,31 +44,9 @@ os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-of-aioe
 
 
 def pytest_unconfigure() -> None:
-    multiprocessing.util._run_finalizers()  # it removes a directory there, at the end of the interpreter
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]  # it removes a directory there, at the end of the interpreter
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     os.environ["TMPDIR"] = tempfile.tempdir = _before
-
-
-# --- a test that hangs ends the run, with the stacks of all threads ---
-
-LONGEST = 300  # seconds
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # by the kernel's clock: the thread of pytest's own `faulthandler_timeout` would make each fork one of a process
-    # with threads, which Python 3.12 and later warn of
-    stderr = os.dup(2)  # that of a test is captured
-    faulthandler.register(signal.SIGALRM, file=stderr, chain=True)
-    config.add_cleanup(lambda: (faulthandler.unregister(signal.SIGALRM), os.close(stderr)))
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
-    signal.alarm(LONGEST)
-    try:
-        return (yield)
-    finally:
-        signal.alarm(0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,6 +79,27 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         skipped[f"for the extra {extra[1]}" if extra else f"without an extra: {reason}"] += 1
     terminalreporter.section("skipped")
     terminalreporter.line("\n".join(f"{count} {what}" for what, count in sorted(skipped.items())) or "nothing")
+    if not terminalreporter.config.getoption("--long"):
+        terminalreporter.line("left out: those marked `long`, which `--long` runs, too")
+
+
+# --- long tests, and a share of all ---
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+    parser.addoption("--share", default="1/1", help="as 2/3: run the second of each three tests")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.stash.get(is_inside, False):  # what runs in a namespace of its own was chosen before
+        return
+    number, of = map(int, config.getoption("--share").split("/"))
+    wanted = [one for one in items if config.getoption("--long") or not one.get_closest_marker("long")]
+    wanted = wanted[number - 1 :: of]
+    config.hook.pytest_deselected(items=list({*items} - {*wanted}))
+    items[:] = wanted
 
 
 # --- a fake GPU: skipped by name where there is no cuda-python, or no C compiler ---
@@ -122,8 +129,18 @@ def fake(driver: Any) -> Iterator[Any]:
     driver.calls()
     yield driver
     driver.mend()
+    for one in threading.enumerate():  # they have told what came of it, and hold it until they end, just after that
+        if one.name in ("aioelastic-pack", "aioelastic-unpickle", "aioelastic-copy"):
+            one.join()
     gc.collect()
     sharing.trim()
     gpu.end()
     assert driver.live() == {}
     assert sharing.leases() == []
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of the search path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path

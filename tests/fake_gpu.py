@@ -21,7 +21,7 @@ import numpy as np
 
 PATH = "FAKE_CUDA_LIBRARY"
 NAME = "FAKE_CUDA_NAME"
-KINDS = ("memory", "mapped", "reserved", "events", "streams", "contexts")
+KINDS = ("memory", "scratch", "mapped", "reserved", "events", "streams", "contexts")
 SOURCES = Path(__file__).parent / "fake"
 
 
@@ -31,7 +31,7 @@ def compiled(directory: Path, name: str = "libcuda") -> Path | None:
     if compiler is None:
         return None
     out = directory / f"{name}.so.1"
-    argv = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", out, SOURCES / f"{name}.c"]
+    argv = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(out), f"{SOURCES}/{name}.c"]
     subprocess.run([*argv, f"-Wl,-soname,{name}.so.1", "-lpthread", "-ldl"], check=True)
     return out
 
@@ -42,6 +42,7 @@ class Fake:
     def __init__(self, path: str) -> None:
         self.library = ctypes.CDLL(path)  # whoever wants a library of that name from now on gets this one
         self.library.fakeHold.argtypes = self.library.fakeGo.argtypes = [ctypes.c_void_p]
+        self.library.fakeMine.restype = ctypes.c_size_t
         self.library.fakeLimit.argtypes = [ctypes.c_size_t]
         self.library.fakeLog.restype = ctypes.c_size_t
         self.library.fakeLog.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
@@ -51,18 +52,26 @@ class Fake:
         self.library.fakeFail(name.encode(), after, status, times)
 
     def mend(self) -> None:
-        """Nothing fails any more, nothing is held, memory is plenty."""
+        """Nothing fails any more, nothing is held or captured, memory is plenty."""
         self.library.fakeMend()
-        self.library.fakeGo(None)
+        self.library.fakeRelease()
         self.library.fakeLimit(1 << 40)
 
-    def hold(self) -> None:
-        """Work on the default stream does not go on."""
-        self.library.fakeHold(None)
+    def hold(self, stream: int = 0) -> None:
+        """Work on a stream, the default one if not said, does not go on. 2 is that of this thread."""
+        self.library.fakeHold(stream)
 
-    def go(self) -> None:
+    def go(self, stream: int = 0) -> None:
         """It goes on."""
-        self.library.fakeGo(None)
+        self.library.fakeGo(stream)
+
+    def mine(self) -> int:
+        """The default stream of this thread alone, which handle 2 is here, for other threads."""
+        return int(self.library.fakeMine())
+
+    def contexts(self, device: int) -> int:
+        """How often the context of a device is held in this process."""
+        return int(self.library.fakePrimary(device))
 
     def idle(self) -> None:
         """Wait until all streams have done what they can."""
@@ -132,7 +141,7 @@ def context(device: int = 0) -> Iterator[Any]:
         return result[1] if len(result) > 1 else None
 
     check(driver.cuInit(0))
-    check(driver.cuCtxSetCurrent(check(driver.cuDevicePrimaryCtxRetain(device))))
+    check(driver.cuCtxPushCurrent(check(driver.cuDevicePrimaryCtxRetain(device))))
     try:
         yield types.SimpleNamespace(
             **{
@@ -143,7 +152,7 @@ def context(device: int = 0) -> Iterator[Any]:
             raw=driver,
         )
     finally:
-        check(driver.cuCtxSetCurrent(0))
+        check(driver.cuCtxPopCurrent())
         check(driver.cuDevicePrimaryCtxRelease(device))
 
 
@@ -229,5 +238,8 @@ def install() -> None:
     cupy.asarray = lambda x: ndarray(
         x.__cuda_array_interface__["data"][0], x.shape, x.strides, x.__cuda_array_interface__["typestr"], x
     )
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+    cupy.cuda = types.SimpleNamespace(
+        get_current_stream=lambda device_id=-1: types.SimpleNamespace(ptr=0),
+        runtime=types.SimpleNamespace(getDeviceCount=lambda: 2),
+    )
     sys.modules["cupy"] = cupy

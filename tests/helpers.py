@@ -6,25 +6,41 @@ import asyncio
 import os
 import resource
 import select
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from aioelastic import Command, Group, Logs, Std
+from aioelastic.child.wire import datagrams, messages
 from aioelastic.events import Event
 
 E = TypeVar("E", bound=Event)
 
 QUIET = Logs(tee=Std.NONE)
 
+# a program with two workers, whose pids are the last words of its line "ready"
+TWO_WORKERS = """
+import asyncio
+from aioelastic import *
+async def main():
+    async with Group(Command("sleep", "1000"), n=2, logs=Logs(tee=Std.NONE)) as group:
+        print("ready", *group.pids.values(), flush=True)
+        await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
 # what the extra `test` does not hold: the module, its distribution, the extra that does
 OPTIONAL = {
     "cuda.bindings.driver": ("cuda-python", "gpu"),
+    "circus": ("circus", "test-all"),
+    "honcho": ("honcho", "test-all"),
     "loky": ("loky", "test-all"),
+    "pebble": ("pebble", "test-all"),
     "py-spy": ("py-spy", "test-all"),
     "torch": ("torch", "test-all"),
 }
@@ -40,14 +56,14 @@ def needs(module: str) -> Any:
     return pytest.importorskip(module, reason=lacks(module))
 
 
-def sh(script: str, env: Mapping[str, str | None] | None = None) -> Command:
+def sh(script: str, env: Mapping[str, str | None] | None = None, **how: Any) -> Command:
     """A worker of a few kilobytes that starts in a millisecond."""
-    return Command("/bin/sh", "-c", script, env=env)
+    return Command("/bin/sh", "-c", script, env=env, **how)
 
 
-def py(script: str, env: Mapping[str, str | None] | None = None) -> Command:
+def py(script: str, env: Mapping[str, str | None] | None = None, **how: Any) -> Command:
     """A Python worker, without site (it starts twice as fast)."""
-    return Command(sys.executable, "-S", "-c", script, env=env)
+    return Command(sys.executable, "-S", "-c", script, env=env, **how)
 
 
 async def event_of(group: Group, kind: type[E], rank: int | None = None, attempt: int | None = None) -> E:
@@ -65,10 +81,10 @@ async def gone(pid: int) -> None:
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
     try:
-        await ended
+        await ended.wait()
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
@@ -85,20 +101,49 @@ def alive(pid: int) -> bool:
 def kill_and_see_it_dead(pid: int | None, signum: int) -> None:
     """Signal a process and wait, with the loop standing still, until the kernel has ended it. It is not reaped here."""
     assert pid is not None
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signum)
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
-    os.close(pidfd)
+    with seen_dead([pid]):
+        os.kill(pid, signum)
+
+
+@contextmanager
+def seen_dead(pids: Iterable[int]) -> Iterator[None]:
+    """Wait, with the loop standing still, until the kernel has ended these processes, by what is done inside."""
+    pidfds: list[int] = []
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it is dead, and its guardian has reaped it
+                pidfds.append(os.pidfd_open(pid))
+        yield
+        for pidfd in pidfds:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+
+def struck(pids: Iterable[int], signum: int) -> bool:
+    """Signal them, as somebody else would. Whether one of them was there still."""
+    count = 0
+    for pid in pids:
+        with suppress(ProcessLookupError):  # its guardian has reaped it, and we do not know yet
+            os.kill(pid, signum)
+            count += 1
+    return count > 0
 
 
 async def stopped_itself(pid: int | None) -> None:
     """Wait until a process stands still (SIGSTOP), with all its threads."""
     # only its parent gets an event for that, and we are not its parent
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    while any((one / "stat").read_text().rpartition(")")[2].split()[0] != "T" for one in threads):  # noqa: ASYNC110
+    while not stands_still(pid):  # noqa: ASYNC110
         await asyncio.sleep(0)
+
+
+def stands_still(pid: int | None) -> bool:
+    """Whether all its threads do. The first of them to run after SIGSTOP stops the others."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return all((one / "stat").read_text().rpartition(")")[2].split()[0] == "T" for one in threads)
 
 
 @contextmanager
@@ -118,6 +163,37 @@ def no_descriptors_left() -> Iterator[None]:
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what tells nobody when it has come about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(150):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+def program(
+    script: str, cwd: Path, *args: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()
+) -> str:
+    """What a script with functions in it prints; nothing on stderr."""
+    (cwd / "program.py").write_text(script)
+    ran = subprocess.run(
+        [sys.executable, *options, "program.py", *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env={**os.environ, **(env or {})},
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def travelled(*body: Any, kind: bytes = messages.TASK) -> tuple[Any, ...]:
+    """What arrives of a message, in this process."""
+    packet, fds = messages.encode(kind, body)
+    here, there = datagrams.pair()
+    with here, there:
+        datagrams.send(here, packet, fds)
+        datagrams.close(fds)
+        packet, fds = datagrams.receive(there)
+    try:
+        return messages.decode(packet, fds)
+    finally:
+        datagrams.close(fds)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from aioelastic.stop import Patience
 from aioelastic.streams import Console, Pump
+from aioelastic.system.deadlines import Deadline
 
 
 class Reader:
@@ -174,7 +174,7 @@ async def console_on(
     try:
         yield console, troubles
     finally:
-        await console.leave(Patience(), bound)
+        await console.leave(Deadline(), bound)
 
 
 class Collect:

@@ -53,6 +53,21 @@ def hides_and_hangs(path: str) -> None:
     signal.pause()
 
 
+def leaves_a_copy() -> int:
+    """The process id of a fork, which stays, and has all that this process has."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    return pid
+
+
+def leaves_a_daemon() -> int:
+    """One that only its mark tells to be ours."""
+    null = subprocess.DEVNULL
+    return subprocess.Popen(["sleep", "1000"], start_new_session=True, env={}, stdin=null, stdout=null, stderr=null).pid
+
+
 def only_in(pid: int) -> int:
     if os.getpid() != pid:
         raise RuntimeError("not in this process")
@@ -142,6 +157,12 @@ def draws() -> tuple[float, bytes]:
     return random.random(), os.urandom(8)
 
 
+def leaves_a_thread_that_stays() -> int:
+    """The interpreter does not end before it."""
+    threading.Thread(target=threading.Event().wait).start()
+    return os.getpid()
+
+
 def parent() -> int:
     return os.getppid()
 
@@ -149,7 +170,8 @@ def parent() -> int:
 def inside() -> dict[str, Any]:
     """What the process is like."""
     return {
-        "fds": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],  # without that of listdir
+        # without that of listdir
+        "fds": [int(one) for one in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{one}")],
         "stdin": os.readlink("/proc/self/fd/0"),
         "leader": os.getsid(0) == os.getpid() == os.getpgid(0),
         "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
@@ -228,6 +250,13 @@ def zeros(size: int) -> Any:
     return numpy.zeros(size, dtype=numpy.uint8)
 
 
+def sum_of(values: Any) -> int:
+    import numpy
+
+    array = numpy.frombuffer(values, numpy.uint8) if isinstance(values, bytes) else numpy.asarray(values)
+    return int(array.sum())
+
+
 def total(array: Any) -> int:
     array[0] = aioelastic.rank()  # a copy of its own
     return int(array.sum())
@@ -279,7 +308,7 @@ def grows(size: int) -> None:
 
 def waits_in(path: str) -> str:
     with open(path) as file:
-        file.read()
+        file.readline()  # not its end: a worker that was forked meanwhile has the other end, too
     return path
 
 
@@ -301,12 +330,12 @@ def kills_its_zygote_once() -> str:
 
 
 def talks_nonsense() -> None:
-    from aioelastic.child import _context
+    from aioelastic.child.worker import context
 
-    assert _context.channel is not None
-    _context.channel.send(b"V\x00what is this?")
-    _context.channel.send(b"x" * 100)
-    _context.channel.send(b"\x00")
+    assert context.channel is not None
+    context.channel.send(b"V\x00what is this?")
+    context.channel.send(b"x" * 100)
+    context.channel.send(b"\x00")
     os._exit(0)
 
 
@@ -423,7 +452,7 @@ def printed(path: str) -> None:
         print(file.read(), end="")
 
 
-def many_letters_then(count: int) -> str:
+def many_objects_then(count: int) -> str:
     """Sends so many, which nobody receives, and returns."""
     for number in range(count):
         aioelastic.sharing.send(number)
@@ -455,3 +484,82 @@ def leaves_a_child(code: int) -> None:
 def returns_twice() -> str:
     """In a forked copy, too."""
     return "copy" if os.fork() == 0 else "itself"
+
+
+def stops_to_be_looked_at(closes: bool = False) -> str:
+    if closes:  # as daemons do
+        os.close(0)
+    breakpoint()  # noqa: T100
+    return "went on"
+
+
+def has_a_debugger_of_its_own() -> str:
+    def hook() -> str:
+        return "its own"
+
+    sys.breakpointhook = hook
+    return str(breakpoint())  # type: ignore[func-returns-value]  # noqa: T100
+
+
+def quotient(one: int, other: int) -> float:
+    return one / other
+
+
+async def async_quotient(one: int, other: int) -> float:
+    await asyncio.sleep(0)
+    return one / other
+
+
+def called(fn: Any) -> Any:
+    return fn()
+
+
+def dies_of(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def notes_and_forks(path: str) -> int:
+    """The copy, too, returns."""
+    with open(path, "a") as file:
+        file.write("called\n")
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return pid
+
+
+def enters(path: str) -> str:
+    """A gate; else it is seen that this was called."""
+    if path.endswith("gate"):
+        return waits_in(path)
+    touches(path)
+    return path
+
+
+def uses_a_forked_executor() -> int:
+    with aioelastic.WorkerExecutor(1, start="fork") as executor:
+        return executor.submit(abs, -3).result()
+
+
+class Opened:
+    """Has the writing end of a fifo, in whatever process it is unpickled, as long as it lives."""
+
+    def __init__(self, path: str, fd: int = -1) -> None:
+        self.path, self.fd = path, fd
+
+    def __reduce__(self) -> Any:
+        return _opened, (self.path,)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _opened(path: str) -> Opened:
+    return Opened(path, os.open(path, os.O_WRONLY))
+
+
+def has_and_fails(one: Opened) -> None:
+    raise ValueError(one.path)

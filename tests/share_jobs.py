@@ -98,11 +98,11 @@ def puts_and_dies(q: Any, item: Any) -> None:
 
 def takes_half(q: Any) -> None:
     """Takes an item out of the socket and no further, as one that is killed at that moment."""
-    from aioelastic.child import _socket
+    from aioelastic.child.wire import datagrams
 
     while True:
         try:
-            q._taken = _socket.receive(q._get)
+            q._taken = datagrams.receive(q._get)
             break
         except BlockingIOError:
             pass
@@ -123,6 +123,7 @@ def sends_refused() -> None:
 
 
 def sends_when_asked() -> str:
+    sharing.send("ready")
     sharing.receive()
     sharing.send(sharing.copy(np.full(100_000, 3.0)))
     sharing.send("after")
@@ -188,3 +189,91 @@ async def several_receive(n: int) -> tuple[list[Any], int]:
 
 def lock_and_array() -> Any:
     return threading.Lock(), sharing.copy(np.ones(10))
+
+
+def tells_that_it_waits() -> None:
+    """From now on, when it is about to."""
+    from aioelastic.child.wire import datagrams
+
+    real = datagrams.readable
+
+    def readable(seconds: float, *fds: int) -> bool:
+        sharing.send("waits")
+        return real(seconds, *fds)
+
+    datagrams.readable = readable
+
+
+def receives(timeout: Any) -> Any:
+    tells_that_it_waits()
+    return sharing.receive(timeout)
+
+
+def receives_nothing() -> list[str]:
+    told = []
+    for timeout in (0, 0.001, -1):
+        try:
+            sharing.receive(timeout)
+        except TimeoutError as exc:
+            told.append(type(exc).__name__)
+        except aioelastic.SpecError as exc:
+            told.append(f"SpecError: {exc}".partition(";")[0])
+    return told
+
+
+def stopped_within(timeout: Any) -> bool:
+    stop = aioelastic.stopping()
+    try:
+        stop.wait(-1)
+    except aioelastic.SpecError as exc:
+        sharing.send([stop.wait(0), str(exc).partition(" ")[0]])
+    tells_that_it_waits()
+    return stop.wait(timeout)
+
+
+async def many_receive(count: int) -> list[Any]:
+    """What so many tasks get that wait at once; how many descriptors they need is sent."""
+    before = len(os.listdir("/proc/self/fd"))
+    tasks = [asyncio.create_task(sharing.receive_async()) for _ in range(count)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    sharing.send(len(os.listdir("/proc/self/fd")) - before)
+    return await asyncio.gather(*tasks)
+
+
+def crowd(kinds: bytes) -> None:
+    """In this process the system refuses the first sends of such messages with descriptors."""
+    from aioelastic.child.wire import datagrams
+
+    real, left = datagrams.send, [3]
+
+    def send(sock: Any, packet: bytes, fds: Any = (), flags: int = 0) -> None:
+        if fds and packet[:1] in kinds and left[0]:
+            left[0] -= 1
+            raise datagrams.Crowded
+        real(sock, packet, fds, flags)
+
+    datagrams.send = send
+
+
+def sends_crowded() -> Any:
+    crowd(b"O")
+    sharing.send(sharing.empty(100_000, "u1"))
+    crowd(b"V")
+    return sharing.empty(100_000, "u1")
+
+
+def crowded_once() -> Any:
+    crowd(b"D")
+    return sharing.empty(100_000, "u1")
+
+
+def users_of(q: Any) -> list[int]:
+    return sorted(q._users)
+
+
+def adds_if_it_may(x: Any) -> str:
+    if x.read_only:
+        return "read-only"
+    np.asarray(x)[:] += 1
+    return "added"

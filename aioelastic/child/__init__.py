@@ -1,6 +1,7 @@
-"""What runs inside a worker: synchronous, standard library only, and never imports asyncio (50 ms of start-up)."""
+"""What runs inside a started process: synchronous, and without asyncio (50 ms of start-up) until a user's
+function needs it; the standard library, and cloudpickle where it is installed.
 
-from ._context import attempt, local_rank, rank, ready, stopping, world_size
-from ._record import record
-
-__all__ = ["attempt", "local_rank", "rank", "ready", "record", "stopping", "world_size"]
+`kernel`: what is had of the kernel. `wire`: messages. `worker`: a function, from its first instruction to its last.
+`zygote`: the warm process that forks workers. `guardian`: the process that starts and outlives them. In: messages of a
+supervisor. Out: processes, values, errors. Never here: what a failure means to a group. This door imports nothing.
+"""

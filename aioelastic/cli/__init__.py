@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from ._main import main
+import gc
 
-__all__ = ["main"]
+_collects = gc.isenabled()
+gc.disable()  # for start-up time: what is imported stays
+from ._main import main, program  # noqa: E402
+
+if _collects:
+    gc.enable()
+
+__all__ = ["main", "program"]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TextIO, TypeVar
 
+from ..system.descriptors import shut
+
 T = TypeVar("T")
 
 PIECE = 8192  # bytes: what keeps messages apart takes so much
@@ -40,7 +42,7 @@ def put(stream: TextIO | None, text: str) -> OSError | None:
         if fd >= 0:  # what is buffered must go somewhere, or Python exits with 120
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, fd)
-            os.close(null)
+            shut(null)
         return exc
     return None
 

@@ -11,33 +11,52 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from ..errors import SpecError
 from ..events import Event, SinkTrouble
-from ..group import Group
-from ..outcome import GroupResult, Result
-from ..shown import printable, shown
-from ..spec import GroupSpec
-from ..watch import Signals, caught_signals
-from ._module import FIELD
+from ..launch import dismiss_guardian
+from ..model.errors import SpecError
+from ..model.group_spec import GroupSpec
+from ..model.results import GroupResult, Result
+from ..model.text import printable, shown
+from ..processes.proc_files import caught_signals
+from ..supervisor.group import Group
+from ..watch import Signals
+from ._exit_status import Facts, of_run
+from ._module_entry import FIELD
 from ._print import put
-from ._stacks import short_form
-from ._status import Facts, of_run
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)  # a terminal sends them to all; a shell that waits leaves them to others
 GONE = {os.strerror(one) for one in (errno.EPIPE, errno.ECONNRESET)}
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
-async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, require_clean: bool) -> int:
+def run(spec: GroupSpec, timeout: float | None, fixed_signal: bool, require_clean: bool, on_uvloop: bool) -> int:
     """Run the group to its end, print the summary on stderr, return the exit status.
 
     Args:
         fixed_signal: workers are stopped by the spec's own signal; else by the one that we got.
         require_clean: what they left behind is a failure.
+        on_uvloop: where it is installed.
 
     Raises:
         SpecError: the module of `-m` has no such function.
     """
+    with asyncio.Runner(loop_factory=_loop_factory(on_uvloop)) as runner:
+        return runner.run(_run_group(spec, timeout, fixed_signal, require_clean))
+
+
+def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if wanted:
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop
+        except ImportError:
+            pass  # no wheel for this platform: the stock loop does the same, a little slower
+    return None
+
+
+async def _run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, require_clean: bool) -> int:
     troubles: dict[str, SinkTrouble] = {}
 
     loop = asyncio.get_running_loop()
@@ -57,7 +76,9 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
         stopped_by.append(signum)
         if len(stopped_by) > 1:
             group.hurry()
-        policy = spec.stop if fixed_signal else replace(spec.stop, signal=signum)
+        policy = spec.stop
+        if not fixed_signal:
+            policy = replace(policy, signal=signum, scope="group" if signum in FROM_KEYS else policy.scope)
         group.begin_stop("stopped", policy)
 
     def suspend() -> None:
@@ -80,6 +101,7 @@ async def run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool, 
         async with group:
             await group.finish(timeout)
         result = await group.wait()
+    dismiss_guardian()
     error = result.first_failure.exception if result.first_failure else None
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
@@ -107,11 +129,25 @@ def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean:
     for one in troubles:
         count = f" ({lost[one.sink]} bytes lost)" if lost[one.sink] else ""
         lines.append(f"trouble with {one.sink}: {one.problem}{count}")
+    alone = all(one.first for one in result.failures)
     for failure in reversed(result.failures):
-        lines += ["", ("root cause: " if failure.first and len(result.failures) > 1 else "") + failure.describe()]
+        lines += ["", ("root cause: " if failure.first and not alone else "") + failure.describe()]
+    if result.reason == "done" and any(one.stopped for one in result):  # --on-success stop
+        lines += [
+            f"the others were stopped: {one.worker or f'rank {one.rank}'} had ended" for one in _ended_well(result)[:1]
+        ]
     if result.reason == "timeout":
         lines.append(f"stopped: not done within {result.timeout:g} s")
-    return lines + short_form(result)
+    if any(one.stacks is not None for one in result):
+        from ._stacks import short_form  # for start-up time: most runs have none
+
+        lines += short_form(result)
+    return lines
+
+
+def _ended_well(result: GroupResult) -> list[Result]:
+    """Those, the first to end first."""
+    return sorted((one for one in result if one.ok), key=lambda one: one.exit.ended_ns if one.exit is not None else 0)
 
 
 def _table(result: GroupResult) -> list[str]:
@@ -120,6 +156,9 @@ def _table(result: GroupResult) -> list[str]:
     if any(one.attempt or one.earlier for one in result):
         attempts = ["attempts", *(str(one.attempt + 1) for one in result)]
         rows = [(*row[:2], count, *row[2:]) for row, count in zip(rows, attempts, strict=True)]
+    if any(one.worker for one in result):
+        names = ["name", *(one.worker or "-" for one in result)]
+        rows = [(row[0], name, *row[1:]) for row, name in zip(rows, names, strict=True)]
     if any(one.value is not None for one in result):
         values = ["value", *(shown(one.value) for one in result)]
         rows = [(*row, value) for row, value in zip(rows, values, strict=True)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..outcome import GroupResult
+from ..model.results import GroupResult
 
 LINES = 20  # shown of one text
 TEXTS = 5  # different texts shown
-_OWN = re.compile(r"0x[0-9a-f]+|\b(?:Process|Thread) \d+\b")  # what differs though the stacks are the same
+_OWN = r"0x[0-9a-f]+|\b(?:Process|Thread) \d+\b"  # what differs though the stacks are the same
 
 
 def short_form(result: GroupResult) -> list[str]:
@@ -17,7 +17,7 @@ def short_form(result: GroupResult) -> list[str]:
     alike: dict[str, list[int]] = {}
     for one in result:
         if one.stacks is not None:
-            alike.setdefault(_OWN.sub("", one.stacks), []).append(one.rank)
+            alike.setdefault(re.sub(_OWN, "", one.stacks), []).append(one.rank)
     texts = sorted(alike.values(), key=lambda ranks: (len(ranks), ranks))  # the odd one out is the news
     lines = []
     for ranks in texts[:TEXTS]:

@@ -2,7 +2,9 @@
 
 In: names of devices, arrays, streams. Out: `SharedArray` on a GPU (by `aioelastic.sharing`), events, answers in words.
 It needs the extra `gpu` (cuda-python), which is imported with the first use. What it must never do: call the driver in
-the caller's thread, or import torch, cupy, numba or asyncio by itself.
+the caller's thread (but for that thread's own default stream, which nobody else can speak of), disturb the capture of a
+graph, give memory to somebody else before it is known that nobody uses it, or import torch, cupy, numba or asyncio by
+itself.
 """
 
 from ..memory import ShareStats
@@ -12,7 +14,7 @@ from ._driver import device, end
 from ._errors import CudaError, DeviceUnavailable, ForkedCudaError, Reason, ReshareError
 from ._event import GpuEvent
 from ._message import reducers
-from ._nvml import Gpu, GpuProcess, devices
+from ._nvml import Gpu, GpuProcess, devices, inventory, meant, why_unproven
 from ._probe import Ability, Probe, probe
 
 __all__ = [
@@ -34,9 +36,12 @@ __all__ = [
     "copy",
     "empty",
     "end",
+    "inventory",
     "is_on_gpu",
+    "meant",
     "reducers",
     "set_limit",
+    "why_unproven",
 ]
 
 
@@ -49,8 +54,4 @@ def stats(name: str = "cuda") -> ShareStats:
     Raises:
         DeviceUnavailable: it is not here.
     """
-    from ..memory import gate
-
-    arena = arena_of(device(name))
-    with gate:
-        return arena.stats()
+    return arena_of(device(name)).stats()

@@ -6,6 +6,11 @@ from enum import Enum
 
 from ..memory import NotShareable, SharingError
 
+# of CUresult, cuda.h: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+CAPTURED, CAPTURED_IMPLICITLY = _CAPTURES = 900, 906
+# those after which "any further CUDA work will return the same error", or "the context cannot be used anymore"
+_FOR_GOOD = {226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911}
+
 
 class Reason(Enum):
     """Why a GPU, or something of it, cannot be used here."""
@@ -18,6 +23,7 @@ class Reason(Enum):
     NO_VMM = "this GPU or its driver has no virtual memory management (cuMemCreate)"
     NO_POSIX_FD = "memory of this GPU cannot be exported as file descriptors here"
     REFUSED = "the driver refused"
+    NO_ROOM = "there is no room for it now: the GPU's memory, or a limit of this process, is used up"
 
 
 class DeviceUnavailable(SharingError):
@@ -61,6 +67,7 @@ class CudaError(SharingError):
         call: its name.
         status: its number; `cuda.h`, CUresult.
         name: that of the number.
+        words: what the driver says of it.
     """
 
     def __init__(self, call: str, status: int, name: str, words: str) -> None:
@@ -70,5 +77,11 @@ class CudaError(SharingError):
         self.name = name
         self.words = words
 
+    @property
+    def for_good(self) -> bool:
+        """Whether the context of this process is broken, where nothing runs any more and all calls will fail."""
+        return self.status in _FOR_GOOD
+
     def __str__(self) -> str:
-        return f"{self.call}: {self.name} ({self.status}), {self.words}"
+        remedy = "; do it when the capture of the graph has ended" if self.status in _CAPTURES else ""
+        return f"{self.call}: {self.name} ({self.status}), {self.words}{remedy}"

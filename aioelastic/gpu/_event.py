@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import memory
-from ..errors import SpecError
-from ..shown import shown
+from ..model.errors import SpecError
+from ..model.text import shown
 from . import _driver
 from ._block import arena_of
-from ._driver import NOT_READY, bindings, call, raw, torch_stream
+from ._completion import after
+from ._driver_calls import LEGACY, PER_THREAD, bindings, call, check_capture, check_fork, has_come, here, raw
+from ._streams import torch_stream
 from ._ticket import EVENT, Ticket, What, admit, issue, lend
-from ._wait import after, waited_for
+
+T = TypeVar("T")
 
 _BETWEEN_PROCESSES = 2 | 4  # CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS
 _HANDLE = 64
@@ -24,20 +27,20 @@ _HANDLE = 64
 class _Raw:
     """The driver's event: destroyed when nobody here has it, and nobody elsewhere holds its ticket."""
 
-    def __init__(self, uuid: str, handle: Any, ticket: Ticket | None) -> None:
+    def __init__(self, uuid: str, ticket: Ticket | None, *opened: Any) -> None:
         self.uuid = uuid
         self.ticket = ticket  # that it came by
-        self._handle = [handle]
-        weakref.finalize(self, _destroy, uuid, self._handle, ticket).atexit = False
+        self._opened = [*opened]  # its device, and its handle
+        weakref.finalize(self, _destroy, self._opened, ticket).atexit = False
 
     def handle(self) -> Any:
         """In the thread of its device."""
-        if self._handle[0] is None:
+        if not self._opened:
             assert self.ticket is not None
             other = bindings().CUipcEventHandle()
             ctypes.memmove(other.getPtr(), self.ticket.what.handle, _HANDLE)
-            self._handle[0] = call("cuIpcOpenEventHandle", other)
-        return self._handle[0]
+            self._opened += [_driver.device(self.uuid), call("cuIpcOpenEventHandle", other)]
+        return self._opened[1]
 
 
 class GpuEvent:
@@ -63,7 +66,7 @@ class GpuEvent:
 
     def __init__(self, device: Any = "cuda") -> None:
         where = _driver.device(device)
-        self._raw = _Raw(where.uuid, where.run(lambda: call("cuEventCreate", _BETWEEN_PROCESSES)), None)
+        self._raw = _Raw(where.uuid, None, where, where.run(lambda: call("cuEventCreate", _BETWEEN_PROCESSES)))
 
     @property
     def uuid(self) -> str:
@@ -78,23 +81,20 @@ class GpuEvent:
                 in this thread when not given, or the default one.
         """
         number = self._stream(stream)
-        self._run(lambda: call("cuEventRecord", self._raw.handle(), number))
+        self._put(number, lambda: call("cuEventRecord", self._raw.handle(), number))
 
     def wait(self, stream: Any = None) -> None:
-        """What the stream is given from now on is done after the event, as it was recorded last."""
+        """What the stream is given from now on is done after the event, as it was recorded last.
+
+        Args:
+            stream: as for `record`.
+        """
         number = self._stream(stream)
-        self._run(lambda: call("cuStreamWaitEvent", number, self._raw.handle(), 0))
+        self._put(number, lambda: call("cuStreamWaitEvent", number, self._raw.handle(), 0))
 
     def query(self) -> bool:
         """Whether it has come; also true when it was never recorded."""
-
-        def ask() -> bool:
-            status, *_ = raw("cuEventQuery", self._raw.handle())
-            if status not in (0, NOT_READY):
-                call("cuEventQuery", self._raw.handle())  # raises
-            return bool(status == 0)
-
-        return self._run(ask)  # type: ignore[no-any-return]
+        return self._run(lambda: has_come(self._raw.handle()))
 
     def synchronize(self) -> None:
         """Wait for it, in this thread. In an event loop, `await` it."""
@@ -106,31 +106,34 @@ class GpuEvent:
         return asyncio.wrap_future(self._come()).__await__()
 
     def _come(self) -> Future[None]:
-        done = waited_for()
         self._check()
         device = _driver.device(self.uuid)
+        return device.begin(lambda done: after(device, [self._raw.handle()], done))
 
-        def begin() -> None:
-            try:
-                after(device, [self._raw.handle()], done)
-            except BaseException as exc:
-                done.set_exception(exc)
+    def _put(self, stream: int, work: Callable[[], Any]) -> None:
+        """Into a stream; that of a thread means another one in the thread of the device, and the default one breaks the
+        captures of those that heed it."""
+        if stream <= LEGACY:
+            self._run(lambda: check_capture(stream))
+        if stream == PER_THREAD:
+            self._run(self._raw.handle)
+            with here(_driver.device(self.uuid).ordinal):
+                work()
+        else:
+            self._run(work)
 
-        device.post(begin)
-        return done
-
-    def _run(self, work: Any) -> Any:
+    def _run(self, work: Callable[[], T]) -> T:
         self._check()
         return _driver.device(self.uuid).run(work)
 
     def _check(self) -> None:
-        _driver.check_fork()
+        check_fork()
         if self._raw.ticket is not None:
             self._raw.ticket.check()
 
     def _stream(self, stream: Any) -> int:
         if stream is None:
-            return torch_stream(_driver.device(self.uuid).ordinal) or 0
+            return torch_stream(_driver.device(self.uuid).ordinal)
         if hasattr(stream, "__cuda_stream__"):
             return int(stream.__cuda_stream__()[1])
         for name in ("cuda_stream", "ptr", "handle"):
@@ -154,17 +157,15 @@ def _reduce(one: GpuEvent, message: memory.Outgoing) -> Any:
     if mine.ticket is None and message.last:
         raise memory.NotShareable("an event ends with its process, which ends now; make it where it is needed longest")
     if mine.ticket is not None:
-        with memory.gate:
-            return (_rebuild, (message.slot(mine.ticket),))
+        return (_rebuild, (message.slot(mine.ticket),))
     device = _driver.device(mine.uuid)
     arena_of(device)  # by which `sharing.trim` finds what was lent
 
     def make() -> Ticket:
         told = device.run(lambda: call("cuIpcGetEventHandle", mine.handle()))
         handle = ctypes.string_at(told.getPtr(), _HANDLE)
-        with memory.gate:
-            ticket: Ticket = issue(Ticket, What(EVENT, mine.uuid, 0, handle=handle), [], mine)
-            return ticket
+        ticket: Ticket = issue(Ticket, What(EVENT, mine.uuid, 0, handle=handle), [], mine)
+        return ticket
 
     return (_rebuild, (lend((EVENT, id(mine)), make, message.slot),))
 
@@ -172,30 +173,22 @@ def _reduce(one: GpuEvent, message: memory.Outgoing) -> Any:
 def _rebuild(slot: int) -> GpuEvent:
     message = memory.incoming()
     one = GpuEvent.__new__(GpuEvent)
-    with memory.gate:
-        ticket: Ticket = admit(Ticket, message, slot)
-        if ticket.owned:
-            one._raw = ticket.hold
-            return one
-        ticket.loans += 1
-    one._raw = _Raw(ticket.where, None, ticket)
+    ticket: Ticket = admit(Ticket, message, slot)
+    if ticket.owned:
+        one._raw = ticket.hold
+        return one
+    one._raw = _Raw(ticket.where, ticket)
     return one
 
 
-def _destroy(uuid: str, box: list[Any], ticket: Ticket | None) -> None:
-    """A finalizer: it never waits."""
-    handle = box[0]
+def _destroy(opened: list[Any], ticket: Ticket | None) -> None:
+    """A finalizer: it never waits, and in a forked copy the driver's event is not its own."""
 
-    def work() -> None:
-        if handle is not None:
-            raw("cuEventDestroy", handle)
-        if ticket is not None:
-            memory.gate.soon(ticket._returned)
+    def work(ticket: Ticket | None = ticket) -> None:  # whose lease ends with this
+        raw("cuEventDestroy", opened[1])
 
-    if handle is not None:
-        _driver.device(uuid).post(work)
-    elif ticket is not None:
-        memory.gate.soon(ticket._returned)
+    if opened:
+        opened[0].soon(work)
 
 
 memory.carry(GpuEvent, _reduce)

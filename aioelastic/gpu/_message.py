@@ -6,30 +6,35 @@ where it is, too; its owner is held until the last lease on it has ended.
 
 from __future__ import annotations
 
-import sys
+import select
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..memory import NotShareable, Outgoing, gate, incoming, tables
-from ..memory._dtypes import DTYPES
-from ..memory._message import Reducer, bounds
-from ..memory._segment import find
+from ..memory import NotShareable
+from ..memory.address_index import find
+from ..memory.array_messages import Outgoing, tables
+from ..memory.dtypes import DTYPES, loaded
+from ..memory.reducers import Reducer
 from . import _driver
-from ._array import DeviceArray, device_of, foreign
-from ._block import Block, Loan, arena_of
+from ._array import DeviceArray, device_of, extent, foreign, is_read_only, streams_of
+from ._block import Block, arena_of, take
+from ._completion import ready, streams
 from ._driver import Device
-from ._legacy import VMM, export, range_of
-from ._ticket import Ticket, What, admit, issue, lend
-from ._wait import ready, streams
+from ._foreign_memory import VMM, export, range_of
+from ._ticket import Ticket, What, issue, lend
 
 
 def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
     """Add to the table how they are reduced in this message."""
 
-    def after(device: Device) -> None:
+    def after(device: Device, more: dict[int, Any]) -> None:
+        """It is sent when the device has done what it was asked for so far, on these streams, too."""
+        new = {stream: keep for stream, keep in more.items() if f"{device.uuid} {stream}" not in message.asked}
         if device.uuid not in message.asked:
-            message.asked.add(device.uuid)
-            message.after(ready(device, streams(device)))
+            message.after(ready(device, streams(device, new)))
+        elif new:
+            message.after(ready(device, new))
+        message.asked.update((device.uuid, *(f"{device.uuid} {stream}" for stream in new)))
 
     def ours(one: DeviceArray) -> Any:
         if not one.size:
@@ -37,25 +42,24 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
         block = one._loan.block
         block.check()
         if block.address:  # else nothing was done with it here
-            after(_driver.device(one.uuid))
-        with gate:
-            slot = message.slot(block)
+            after(_driver.device(one.uuid), streams_of(one))
+        slot = message.slot(block)
         return (rebuild, (slot, one._loan.offset + one._offset, one.shape, one.strides, one.dtype))
 
     def placed(low: int, high: int, owner: Any) -> tuple[int, int, str]:
         """The slot of what lies there, where in it, and its device."""
         message.slow = True
-        with gate:
-            found = find(low, high - low)
-            if isinstance(found, Block):
-                found.check()
-                slot = message.slot(found)
-                offset, uuid = low - found.address, found.where
-        if not isinstance(found, Block):
-            device = device_of(low)
+        more: dict[int, Any] = {}
+        found = find(low, high - low)
+        if isinstance(found, Block):
+            found.check()
+            slot = message.slot(found)
+            offset, uuid, more = low - found.address, found.where, found.streams
+        else:
+            device = device_of(low, high, owner)
             slot, start = _lent(message, device, low, high, owner)
             offset, uuid = low - start, device.uuid
-        after(_driver.device(uuid))
+        after(_driver.device(uuid), more)
         return slot, offset, uuid
 
     def other(make: Callable[..., Any]) -> Reducer:
@@ -63,11 +67,12 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
 
         def reduce(one: Any) -> Any:
             place = foreign(one)
-            low, high = 0, 0
-            if place.address and 0 not in place.shape:
-                low, high = bounds(place.address, place.shape, place.strides, place.dtype.itemsize)
+            low, high = extent(place)
             if low == high:
-                return (make, (rebuild_empty, (place.shape, place.strides, place.dtype.name, "")))
+                told = (place.shape, place.strides, place.dtype.name, device_of(0, 0, one).uuid)
+                return (make, (rebuild_empty, told))
+            if is_read_only(one):
+                raise NotShareable("a read-only array of a GPU: whoever has it could write to it; send sharing.copy(x)")
             slot, offset, _ = placed(low, high, one)
             return (
                 make,
@@ -77,13 +82,14 @@ def reducers(message: Outgoing, table: dict[type, Reducer]) -> None:
         return reduce
 
     table[DeviceArray] = ours
-    if "cupy" in sys.modules:
-        table[sys.modules["cupy"].ndarray] = other(as_cupy)
-    numba = sys.modules.get("numba.cuda.cudadrv.devicearray")
+    cupy = loaded("cupy", "ndarray")
+    if cupy is not None:
+        table[cupy.ndarray] = other(as_cupy)
+    numba = loaded("numba.cuda.cudadrv.devicearray", "DeviceNDArray")
     if numba is not None:
         table[numba.DeviceNDArray] = other(as_numba)
-    if "torch.cuda" in sys.modules:
-        from ._torch import reducers as of_torch
+    if loaded("torch", "Tensor", "torch.utils") is not None:
+        from ._torch import reducers as of_torch  # torch may not be here
 
         table.update(of_torch(table, placed))
 
@@ -97,20 +103,12 @@ def _lent(message: Outgoing, device: Device, low: int, high: int, owner: Any) ->
 
     def make() -> Ticket:
         told, fds = device.run(lambda: export(kind, start, size))
-        with gate:
-            block: Block = issue(Block, What(kind, device.uuid, size, **told), fds, owner)
-            block.address = start
-            return block
+        handles = list(map(select.epoll.fromfd, fds))
+        block: Block = issue(Block, What(kind, device.uuid, size, **told), handles, owner)
+        block.address = start
+        return block
 
     return lend((device.uuid, start, size), make, message.slot), start
-
-
-def take(slot: int, offset: int = 0) -> Loan:
-    """A part of the block that came under that number. Raises `ShareLost`."""
-    message = incoming()
-    with gate:
-        block: Block = admit(Block, message, slot)
-        return block.loan(offset, 0)
 
 
 def rebuild(slot: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> DeviceArray:

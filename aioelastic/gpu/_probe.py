@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 
+from ..memory import ShareLimit
+from ..model.frozen import dataclass
+from ..system.descriptors import shut
 from . import _driver, _vmm
-from ._driver import IPC_EVENTS, POOLS, POSIX_FD, VMM, Seen, attribute, bindings, call
+from ._driver import Seen
+from ._driver_calls import aside, attribute, bindings, call, raw
 from ._errors import CudaError, DeviceUnavailable, ForkedCudaError, Reason
+
+POOLS, IPC_EVENTS = 115, 125  # of CUdevice_attribute: MEMORY_POOLS, IPC_EVENT
 
 # without which nothing of ours works
 _NEEDED = (
@@ -21,6 +26,8 @@ _NEEDED = (
     "cuMemRelease",
     "cuMemRetainAllocationHandle",
     "cuLaunchHostFunc",
+    "cuStreamIsCapturing",
+    "cuThreadExchangeStreamCaptureMode",
 )
 _VERSION = 13000  # of the functions, as the bindings ask for them
 
@@ -38,6 +45,7 @@ class Ability:
         events: whether there are events between processes.
         mig: it is an instance of a divided GPU.
         tried: it was not only asked about, but done.
+        detail: more of the reason.
     """
 
     device: str
@@ -48,6 +56,7 @@ class Ability:
     events: bool
     mig: bool
     tried: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Probe:
         for one in self.devices:
             head = f"{one.device} is {one.uuid} ({one.name})"
             if one.reason is not None:
-                lines.append(f"{head}: its memory cannot be shared: {one.reason.value}")
+                lines.append(f"{head}: its memory cannot be shared: {DeviceUnavailable(one.reason, one.detail)}")
                 continue
             how = "tried" if one.tried else "it says so; probe(tries=True) tries it"
             lines.append(f"{head}: sharing.empty, sharing.copy, and tensors of other libraries ({how})")
@@ -98,44 +107,46 @@ def probe(tries: bool = False) -> Probe:
 
     Args:
         tries: not only ask the driver, but make memory, export it, import and map it on each GPU. That makes a context,
-            which takes some hundred MiB of the GPU and a good part of a second.
+            which takes some hundred MiB of the GPU and a good part of a second. Where there is no room for it, that is
+            the answer (`Reason.NO_ROOM`).
 
     Example::
 
         print(gpu.probe())
     """
     try:
-        _driver.check_fork()
         seen = _driver.visible()
-    except DeviceUnavailable as exc:
-        return Probe(exc.reason, exc.detail, _version())
-    except (ForkedCudaError, CudaError) as exc:
-        return Probe(Reason.REFUSED, str(exc))
-    missing = _driver.aside(lambda: [name for name in _NEEDED if not _has(name)])
-    if missing:
-        return Probe(Reason.TOO_OLD, f"it has no {', '.join(missing)}", _version())
-    return Probe(None, "", _version(), tuple(_ability(one, tries) for one in seen))
+        missing = aside(lambda: [name for name in _NEEDED if not _has(name)])
+        if missing:
+            return Probe(Reason.TOO_OLD, f"it has no {', '.join(missing)}", _version())
+        return Probe(None, "", _version(), tuple(_ability(one, tries) for one in seen))
+    except (DeviceUnavailable, ForkedCudaError, CudaError, ShareLimit) as exc:
+        return Probe(*_reason(exc), _version())
 
 
 def _ability(seen: Seen, tries: bool) -> Ability:
-    def ask() -> tuple[Reason | None, bool, bool]:
-        reason = None
-        if not attribute(VMM, seen.ordinal):
-            reason = Reason.NO_VMM
-        elif not attribute(POSIX_FD, seen.ordinal):
-            reason = Reason.NO_POSIX_FD
-        return reason, bool(attribute(POOLS, seen.ordinal)), bool(attribute(IPC_EVENTS, seen.ordinal))
+    found = Ability(f"cuda:{seen.ordinal}", seen.uuid, seen.name, None, False, False, seen.uuid[:3] == "MIG", False)
 
-    reason, pools, events = _driver.aside(ask)
-    tried = False
-    if tries and reason is None:
-        try:
-            device = _driver.device(seen.uuid)
-            device.run(lambda: _try(seen.ordinal))
-            tried = True
-        except CudaError:
-            reason = Reason.REFUSED
-    return Ability(f"cuda:{seen.ordinal}", seen.uuid, seen.name, reason, pools, events, seen.uuid[:3] == "MIG", tried)
+    def ask() -> None:
+        nonlocal found
+        pools, events = (bool(attribute(what, seen.ordinal)) for what in (POOLS, IPC_EVENTS))
+        found = replace(found, pools=pools, events=events)
+        _vmm.check(seen.ordinal)
+
+    try:
+        aside(ask)
+        if tries:
+            _driver.device(seen.uuid).run(lambda: _try(seen.ordinal))
+        return replace(found, tried=tries)
+    except (DeviceUnavailable, CudaError, ShareLimit) as exc:
+        reason, detail = _reason(exc)
+        return replace(found, reason=reason, detail=detail.removeprefix(found.device))
+
+
+def _reason(exc: Exception) -> tuple[Reason, str]:
+    if isinstance(exc, DeviceUnavailable):
+        return exc.reason, exc.detail
+    return Reason.NO_ROOM if isinstance(exc, ShareLimit) else Reason.REFUSED, str(exc)
 
 
 def _try(ordinal: int) -> None:
@@ -145,13 +156,13 @@ def _try(ordinal: int) -> None:
         other = _vmm.attach(ordinal, [fd], [size])
         _vmm.unmap(other, [size])
     finally:
-        os.close(fd)
+        shut(fd)
         _vmm.unmap(address, [size])
 
 
 def _has(name: str) -> bool:
     try:
-        status, address, *_ = _driver.raw("cuGetProcAddress", name.encode(), _VERSION, 0)
+        status, address, *_ = raw("cuGetProcAddress", name.encode(), _VERSION, 0)
     except DeviceUnavailable:
         return False
     return status == 0 and bool(int(address or 0))
@@ -159,8 +170,8 @@ def _has(name: str) -> bool:
 
 def _version() -> str:
     try:
-        number = int(_driver.aside(lambda: call("cuDriverGetVersion")))
-    except (DeviceUnavailable, ForkedCudaError, CudaError):
+        number = int(aside(lambda: call("cuDriverGetVersion")))
+    except (DeviceUnavailable, ForkedCudaError, CudaError, ShareLimit):
         return ""
     return f"{number // 1000}.{number % 1000 // 10}"
 

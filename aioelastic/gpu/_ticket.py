@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import fcntl
 import marshal
+import mmap
 import os
+import select
 import struct
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from ..memory import Incoming, Segment, ShareLost, after_exit, after_fork, gate
-from ..memory._segment import PAGE, _known, _libc, held, known, made_by, named, new_name
-from ..shm import check_fixed
-from ._legacy import LEGACY, POOL
+from ..memory import Segment, ShareLost, Use, after_exit, after_fork, made_by, named
+from ..memory.file_mapping import mapped
+from ..memory.incoming import Incoming
+from ..memory.lease_locks import held
+from ..memory.shared_segments import PAGE, known, new_name
+from ..system.descriptors import owned
+from ..system.shared_memory_names import check_fixed
+from ._foreign_memory import LEGACY, POOL
 
 T = TypeVar("T")
 EVENT = "event"
@@ -50,28 +54,36 @@ class Ticket(Segment):
 
     Attributes:
         what: is written on it.
-        handles: descriptors that stand for the memory, ours to close.
+        handles: descriptors that stand for the memory.
         hold: of another library: the object that owns the memory here, as long as anybody has a lease.
     """
 
-    __slots__ = ("_page", "handles", "hold", "what", "where")
+    __slots__ = ("handles", "hold", "what", "where")
 
-    def __init__(self, fd: int, name: str, what: What, owned: bool, handles: list[int], hold: Any = None) -> None:
-        super().__init__(fd, what.size, name, owned)
+    def __init__(
+        self, file: select.epoll, name: str, what: What, owned: bool, handles: list[select.epoll], hold: Any = None
+    ) -> None:
+        super().__init__(file, what.size, name, owned)
         self.what = what
         self.where: str = what.uuid
         self.handles = handles
         self.hold = hold
-        self._page = 0
 
     def beside(self) -> list[int]:
-        return self.handles
+        return [one.fileno() for one in self.handles]
 
     def map(self) -> int:
         return self.address
 
+    def unused(self) -> None:
+        """What is lent for another library is looked at by `sweep`."""
+
     def came_back(self) -> None:
-        """It has come in a message, and was here already. Behind the gate."""
+        """It has come in a message, and was here already."""
+
+    def disown(self) -> None:
+        super().disown()
+        self.hold = None
 
     def owner_lives(self) -> bool:
         """Whether the process that made it still has it."""
@@ -88,66 +100,28 @@ class Ticket(Segment):
                 "what comes of sharing.empty() or sharing.copy() outlives its process"
             )
 
-    def close(self) -> None:
-        """It is not in use here any more. Behind the gate."""
-        if self.fd >= 0:
-            self._forget()
-            self._close()
-
-    def inherit(self, fd: int) -> None:
-        self._unmap_page()
-        os.close(self.fd)
-        self.fd = fd
-        self.owned, self.hold = False, None
-
-    def disinherit(self) -> None:
-        if self.fd >= 0:
-            self._forget()
-            self._close()
-
-    def map_page(self) -> None:
-        """Show in /proc/PID/maps that it is used here."""
-        page = _libc.mmap(None, PAGE, 1, 2, self.fd, 0)  # PROT_READ, MAP_PRIVATE
-        self._page = 0 if page in (None, 2**64 - 1) else page
-
-    def _unmap_page(self) -> None:
-        if self._page:
-            _libc.munmap(self._page, PAGE)
-            self._page = 0
-
-    def _forget(self) -> None:
-        if _known.get(self.key) is self:
-            del _known[self.key]
-
-    def _close(self) -> None:
-        self._unmap_page()
-        for fd in (*self.handles, self.fd):
-            os.close(fd)
-        self.handles, self.fd, self.hold = [], -1, None
+    def page(self) -> mmap.mmap:
+        """A page of it that is mapped: /proc/PID/maps shows by it that it is used here."""
+        return mapped(self.fd, PAGE, mmap.MAP_PRIVATE)[0]
 
 
-def issue(kind: type[Ticket], what: What, handles: list[int], hold: Any = None) -> Any:
-    """A new ticket of this process, of that kind. Behind the gate. Raises `OSError`."""
+def issue(kind: type[Ticket], what: What, handles: list[select.epoll], hold: Any = None) -> Any:
+    """A new ticket of this process, of that kind. Raises `OSError`."""
     name = f"{new_name()}-gpu-{what.size}"
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.pwrite(fd, marshal.dumps(tuple(what)), 0)
-        os.ftruncate(fd, PAGE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0))
-        return kind(fd, name, what, True, handles, hold)
-    except BaseException:
-        os.close(fd)
-        raise
+    file = owned(os.memfd_create, name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = file.fileno()
+    os.pwrite(fd, marshal.dumps(tuple(what)), 0)
+    os.ftruncate(fd, PAGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0))
+    return kind(file, name, what, True, handles, hold)
 
 
 def admit(kind: type[Ticket], message: Incoming, slot: int) -> Any:
-    """The one that came in a message. Behind the gate. Raises `ShareLost`."""
+    """The one that came in a message. Raises `ShareLost`."""
     fd = message.fd(slot)
     found = known(fd)
     if found is not None:
-        if isinstance(found, Ticket):
-            found.came_back()
         return found
     name = named(os.readlink(f"/proc/self/fd/{fd}"))
     if made_by(name) is None or "-gpu-" not in name:
@@ -159,53 +133,34 @@ def admit(kind: type[Ticket], message: Incoming, slot: int) -> Any:
     what = What(*marshal.loads(os.pread(fd, PAGE, 0)))
     beside = len(what.sizes) or int(what.kind == POOL)
     mine = held(fd)
-    handles: list[int] = []
-    try:
-        for number in range(slot + 1, slot + 1 + beside):
-            handles.append(fcntl.fcntl(message.fd(number), fcntl.F_DUPFD_CLOEXEC, 3))
-        one = kind(mine, name, what, False, handles)
-    except BaseException:
-        for other in (*handles, mine):
-            os.close(other)
-        raise
-    return one
+    numbers = range(slot + 1, slot + 1 + beside)
+    handles = [owned(fcntl.fcntl, message.fd(number), fcntl.F_DUPFD_CLOEXEC, 3) for number in numbers]
+    return kind(mine, name, what, False, handles)
 
 
 _lent: dict[tuple[Any, ...], Ticket] = {}  # of other libraries: by what it is
-_lending = threading.Lock()
 
 
 def lend(key: tuple[Any, ...], make: Callable[[], Ticket], use: Callable[[Ticket], T]) -> T:
-    """Use, behind the gate, the ticket of what another library owns: the one that is out already, or a new one."""
+    """Use the ticket of what another library owns: the one that is out already, or a new one."""
     sweep()
-    with _lending:
-        with gate:
-            found = _lent.get(key)
-            if found is not None:
-                return use(found)
-        made = make()
-        with gate:
-            _lent[key] = made
-            return use(made)
+    found = _lent.get(key)
+    if found is None:
+        found = _lent.setdefault(key, make())
+    using = Use(found)  # `sweep` leaves it alone
+    value = use(found)
+    _lent[key] = found  # if it was just looked at
+    del using
+    return value
 
 
 def sweep() -> None:
     """What was lent, and is held by nobody any more, is its library's again."""
-    ended: deque[Any] = deque()
-    with gate:
-        for key, one in list(_lent.items()):
-            if not one.loans and one.is_free():
-                del _lent[key]
-                ended.append(one.hold)
-                one.close()
-    ended.clear()  # not behind the gate: what it does is its library's business
-
-
-def _in_child() -> None:
-    global _lending
-    _lending = threading.Lock()
-    _lent.clear()
+    for key, one in list(_lent.items()):
+        begun = one.begun
+        if _lent.pop(key, None) is one and (one.in_use or not one.is_free() or one.in_use or one.begun != begun):
+            _lent.setdefault(key, one)
 
 
 after_exit.append(sweep)
-after_fork.append(_in_child)
+after_fork.append(_lent.clear)

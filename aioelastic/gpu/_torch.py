@@ -9,11 +9,12 @@ import torch
 import torch.utils.dlpack
 
 from ..memory import NotShareable
-from ..memory._dtypes import DTYPES
-from ..memory._message import Reducer, bounds
+from ..memory.dtypes import DTYPES
+from ..memory.foreign_arrays import bounds
+from ..memory.reducers import Reducer
 from . import _driver
 from ._array import DeviceArray
-from ._message import take
+from ._block import take
 
 Placed = Callable[[int, int, Any], tuple[int, int, str]]
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from ._driver import POSIX_FD, VMM, attribute, bindings, call
+from ..system.descriptors import shut
+from ._driver_calls import attribute, bindings, call
 from ._errors import DeviceUnavailable, Reason
+
+VMM, POSIX_FD = 102, 103  # of CUdevice_attribute: VIRTUAL_MEMORY_MANAGEMENT, HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 
 @functools.cache
@@ -47,7 +49,7 @@ def create(ordinal: int, size: int) -> tuple[int, int]:
         try:
             return _map(ordinal, [handle], [size]), fd
         except BaseException:
-            os.close(fd)
+            shut(fd)
             raise
     finally:
         call("cuMemRelease", handle)  # the mapping and the descriptor keep it

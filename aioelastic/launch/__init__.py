@@ -1,65 +1,93 @@
-"""One process at a time: `plan()` decides, a `Launcher` starts, a `LiveProcess` is the only live handle.
+"""One process at a time: a `Launcher` starts what a plan says, a `LiveProcess` is the only live handle.
 
-In: a `GroupSpec`. Out: processes with a pid, a pidfd and pipe ends. Never here: what a failure means to a group.
+In: a `WorkerPlan`. Out: a process with a pid and pipe ends, and a function worker's channel. Never
+here: what a failure means to a group.
+
+Ways of starting, and for whom each is there. `_guardian`: commands and fresh interpreters, which end with this program
+however that ends. `_zygote`: functions, in milliseconds. `_fork`: functions that need this process's memory.
+`_executor`: functions in an executor of the caller's. `_direct`: where no guardian can run, and for py-spy.
+
+Names are loaded when first used: the command line begins a guardian before it imports what the rest needs.
 """
 
 from __future__ import annotations
 
-from ._answer import Answer
-from ._call import Call, Calls, importable_main
-from ._contract import Launcher, LiveProcess, RawExit, begin, withdraw
-from ._direct import DirectLauncher, DirectProcess, reap_abandoned
-from ._executor import ExecutorLauncher, check_open
-from ._fork import ForkLauncher
-from ._guardian import GuardianLauncher, removed_at_the_end
-from ._host_state import HostState
-from ._launchers import By, Launchers, check_launcher, needs_guardian
-from ._places import check_places
-from ._plan import ERROR_FILES, TAG, Identity, LaunchPlan, WorkerPlan, merged, new_run_id, plan
-from ._port import Port
-from ._preflight import absolute, check_limits, preflight
-from ._standard import check_input, keep_standard, let_standard_go
-from ._zygote import ZygoteLauncher, end_helpers
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._call_outcome import CallOutcome
+    from ._contract import Launcher, LiveProcess, RawExit, begin, withdraw
+    from ._direct import DirectLauncher, DirectProcess, reap_abandoned
+    from ._fork import ForkLauncher
+    from ._function_channel import Ended, FunctionChannel
+    from ._guardian import begin_guardian, dismiss_guardian, removed_at_the_end
+    from ._guardian_launcher import GuardianLauncher
+    from ._host_state import HostState
+    from ._launchers import By, Launchers, check_launcher, needs_guardian
+    from ._lent_executor import ExecutorLauncher, check_open
+    from ._passed_descriptors import PassedDescriptors
+    from ._received_values import decoded, failure_in, remote_error
+    from ._standard_streams import check_input, keep_standard, let_standard_go
+    from ._zygote import ZygoteLauncher, end_helpers, end_idle_helpers
+
+_NAMES = {
+    "_call_outcome": ["CallOutcome"],
+    "_contract": ["Launcher", "LiveProcess", "RawExit", "begin", "withdraw"],
+    "_direct": ["DirectLauncher", "DirectProcess", "reap_abandoned"],
+    "_fork": ["ForkLauncher"],
+    "_function_channel": ["Ended", "FunctionChannel"],
+    "_guardian": ["begin_guardian", "dismiss_guardian", "removed_at_the_end"],
+    "_guardian_launcher": ["GuardianLauncher"],
+    "_host_state": ["HostState"],
+    "_launchers": ["By", "Launchers", "check_launcher", "needs_guardian"],
+    "_lent_executor": ["ExecutorLauncher", "check_open"],
+    "_passed_descriptors": ["PassedDescriptors"],
+    "_received_values": ["decoded", "failure_in", "remote_error"],
+    "_standard_streams": ["check_input", "keep_standard", "let_standard_go"],
+    "_zygote": ["ZygoteLauncher", "end_helpers", "end_idle_helpers"],
+}
 
 __all__ = [
-    "ERROR_FILES",
-    "TAG",
-    "Answer",
     "By",
-    "Call",
-    "Calls",
+    "CallOutcome",
     "DirectLauncher",
     "DirectProcess",
+    "Ended",
     "ExecutorLauncher",
     "ForkLauncher",
+    "FunctionChannel",
     "GuardianLauncher",
     "HostState",
-    "Identity",
-    "LaunchPlan",
     "Launcher",
     "Launchers",
     "LiveProcess",
-    "Port",
+    "PassedDescriptors",
     "RawExit",
-    "WorkerPlan",
     "ZygoteLauncher",
-    "absolute",
     "begin",
+    "begin_guardian",
     "check_input",
     "check_launcher",
-    "check_limits",
     "check_open",
-    "check_places",
+    "decoded",
+    "dismiss_guardian",
     "end_helpers",
-    "importable_main",
+    "end_idle_helpers",
+    "failure_in",
     "keep_standard",
     "let_standard_go",
-    "merged",
     "needs_guardian",
-    "new_run_id",
-    "plan",
-    "preflight",
     "reap_abandoned",
+    "remote_error",
     "removed_at_the_end",
     "withdraw",
 ]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _NAMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

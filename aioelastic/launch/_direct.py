@@ -9,25 +9,31 @@ import resource
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from .. import forked
-from ..child import _mark
-from ..child._children import status_of_dead
-from ..thread import HelperThread
+from ..child.guardian import process_start
+from ..child.kernel import process_marks
+from ..child.kernel.child_processes import is_still_copy, status_of_dead
+from ..child.wire import datagrams
+from ..planning import Who, WorkerPlan
+from ..system import forked_copies
+from ..system.descriptors import shut
+from ..system.helper_thread import HelperThread
+from ..system.interpreter import interpreter
+from ..system.waiting import nothing
 from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
-from ._call import interpreter
 from ._contract import RawExit
-from ._ends import Ends, disowned
-from ._plan import WorkerPlan
+from ._pipe_ends import Ends, disowned
 from ._spawn import Spawner, defaults
-from ._standard import standard
+from ._standard_streams import standard
 
 SOON = 0.1  # seconds in which a killed process ends, but where a debugger or the kernel holds it
+_LOOK = 0.1  # seconds between two looks at one whose start is not told
 # SIGKILLed children that did not die in time, still ours to reap one day
 _abandoned: set[int] = set()
-forked.in_copies(_abandoned.clear)
+forked_copies.in_copies(_abandoned.clear)
 
 # linux/pidfd.h: since 6.15 a pidfd tells the exit status even after somebody else has reaped the process
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -84,11 +90,13 @@ class DirectLauncher:
 
     def _start(self, worker: WorkerPlan, loop: asyncio.AbstractEventLoop) -> DirectProcess:
         ends = Ends(worker)
-        forked.register(ends)
+        forked_copies.register(ends)
         try:
             started_at, started_ns = time.time(), time.monotonic_ns()
             pid = self._spawn(worker, ends)
-            _mark.give(pid, worker.mark)  # almost at once: what it has started by now is known by its variables
+            if worker.who is None:  # else it has it already
+                # almost at once: what it has started by now is known by its variables
+                process_marks.give(pid, worker.mark)
             try:
                 pidfd = pidfd_or_none(pid) if self._pidfds else None
             except ProcessLookupError:
@@ -103,22 +111,29 @@ class DirectLauncher:
         finally:
             ends.close_theirs()
         watch = self._threads_on(loop) if pidfd is None else self._poller_on(loop)
-        forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, watch))
-        ends.stdout = ends.stderr = ends.channel = None
+        forked_copies.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, watch))
+        ends.forget()
         return process
 
     def _spawn(self, worker: WorkerPlan, ends: Ends) -> int:
         argv: Sequence[str] = worker.argv
         program = worker.program
-        stdin = standard(0) if worker.stdin == "inherit" else None
+        stdin = standard(0) if worker.stdin == "inherit" else ends.their_stdin
         if worker.function is not None:
-            argv = interpreter("aioelastic.child._work:fresh")
+            argv = interpreter("aioelastic.child.worker.function_run:fresh")
             program, stdin = argv[0], ends.their_channel
         assert program is not None
         stdout, stderr = ends.their_stdout, ends.their_stderr
+        stdio: tuple[int | bytes | None, ...] = (stdin, stdout, stderr)
+        if worker.tty is not None and stdin is not None:
+            stdio = (os.fsencode(os.ttyname(stdin)), 0, 0)
+        passed = list(zip(ends.passed, worker.numbers, strict=True))
+        if worker.who is not None or (passed and self._spawner is None):
+            return self._fork(worker, ends, stdio, passed)
         if self._spawner is not None:
-            stdio = (stdin, stdout, stderr)
-            return self._spawner.spawn(program, argv, worker.overlay, worker.cwd, stdio, worker.stop_signal)
+            stop = worker.stop_signal
+            return self._spawner.spawn(program, argv, worker.overlay, worker.cwd, stdio, stop, passed=passed)
+        ends.forked_by = threading.get_ident()
         popen = subprocess.Popen(
             argv,
             executable=program,
@@ -128,11 +143,34 @@ class DirectLauncher:
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.DEVNULL if stderr is None else stderr,
             start_new_session=True,
-            preexec_fn=defaults(worker.stop_signal),
+            preexec_fn=defaults(worker.stop_signal, terminal=worker.tty is not None),  # noqa: PLW1509  # C calls that take no lock
         )
         # we reap it ourselves: a Popen that believes in a live child would reap it behind our back
         popen.returncode = 0
         return popen.pid
+
+    def _fork(
+        self, worker: WorkerPlan, ends: Ends, stdio: Sequence[int | bytes | None], passed: list[tuple[int, int]]
+    ) -> int:
+        """By a copy of this process, which sets what posix_spawn(3) cannot, and goes straight on to execve(2)."""
+        environ = process_start.variables(process_start.packed(worker.environ(self._environ)), {})
+        start = process_start.Start(
+            os.fsencode(worker.program or ""),
+            [os.fsencode(one) for one in worker.argv],
+            environ,
+            os.fsencode(worker.cwd or "."),
+            tuple(os.fsencode(os.devnull) if one is None else one for one in stdio),
+            None,
+        )
+        start.passed, start.who, start.mark, start.stop = passed, worker.who, worker.mark, worker.stop_signal
+        ends.forked_by = threading.get_ident()
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        pid, pipe = process_start.fork(start, files)
+        code, what = _told(pipe, pid)
+        if code:
+            reap_soon(pid)
+            raise OSError(code, os.strerror(code), what)
+        return pid
 
     def _poller_on(self, loop: asyncio.AbstractEventLoop) -> Poller:
         self._poller = self._poller or Poller(loop)
@@ -162,6 +200,7 @@ class DirectProcess:
         "started_at",
         "started_ns",
         "stderr",
+        "stdin",
         "stdout",
     )
 
@@ -175,6 +214,7 @@ class DirectProcess:
         watch: Watch,
     ) -> None:
         self.pid = pid
+        self.stdin = ends.stdin
         self.stdout = ends.stdout
         self.stderr = ends.stderr
         self.channel = ends.channel
@@ -192,10 +232,10 @@ class DirectProcess:
         self._watch.add_exit(self._child, self._ended)
 
     def disown(self) -> list[int]:
-        """See `forked`."""
+        """See `forked_copies`."""
         if self._reaped:
             return []
-        self._reaped, self._on_exit = True, _nothing
+        self._reaped, self._on_exit = True, nothing
         pidfd, self._pidfd = self._pidfd, None
         return [*([] if pidfd is None else [pidfd]), *disowned(self, self._watched)]
 
@@ -216,7 +256,7 @@ class DirectProcess:
             return False
         try:
             os.killpg(self.pid, signum)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # they changed their user
             return False
         return True
 
@@ -233,6 +273,7 @@ class DirectProcess:
     def abandon(self) -> None:
         if not self._reaped:
             _abandoned.add(self.pid)
+            self._on_exit = nothing
             self._let_go()
 
     def _has_ended(self) -> bool:
@@ -262,7 +303,7 @@ class DirectProcess:
         except ChildProcessError:
             status = None if self._pidfd is None else status_of_reaped(self._pidfd)
         self._on_exit(RawExit(status, ended_ns, ended_at))
-        self._on_exit = _nothing  # who has us shall not be held by us
+        self._on_exit = nothing  # who has us shall not be held by us
 
     def reap(self) -> resource.struct_rusage | None:
         rusage = None
@@ -281,8 +322,28 @@ class DirectProcess:
         self._reaped = True
         self._watch.remove(self._child)
         if self._pidfd is not None:
-            os.close(self._pidfd)
+            shut(self._pidfd)
             self._pidfd = None
+
+
+def tried(who: Who) -> tuple[int, str]:
+    """Whether a process can be of that user, tried in one that ends at once: errno and field, or (0, "")."""
+    pid, pipe = process_start.trial(None, None, who)
+    told = _told(pipe, pid)
+    reap_soon(pid)
+    return told
+
+
+def _told(pipe: int, pid: int) -> tuple[int, str]:
+    """See `process_start.outcome`, to the end. Another thread may have forked at that moment: then its copy has the
+    other end, too, for as long as it lives, and all is well once the process has come to its execve(2)."""
+    try:
+        copied = True
+        while (told := process_start.outcome(pipe)) is None and copied:
+            copied = datagrams.readable(_LOOK, pipe) or is_still_copy(pid)
+        return told or (0, "")
+    finally:
+        shut(pipe)
 
 
 def status_of_reaped(pidfd: int) -> int | None:
@@ -339,7 +400,3 @@ def reap_abandoned() -> None:
             done = pid
         if done:
             _abandoned.discard(pid)
-
-
-def _nothing(raw: RawExit) -> None:
-    pass

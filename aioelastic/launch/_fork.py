@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
 
-from .. import forked
-from ..child import _work
-from ..child._fork import fork
+from ..child.kernel.forking import fork
+from ..child.wire import datagrams
+from ..child.worker import function_run
+from ..planning import WorkerPlan
+from ..system import forked_copies
 from ..watch import Poller, pidfd_or_none
 from ._direct import DirectProcess, reap_soon
-from ._ends import Ends
-from ._plan import WorkerPlan
+from ._pipe_ends import Ends
 
 
 class ForkLauncher:
@@ -46,8 +46,7 @@ class ForkLauncher:
     def _start(self, worker: WorkerPlan) -> DirectProcess:
         ends = Ends(worker)
         try:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()  # or both would write it
+            function_run.flush()  # or both would write it
             environ = worker.environ(self._environ)
             started_at, started_ns = time.time(), time.monotonic_ns()
             with warnings.catch_warnings():
@@ -66,15 +65,16 @@ class ForkLauncher:
             raise
         finally:
             ends.close_theirs()
-        forked.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
+        forked_copies.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
         return process
 
 
 def _become(worker: WorkerPlan, ends: Ends, environ: dict[str, str], _: str) -> None:
-    """In the new process."""
-    function, channel = worker.function, ends.their_channel
+    """In the new process, where what is ours is gone already (`forked_copies`), but for what this start needs."""
+    function, channel, stdout, stderr = worker.function, ends.their_channel, ends.their_stdout, ends.their_stderr
     assert function is not None
     assert channel is not None
+    datagrams.close([fd for fd in ends.disown() if fd not in (channel, stdout, stderr)])
     call = (function.fn, function.args, dict(function.kwargs), function.show_locals)
-    streams = ends.their_stdout, ends.their_stderr
-    _work.copied(channel, *streams, environ, worker.cwd, None, worker.place, worker.mark, call)
+    overlay = {**{key: None for key in os.environ if key not in environ}, **environ}
+    function_run.copied(channel, stdout, stderr, overlay, worker.cwd, place=worker.place, mark=worker.mark, call=call)

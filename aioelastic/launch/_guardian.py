@@ -1,39 +1,38 @@
-"""Our side of the guardian, which starts commands, and fresh interpreters for functions. See `child/_guardian.py`.
+"""The guardian, as a process of ours: one for the whole program, started at the first need. See
+`child/guardian/main_loop.py`.
 
-One process for the whole program, started at the first need; a connection of its own for each group.
+Imports no asyncio: the command line starts it before that, so that both come up at the same time.
 """
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import contextlib
 import errno
-import functools
 import os
-import select
+import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import forked
-from ..child import _order, _socket
-from ..child._children import children
-from ..child._read import slurp
-from ..placement import Orders
-from ..report import temporary
-from ..spec import Std
-from ..watch import Poller
-from . import _host_state
-from ._call import interpreter
-from ._ends import Ends, above_two
+from ..child.guardian import process_start
+from ..child.wire import datagrams, requests
+from ..model.errors import SpecError
+from ..system import forked_copies
+from ..system.descriptors import shut
+from ..system.interpreter import home, python
+from ..system.temporary_directories import temporary
+from . import _former_guardians, _host_state
 from ._host_state import HostState
-from ._interpreter import python
-from ._plan import WorkerPlan
-from ._served import Lost, ServedProcess, Server
+from ._outbox import Outbox
 from ._spawn import start_helper
-from ._standard import standard
+from ._standard_streams import above_two, standard
+
+if TYPE_CHECKING:
+    from ..model.placement import Orders
+    from ..planning import Who
+    from ._helper_process import Lost
 
 LAST = 5.0  # seconds for what it holds to die
 SOON = 0.05  # seconds for one that holds nothing
@@ -46,6 +45,7 @@ class Guardian:
         state: what the program had when it was born.
         session: that of the guardian and its keeper.
         users: connections, and zygotes, that are its. Guarded by the lock of this module.
+        was_ended: by `end_guardian`, whoever used it.
 
     Raises:
         OSError: it cannot run here.
@@ -54,43 +54,44 @@ class Guardian:
     def __init__(self, state: HostState) -> None:
         if state.no_guardian:
             raise OSError(errno.EINVAL, state.no_guardian)
-        _find_former()
+        _former_guardians.find({one.session for one in (*_guardians, *_leaving)})
         self.state = state
         self.users = 0
+        self.was_ended = False
         self._helpers = 0
-        self.session = 0
-        self._control, end = _socket.pair()
+        self.session: int = 0
+        control, end = datagrams.pair()
+        self._outbox = Outbox(control)
         theirs = -1
         try:
             theirs = above_two(end.detach())
             program = os.pidfd_open(os.getpid())
             try:
-                self._send(_order.PROGRAM, (temporary(), os.getpid()), [program])
+                self._send(requests.PROGRAM, (temporary(), os.getpid()), [program])
             finally:
-                os.close(program)
+                shut(program)
             self.session = start_helper(_argv(), os.environ, theirs)
             self._pidfd = os.pidfd_open(self.session)
         except BaseException:
-            self._control.close()
+            self._outbox.close()
             if self.session:
-                _former.add(self.session)  # it leaves, and is to be reaped
+                _former_guardians.pids.add(self.session)  # it leaves, and is to be reaped
             raise
         finally:
-            if theirs >= 0:
-                os.close(theirs)
-        forked.register(self)
+            shut(theirs)
+        forked_copies.register(self)
 
     def connect(self, environ: Mapping[str, str], lost: Lost = None) -> socket.socket:
         """A connection for the workers of a group, which begin with `environ` in the directory in which we are, and
         which end with this process as `lost` says."""
-        ours, theirs = _socket.pair()
+        ours, theirs = datagrams.pair()
         try:
-            self._send(_order.CONNECT, (), [theirs.fileno()])
-            packet, fds = _order.encode(_order.GROUP, (_bytes(environ), os.fsencode(here()), lost))
+            self._send(requests.CONNECT, (), [theirs.fileno()])
+            packet, fds = requests.encode(requests.GROUP, (process_start.packed(environ), os.fsencode(here()), lost))
             try:
-                _socket.send(ours, packet, fds)
+                datagrams.send(ours, packet, fds)
             finally:
-                _socket.close(fds)
+                datagrams.close(fds)
         except BaseException:
             ours.close()
             raise
@@ -103,13 +104,13 @@ class Guardian:
         """As `_spawn.start_helper`, by the guardian. Returns its number; should it not start, its stdin closes."""
         self._helpers += 1
         number = self._helpers
-        body = (number, [os.fsencode(one) for one in argv], _bytes(environ), self.other(state))
+        body = (number, [os.fsencode(one) for one in argv], process_start.packed(environ), self.other(state))
         own = standard(2)
         stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if own is None else os.dup(own)
         try:
-            self._send(_order.HELPER, body, [stdin, stderr])
+            self._send(requests.HELPER, body, [stdin, stderr])
         finally:
-            os.close(stderr)
+            shut(stderr)
         return number
 
     def other(self, state: HostState) -> tuple[Any, ...] | None:
@@ -119,11 +120,11 @@ class Guardian:
     def end_helper(self, number: int) -> None:
         """Kill it."""
         with contextlib.suppress(OSError):
-            self._send(_order.END, (number,), [])
+            self._send(requests.END, (number,), [])
 
     def remove(self, path: str) -> None:
         """Remove that directory, a control group or another, should this program be gone before it has done that."""
-        self._send(_order.REMOVE, (path,), [])
+        self._send(requests.REMOVE, (path,), [])
 
     def left(self, seconds: float) -> list[int]:
         """The pids of what was left to it: roots of whatever workers that have ended have left running.
@@ -131,34 +132,35 @@ class Guardian:
         Raises:
             OSError: it does not answer.
         """
-        (pids,) = self._ask(_order.LEFT, (), seconds)
+        (pids,) = self._ask(requests.LEFT, (), seconds)
         return list(pids)
 
-    def refuses(self, place: tuple[Orders, str], state: HostState, seconds: float) -> tuple[int, str]:
-        """Try in a process that ends at once whether a worker could have that place: errno and field, or (0, "").
+    def refuses(
+        self, place: tuple[Orders, str] | None, state: HostState, seconds: float, who: Who | None = None
+    ) -> tuple[int, str]:
+        """Try in a process that ends at once whether a worker could have that place, and be of that user: errno and
+        field, or (0, "").
 
         Raises:
             OSError: it does not answer.
         """
-        code, field = self._ask(_order.TRY, (place, self.other(state)), seconds)
+        code, field = self._ask(requests.TRY, (place, self.other(state), who), seconds)
         return code, field
 
     def _ask(self, kind: bytes, body: tuple[Any, ...], seconds: float) -> tuple[Any, ...]:
-        ours, theirs = _socket.pair()
+        ours, theirs = datagrams.pair()
         try:
             with theirs:
-                self._send(_order.CONNECT, (), [theirs.fileno()])
-            _socket.send(ours, *_order.encode(kind, body))
-            answered = select.poll()
-            answered.register(ours, select.POLLIN)
-            if not answered.poll(seconds * 1000):
-                raise TimeoutError("the guardian does not answer")
-            packet, fds = _socket.receive(ours)
+                self._send(requests.CONNECT, (), [theirs.fileno()])
+            datagrams.send(ours, *requests.encode(kind, body))
+            if not datagrams.readable(seconds, ours.fileno()):
+                raise TimeoutError(f"the guardian does not answer within {seconds:g} s")
+            packet, fds = datagrams.receive(ours)
             if not packet:
                 raise ConnectionResetError
-            told, _ = _order.decode(packet, fds)
-            _socket.close(fds)
-            if packet[:1] == _order.REFUSED:
+            told, _ = requests.decode(packet, fds)
+            datagrams.close(fds)
+            if packet[:1] == requests.REFUSED:
                 raise OSError(told[1], os.strerror(told[1]))
             return told
         except ConnectionError:
@@ -168,134 +170,43 @@ class Guardian:
 
     def has_left(self, seconds: float = 0.0) -> bool:
         """Whether it is gone, or is within so many seconds."""
-        return _socket.has_ended(self._control, seconds)
+        return datagrams.has_ended(self._outbox.sock, seconds)
 
     def leave(self, ends: bool) -> None:
         """It is to go, and whatever it still holds ends before; not waited for. `ends`: this program ends, too."""
         with contextlib.suppress(OSError):
-            self._send(_order.LEAVE, (ends,), [])
-        self._control.close()
+            self._send(requests.LEAVE, (ends,), [])
+        self._outbox.close()
+        if not self._has_ended(0):  # so the number is its own
+            with contextlib.suppress(OSError):
+                os.killpg(self.session, signal.SIGCONT)  # whoever has stopped it: it could not leave
 
     def wait(self, seconds: float) -> bool:
         """After `leave`: wait until it has gone. Whether it has: then nothing of it is left."""
-        ended = select.poll()
-        ended.register(self._pidfd, select.POLLIN)
-        if not ended.poll(seconds * 1000) and seconds < LAST:
+        if not self._has_ended(seconds) and seconds < LAST:
             return False
-        os.close(self._pidfd)
+        self._outbox.give_up()
+        shut(self._pidfd)
         self._pidfd = -1
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.session, os.WNOHANG)
         return True
 
     def disown(self) -> list[int]:
-        """See `forked`."""
-        fds, self._pidfd = [self._control.detach(), self._pidfd], -1
+        """See `forked_copies`."""
+        fds, self._pidfd = [self._pidfd], -1
         return [fd for fd in fds if fd >= 0]
 
+    def _has_ended(self, seconds: float) -> bool:
+        return datagrams.readable(seconds, self._pidfd)
+
     def _send(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
-        # blocks while it is full, which is while the guardian starts; datagrams of several threads do not mix
-        packet, large = _order.encode(kind, body)
+        # waits for nothing, also while the guardian starts, or is stopped
+        packet, large = requests.encode(kind, body)
         try:
-            _socket.send(self._control, packet, [*large, *fds])
+            self._outbox.send(packet, [*large, *fds])
         finally:
-            _socket.close(large)
-
-
-class GuardianLauncher(Server):
-    """Starts commands, and fresh interpreters, by the guardian of this process: the group's connection to it.
-
-    Its workers are no children of ours: no other part of the program can reap them, the size of our memory and our
-    threads do not matter to their start, and whatever they leave behind comes back to the guardian. If this process
-    dies, however, they die.
-    """
-
-    name = "guardian"
-    what = "guardian"
-
-    def __init__(
-        self,
-        environ: Mapping[str, str],
-        poller: Poller | None = None,
-        lost: Lost = None,
-        state: HostState | None = None,
-    ) -> None:
-        """Connect to it.
-
-        Args:
-            lost: how workers end when this process dies: None at once, or a signal and the seconds to obey it.
-            state: what workers begin with; None: as by the guardian that was needed last.
-
-        Raises:
-            OSError: no guardian can run here.
-        """
-        self.server = guardian(state)
-        try:
-            super().__init__(self.server.connect(environ, lost))
-        except BaseException:
-            let_go(self.server)
-            raise
-        self.session = self.server.session
-        self._poller = poller
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether it has started nothing."""
-        return self._count == 0
-
-    def serves(self, state: HostState) -> bool:
-        """Whether a worker that begins with that can be started by it."""
-        return not self.gone and state.within(self.server.state)
-
-    def start(self, worker: WorkerPlan, state: HostState | None = None) -> asyncio.Future[ServedProcess]:
-        """See `Launcher.start`.
-
-        Args:
-            state: what it begins with, if that was read already.
-        """
-        if self.loop is None and not self.gone:
-            self.attach(asyncio.get_running_loop())
-        self._poller = self._poller or Poller(asyncio.get_running_loop())
-        argv, program = worker.argv, worker.program
-        if worker.function is not None:
-            argv = tuple(interpreter("aioelastic.child._work:fresh"))
-            program = argv[0]
-        assert program is not None
-        inherited = standard(0) if worker.stdin == "inherit" and worker.function is None else None
-        has_stdin = worker.function is not None or inherited is not None
-        body = (
-            os.fsencode(program),
-            [os.fsencode(one) for one in argv],
-            _bytes(worker.overlay),
-            None if worker.cwd is None else os.fsencode(worker.cwd),
-            worker.mark,
-            has_stdin | (Std.OUT in worker.pipes) << 1 | (Std.ERR in worker.pipes) << 2,
-            worker.place,
-            self.server.other(state or _host_state.now()),
-            worker.stop_signal,
-        )
-
-        def given(ends: Ends) -> list[int]:
-            stdin = ends.their_channel if worker.function is not None else inherited
-            return [fd for fd in (stdin, ends.their_stdout, ends.their_stderr) if fd is not None]
-
-        return self.ask(_order.EXEC, worker, body, given, self._poller)
-
-    def died(self, why: Exception | None = None) -> None:
-        self.server.has_left(SOON)  # its other sockets close with this one: who asks next finds it gone
-        super().died(why)
-
-    def end(self) -> None:
-        if not self.gone:
-            let_go(self.server)
-        super().end()
-
-
-def _bytes(environ: Mapping[str, str | None]) -> dict[bytes, bytes | None]:
-    return {_encoded(key): None if value is None else _encoded(value) for key, value in environ.items()}
-
-
-_encoded = functools.lru_cache(4096)(os.fsencode)  # most of it is the same for all workers
+            datagrams.close(large)
 
 
 def here() -> str:
@@ -309,7 +220,6 @@ def here() -> str:
 _lock = threading.Lock()
 _guardians: list[Guardian] = []  # the one that was needed last is the last
 _leaving: list[Guardian] = []
-_former: set[int] = set()  # pids
 
 
 def has_one() -> bool:
@@ -341,6 +251,13 @@ def guardian(state: HostState | None) -> Guardian:
         return one
 
 
+def begin_guardian() -> None:
+    """Start one, if there is none, for the group that comes next: it comes up meanwhile. What keeps it from that, the
+    group finds out."""
+    with contextlib.suppress(OSError, SpecError):
+        let_go(guardian(None))
+
+
 def hold(one: Guardian) -> None:
     """One more who needs it; to be given back by `let_go`."""
     with _lock:
@@ -355,28 +272,12 @@ def let_go(one: Guardian) -> None:
 
 
 def _dismiss_unused() -> None:
-    for one in _guardians[:-1]:
-        if one.users == 0:
-            _dismiss(one)
-    _leaving[:] = [one for one in _leaving if not one.wait(SOON)]
-    if _former:
-        _former.difference_update([pid for pid in _former if _is_reaped(pid)])
-
-
-def _find_former() -> None:
-    """Guardians of the program that this one has replaced by execve(2): they end, and are still its children, of which
-    it knows nothing."""
-    mine = {one.session for one in (*_guardians, *_leaving)}
-    for pid in children(os.getpid()):
-        if pid not in mine and slurp(f"/proc/{pid}/comm", 64) == b"aio-keeper\n" and not _is_reaped(pid):
-            _former.add(pid)
-
-
-def _is_reaped(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+    unused = [one for one in _guardians[:-1] if one.users == 0]
+    for one in unused:
+        _dismiss(one)
+    # only once for each: one that hangs delays nobody again and again
+    _leaving[:] = [one for one in _leaving if not one.wait(SOON if one in unused else 0)]
+    _former_guardians.reap()
 
 
 def _dismiss(one: Guardian, ends: bool = False) -> None:
@@ -416,35 +317,45 @@ def removed_at_the_end(path: str) -> None:
             one.remove(path)
 
 
-def end_guardian() -> None:
-    """End it, and with it whatever it still holds."""
+def dismiss_guardian() -> None:
+    """The program is about to end: what nobody needs any more leaves meanwhile, and `end_guardian` waits for it."""
     with _lock:
-        for one in list(_guardians):
+        for one in [one for one in _guardians if not one.users]:
             _dismiss(one, ends=True)
+
+
+@atexit.register
+def end_guardian(unused: bool = False) -> None:
+    """End it, and with it whatever it still holds.
+
+    Args:
+        unused: only if nobody needs it: this program goes on.
+    """
+    with _lock:
+        for one in [one for one in _guardians if not (unused and one.users)]:
+            one.was_ended = True
+            _dismiss(one, ends=not unused)
         leaving, _leaving[:] = list(_leaving), []
     for one in leaving:
         one.wait(LAST)
     _host_state.close_idle()
 
 
-@forked.in_copies
+@forked_copies.in_copies
 def _renew() -> None:
     """Those of the original are not ours; and whoever had the lock there is not here."""
     global _lock
     _lock = threading.Lock()
     _guardians.clear()
     _leaving.clear()
-    _former.clear()
 
 
 def _argv() -> list[str]:
-    """Isolated, and without running the package's own `__init__` files: half the time to start."""
-    home = Path(__file__).parent.parent
+    """Isolated, and without running the package's own `__init__` file: half the time to start."""
     code = (
         "import sys\n"
-        f"for name, path in (('aioelastic', {str(home)!r}), ('aioelastic.child', {str(home / 'child')!r})):\n"
-        "    module = sys.modules[name] = type(sys)(name)\n"
-        "    module.__path__ = [path]\n"
-        "from aioelastic.child._guardian import main\nmain()\n"
+        "module = sys.modules['aioelastic'] = type(sys)('aioelastic')\n"
+        f"module.__path__ = [{os.path.join(home(), 'aioelastic')!r}]\n"
+        "from aioelastic.child.guardian.main_loop import main\nmain()\n"
     )
     return [python(), "-I", "-S", "-c", code]

@@ -10,15 +10,16 @@ Some of it belongs to a thread (capabilities(7), nice, CPUs, namespaces): it is 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .. import forked
-from ..child import _place
+from ..child.kernel import libc, process_setup
+from ..system import forked_copies
+from ..system.descriptors import shut
 
 _PR_GET_SECUREBITS = 27  # linux/prctl.h
 _AT_FDCWD, _STATX_INO = -100, 0x100  # fcntl.h, linux/stat.h
@@ -28,7 +29,7 @@ _NAMESPACES = (b"pid_for_children", b"ipc", b"mnt", b"net", b"time_for_children"
 _ENOUGH = 8192  # bytes of one of these files, but where a user has hundreds of groups
 _RESET_ON_FORK = 0x4000_0000  # SCHED_RESET_ON_FORK, sched(7)
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # which it ignores for itself
-_LIMITS = tuple(range(resource.RLIMIT_RTTIME))  # the last one holds the mark (child/_mark.py)
+_LIMITS = tuple(range(resource.RLIMIT_RTTIME))  # the last one holds the mark (child/kernel/process_marks.py)
 
 
 class HostState(NamedTuple):
@@ -36,7 +37,7 @@ class HostState(NamedTuple):
 
     Attributes:
         fixed: ids, groups, capabilities, no_new_privs, seccomp(2) filters, control group, namespaces, root directory.
-        given: what `child/_place.become` takes.
+        given: what `process_setup.become` takes.
     """
 
     fixed: tuple[Any, ...]
@@ -79,9 +80,9 @@ class Reader:
     def __init__(self) -> None:
         self.users = 0
         self._fds: list[int] = []
-        self._buffer = ctypes.create_string_buffer(256)
+        self._buffer = libc.buffer(256)
         self._open()
-        self._get_ioprio = (_place.IOPRIO.get(os.uname().machine) or (0, 0))[1]
+        self._get_ioprio = (process_setup.IOPRIO.get(os.uname().machine) or (0, 0))[1]
         self._raw: tuple[Any, ...] = ()
         self._last: HostState | None = None
 
@@ -129,9 +130,9 @@ class Reader:
             b"" if filter_fd < 0 else os.pread(filter_fd, 16, 0),
             os.getpriority(os.PRIO_PROCESS, 0),
             (policy, 0 if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE) else _priority()),
-            _libc.syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
+            _syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
             os.sched_getaffinity(0),
-            _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
+            _prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
             self._links(rights),
         )
         if self._last is None or raw != self._raw:
@@ -141,23 +142,26 @@ class Reader:
     # neither waits for a disk; `os.readlink` and `os.stat` might, and are noticed by those who look for such calls
 
     def _link(self, name: bytes) -> bytes:
-        size = _libc.readlinkat(self._namespaces, name, self._buffer, len(self._buffer))
-        return self._buffer.raw[:size] if size > 0 else b""  # not in every kernel, nor while a pid namespace is empty
+        size = _readlinkat(self._namespaces, name, self._buffer, len(self._buffer))
+        return (
+            bytes(self._buffer)[:size] if size > 0 else b""
+        )  # not in every kernel, nor while a pid namespace is empty
 
     def _root(self) -> bytes:
         """Device and inode of the root directory (struct statx)."""
-        if not hasattr(_libc, "statx"):
+        if _statx is None:
             root = os.stat("/")
             return b"%d:%d" % (root.st_dev, root.st_ino)
-        _libc.statx(_AT_FDCWD, b"/", 0, _STATX_INO, self._buffer)
-        return self._buffer.raw[32:40] + self._buffer.raw[136:144]
+        _statx(_AT_FDCWD, b"/", 0, _STATX_INO, self._buffer)
+        about = bytes(self._buffer)
+        return about[32:40] + about[136:144]
 
     def close(self) -> None:
         """Nobody on this thread needs it any more."""
         fds, self._fds = self._fds, []
         for fd in fds:
             if fd >= 0:
-                os.close(fd)
+                shut(fd)
 
     def _links(self, rights: bytes) -> tuple[Any, ...]:
         """The namespaces that children begin in (namespaces(7)), and the root directory."""
@@ -290,7 +294,7 @@ def _at_most(one: int, other: int) -> bool:
     return other == resource.RLIM_INFINITY or (one != resource.RLIM_INFINITY and one <= other)
 
 
-@forked.in_copies
+@forked_copies.in_copies
 def _renew() -> None:
     """The copy's own state is read anew: these files tell of its parent."""
     global _lock
@@ -301,6 +305,11 @@ def _renew() -> None:
     _readers.clear()
 
 
-_libc = ctypes.PyDLL(None)  # does not let go of the interpreter's lock, which takes longer than these calls
+_syscall, _prctl, _readlinkat = (libc.function(name, holds=True) for name in ("syscall", "prctl", "readlinkat"))
+_statx: Callable[..., Any] | None
+try:
+    _statx = libc.function("statx", holds=True)
+except OSError:  # an old C library
+    _statx = None
 _lock = threading.Lock()
 _readers: dict[int, Reader] = {}

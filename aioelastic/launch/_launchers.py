@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from ..checks import has_method
-from ..entry import Command
-from ..errors import SpecError
-from ..placement import Orders
-from ..spec import GroupSpec
-from ..thread import HelperThread
+from ..model.entries import Command
+from ..model.errors import SpecError
+from ..model.group_spec import GroupSpec
+from ..model.placement import Orders
+from ..model.validation import has_method
+from ..planning import Who, WorkerPlan
+from ..system.helper_thread import HelperThread
 from ..watch import Poller
 from . import _host_state
 from ._contract import Launcher
-from ._direct import DirectLauncher
-from ._executor import ExecutorLauncher
-from ._fork import ForkLauncher
-from ._guardian import Guardian, GuardianLauncher, has_one, hold, left_to_guardian, let_go
+from ._direct import DirectLauncher, tried
+from ._guardian import Guardian, has_one, hold, left_to_guardian, let_go
+from ._guardian_launcher import GuardianLauncher
+from ._helper_process import Lost
 from ._host_state import HostState
-from ._plan import WorkerPlan
-from ._served import Lost
-from ._zygote import ZygoteLauncher
+
+if TYPE_CHECKING:
+    from ._fork import ForkLauncher
+    from ._lent_executor import ExecutorLauncher
+    from ._zygote import ZygoteLauncher
 
 TRIAL = 10.0  # seconds for the trial of a place
 
@@ -63,11 +68,7 @@ def needs_guardian(spec: GroupSpec) -> bool:
 
 
 class Launchers:
-    """The ways to start that a group has. See `Launcher`.
-
-    Attributes:
-        zygote: to be opened before it is used.
-    """
+    """The ways to start that a group has. See `Launcher`."""
 
     name = "by plan"
 
@@ -92,12 +93,27 @@ class Launchers:
         self._doubt = ""  # why there is none for some of them
         self._thread = thread
         self._direct = DirectLauncher(environ, thread, poller)
-        self.zygote = ZygoteLauncher(environ, poller, lost)
-        self.executor = ExecutorLauncher(thread)
-        self._by_start: dict[str | None, Launcher] = {
-            "fork": ForkLauncher(environ, poller),
-            "executor": self.executor,
-        }
+
+    # for start-up time, what only functions need is imported where there are some: see `supervisor/function_parts.py`
+
+    @cached_property
+    def zygote(self) -> ZygoteLauncher:
+        """To be opened before it is used."""
+        from ._zygote import ZygoteLauncher  # as said
+
+        return ZygoteLauncher(self._thread, self._poller, self._lost)
+
+    @cached_property
+    def executor(self) -> ExecutorLauncher:
+        from ._lent_executor import ExecutorLauncher  # as said
+
+        return ExecutorLauncher(self._thread)
+
+    @cached_property
+    def _fork(self) -> ForkLauncher:
+        from ._fork import ForkLauncher  # as said
+
+        return ForkLauncher(self._environ, self._poller)
 
     def state(self) -> HostState:
         """What a worker that starts now begins with; on the thread of the loop.
@@ -156,6 +172,17 @@ class Launchers:
         launcher = self._guardians[-1]
         return launcher.server.refuses(place, self._opened_with or launcher.server.state, TRIAL)
 
+    def tries_user(self, who: Who) -> tuple[int, str]:
+        """The same of the user, group and umask of one; without a guardian it is a copy of this process that ends.
+
+        Raises:
+            OSError: nobody can tell.
+        """
+        if self._guardians:
+            launcher = self._guardians[-1]
+            return launcher.server.refuses(None, self._opened_with or launcher.server.state, TRIAL, who)
+        return tried(who)
+
     def is_up(self) -> None:
         """Wait until the guardian answers, if there is one."""
         for one in self._guardians[-1:]:
@@ -164,8 +191,12 @@ class Launchers:
 
     def close(self) -> None:
         """The group needs them no more."""
-        self.zygote.close()
-        self.executor.close()
+        for name in ("zygote", "executor"):
+            if name in vars(self):  # it was needed
+                getattr(self, name).close()
+        zygotes = sys.modules.get(f"{__package__}._zygote")
+        if zygotes is not None:  # a group of commands, too, may have been given another guardian than theirs
+            zygotes.dismiss_stale()
         for launcher in self._guardians:
             launcher.end()
         for one in self._kept:
@@ -188,7 +219,7 @@ class Launchers:
             # its helper thread is older: what a child inherits of a thread may be something else now
             started = self._direct.start(worker, here=self.state() != self._opened_with)
         else:
-            started = self._by_start[worker.start].start(worker)
+            started = self._fork.start(worker) if worker.start == "fork" else self.executor.start(worker)
         if keeper is None:
             self._doubt = _DOUBTS.get(worker.start, "no guardian adopted what they left behind")
         elif keeper not in self._kept:
@@ -200,7 +231,8 @@ class Launchers:
         """See `_contract.withdraw`."""
         for one in self._guardians:
             one.withdraw(starting)
-        self.zygote.withdraw(starting)
+        if "zygote" in vars(self):
+            self.zygote.withdraw(starting)
 
     def _guarding(self) -> GuardianLauncher | None:
         """By which a worker can be started now; None: directly."""

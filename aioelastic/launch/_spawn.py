@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from ..child import _place
-from ..child._spawn import PosixSpawn
-from ._standard import standard
+from ..child.guardian import process_start
+from ..child.kernel import process_setup
+from ..child.kernel.posix_spawn import PosixSpawn
+from ._standard_streams import standard
+
+_TIOCSCTTY = 0x540E  # tty_ioctl(2); `termios` is a library of its own
 
 
 class Spawner:
@@ -21,8 +25,7 @@ class Spawner:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._by = PosixSpawn()
-        # encoded once: most of it is the same for all workers
-        self._environ = {key: os.fsencode(f"{key}={value}") for key, value in environ.items()}
+        self._environ = process_start.variables(process_start.packed(environ), {})
 
     def spawn(
         self,
@@ -30,22 +33,15 @@ class Spawner:
         argv: Sequence[str],
         overlay: Mapping[str, str | None],
         cwd: str | None,
-        stdio: Sequence[int | None],
+        stdio: Sequence[int | bytes | None],
         stop: int = 0,
         blocked: bool = False,
+        passed: Sequence[tuple[int, int]] = (),
     ) -> int:
         """See `PosixSpawn`. `overlay`: variables over the environ; None unsets one."""
         words, where = [os.fsencode(one) for one in argv], None if cwd is None else os.fsencode(cwd)
-        return self._by(os.fsencode(program), words, self._variables(overlay), where, stdio, stop, blocked)
-
-    def _variables(self, overlay: Mapping[str, str | None]) -> list[bytes]:
-        out = dict(self._environ)
-        for key, value in overlay.items():
-            if value is None:
-                out.pop(key, None)
-            else:
-                out[key] = os.fsencode(f"{key}={value}")
-        return list(out.values())
+        variables = list(process_start.variables(process_start.packed(overlay), self._environ).values())
+        return self._by(os.fsencode(program), words, variables, where, stdio, stop, blocked, passed)
 
 
 def start_helper(argv: Sequence[str], environ: Mapping[str, str], stdin: int) -> int:
@@ -69,21 +65,23 @@ def start_helper(argv: Sequence[str], environ: Mapping[str, str], stdin: int) ->
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL if stderr is None else stderr,
         start_new_session=True,
-        preexec_fn=defaults(blocked=True),
+        preexec_fn=defaults(blocked=True),  # noqa: PLW1509  # C calls that take no lock
     )
     popen.returncode = 0  # we reap it ourselves
     return popen.pid
 
 
-def defaults(stop: int = 0, blocked: bool = False) -> Callable[[], None] | None:
+def defaults(stop: int = 0, blocked: bool = False, terminal: bool = False) -> Callable[[], None] | None:
     """What `subprocess.Popen` is to call between fork(2) and execve(2), where there is no `Spawner`; None: nothing."""
-    ignored = any(one and signal.getsignal(one) is signal.SIG_IGN for one in (*_place.DEFAULT[2:], stop))
-    if not ignored and not blocked and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+    ignored = any(one and signal.getsignal(one) is signal.SIG_IGN for one in (*process_setup.DEFAULT[2:], stop))
+    if not ignored and not blocked and not terminal and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return None
 
     def set_them() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _place.BLOCKED)
-        _place.dispositions(None, stop)
+        if terminal:
+            fcntl.ioctl(0, _TIOCSCTTY, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, process_setup.BLOCKED)
+        process_setup.dispositions(None, stop)
         if not blocked:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import _locale
 import asyncio
 import atexit
 import contextlib
 import errno
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from .. import forked
-from ..child import _order, _socket
-from ..child._read import slurp
-from ..errors import SpecError
-from ..watch import Poller, protect, unprotect
-from ._call import Main, interpreter, own_argv, search_path
+from ..child.kernel.bounded_reads import slurp
+from ..child.wire import datagrams, requests
+from ..child.worker import host_program
+from ..child.worker.main_module import Main
+from ..child.zygote.imported_state import seen
+from ..model.errors import SpecError
+from ..planning import WorkerPlan, merged
+from ..processes.strays import protect, unprotect
+from ..system import forked_copies
+from ..system.descriptors import shut
+from ..system.helper_thread import HelperThread
+from ..system.interpreter import interpreter
+from ..watch import Poller
 from ._direct import reap_soon
-from ._ends import Ends, above_two
 from ._guardian import Guardian, end_guardian, guardian, here, is_current, let_go
+from ._helper_process import Lost, ServedProcess, Server
 from ._host_state import HostState
-from ._plan import WorkerPlan
-from ._served import Lost, ServedProcess, Server
+from ._pipe_ends import Ends
 from ._spawn import start_helper
+from ._standard_streams import above_two
 
 IDLE = 60.0  # seconds after which a zygote that nobody wants leaves
+WARM = 4  # that nobody wants may wait, unless the variable says otherwise
+WARM_VARIABLE = "AIOELASTIC_WARM_PROCESSES"
+LAST_USE = 0.9  # of `IDLE`: after which one is not taken any more, as it may leave before it is asked
+LOOK = 1.0  # seconds for a look at what they were imported from
+
+# variables that are read when an interpreter, its allocator or its linker starts, and not again
+_EARLY = ("PYTHON", "LC_", "MALLOC_", "LD_", "GLIBC_TUNABLES")
+_EARLY_WORDS = frozenset(("TZ", "TZDIR", "LANG", "LANGUAGE"))
 
 Key = tuple[Any, ...]
 
@@ -39,12 +57,15 @@ class Zygote(Server):
     def __init__(
         self, key: Key, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, state: HostState
     ) -> None:
-        argv = interpreter("aioelastic.child._zygote:main")
-        control, end = _socket.pair()
+        argv = interpreter("aioelastic.child.zygote.main_loop:main")
+        control, end = datagrams.pair()
         super().__init__(control)
         self.key = key
         self.state = state
+        self.environ = environ
         self.users = 0
+        self.idle_since = 0.0
+        self._files: list[tuple[str, int, int]] = []  # from which it has imported
         self._preload = preload
         self._ready: asyncio.Future[None] | None = None
         self._is_ready = False
@@ -61,23 +82,37 @@ class Zygote(Server):
                 self._pid = start_helper(argv, environ, theirs)
             else:
                 self._number = self.guardian.start_helper(argv, environ, theirs, state)
-            packet, fds = _order.encode(_order.SETUP, (here(), search_path(), own_argv(), main, list(preload), IDLE))
+            body = (here(), host_program.own(), _locales(), main, list(preload), IDLE)
+            packet, fds = requests.encode(requests.SETUP, body)
             try:
                 with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
-                    _socket.send(control, packet, fds)
+                    datagrams.send(control, packet, fds)
             finally:
-                _socket.close(fds)
+                datagrams.close(fds)
         except BaseException:
             self.end()
             raise
         finally:
             if theirs >= 0:
-                os.close(theirs)
+                shut(theirs)
         control.setblocking(False)
 
     def serves(self, state: HostState) -> bool:
         """Whether a worker that begins with that can be forked from it."""
-        return not self.gone and state.within(self.state)
+        return not self.gone and not self.was_ended and state.within(self.state)
+
+    def has_left(self) -> bool:
+        """Whether it is gone while nobody used it, or about to leave."""
+        return super().has_left() or time.monotonic() - self.idle_since > LAST_USE * IDLE
+
+    @property
+    def has_files(self) -> bool:
+        """Whether it has imported what may be edited."""
+        return bool(self._files)
+
+    def is_old(self) -> bool:
+        """Whether something that it has imported was edited since. Reads directories."""
+        return any(seen(path) != (at, size) for path, at, size in self._files)
 
     async def warm(self) -> None:
         """Wait until it has imported everything.
@@ -94,16 +129,19 @@ class Zygote(Server):
         await asyncio.shield(self._ready)
 
     def start(
-        self, worker: WorkerPlan, environ: dict[str, str], cwd: str, poller: Poller, lost: Lost, state: HostState
+        self, worker: WorkerPlan, cwd: str, poller: Poller, lost: Lost, state: HostState
     ) -> asyncio.Future[ServedProcess]:
         """Ask for one."""
         streams, stop = int(worker.pipes), worker.stop_signal
-        body = (environ, cwd, worker.place, streams, worker.mark, lost, state.given, stop)
+        # what says the same as its own is left out: imports may have changed that since
+        had = self.environ.get
+        overlay = {key: value for key, value in worker.overlay.items() if had(key) != value}
+        body = (overlay, cwd, worker.place, streams, worker.mark, lost, state.given, stop)
 
         def given(ends: Ends) -> list[int]:
             return [fd for fd in (ends.their_channel, ends.their_stdout, ends.their_stderr) if fd is not None]
 
-        return self.ask(_order.FORK, worker, body, given, poller)
+        return self.ask(requests.FORK, worker, body, given, poller)
 
     def end(self) -> None:
         """It goes, and with it what it has forked."""
@@ -111,31 +149,40 @@ class Zygote(Server):
         if self._lost:
             return
         unprotect(self._there)
-        if self.guardian is not None:
-            self.guardian.end_helper(self._number)
-            self._let_go()
+        self._kill()
+        parent, self.guardian = self.guardian, None
+        if parent is not None:
+            let_go(parent)
+
+    def leave(self) -> None:
+        """End it from any thread, though groups use it: they learn that by its connection, on their loop."""
+        self.was_ended = True
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._kill()
+
+    def _kill(self) -> None:
+        parent = self.guardian
+        if parent is not None:
+            parent.end_helper(self._number)
         pid, self._pid = self._pid, 0
         if pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, 9)  # not reaped, so it is its own
                 reap_soon(pid)
 
-    def _let_go(self) -> None:
-        parent, self.guardian = self.guardian, None
-        if parent is not None:
-            let_go(parent)
-
     def take(self, kind: bytes, body: tuple[Any, ...]) -> None:
-        if kind == _order.READY:
+        if kind == requests.READY:
             self._is_ready = True
             self._there = self._pid or body[0]
+            self._files = body[1]
             protect(self._there)
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
-        elif kind == _order.BROKEN:
-            words, trace = body
+        elif kind == requests.BROKEN:
+            field, value, words, trace = body
             remedy = f"mend that first\n\n{trace}".rstrip()
-            self.died(SpecError("preload", list(self._preload), words, remedy))
+            self.died(SpecError(field, value, words, remedy))
         else:
             super().take(kind, body)
 
@@ -170,11 +217,11 @@ class ZygoteLauncher:
 
     name = "zygote"
 
-    def __init__(self, environ: Mapping[str, str], poller: Poller, lost: Lost = None) -> None:
-        self._environ = environ
+    def __init__(self, thread: HelperThread, poller: Poller, lost: Lost = None) -> None:
+        self._thread = thread
         self._poller = poller
         self._lost = lost
-        self._zygotes: list[Zygote] = []  # the last is the one in use; earlier ones may still have workers of ours
+        self._zygotes: list[Zygote] = []  # that of the last start is the last; others may still have workers of ours
 
     async def open(
         self,
@@ -188,26 +235,54 @@ class ZygoteLauncher:
         Raises:
             SpecError: a module could not be imported, or it must not be forked.
         """
-        self._wanted = (environ, preload, main)
+        self._wanted = (preload, main)
+        self._environ = environ
         self._cwd = here()
-        self._zygotes.append(_acquire(*self._wanted, asyncio.get_running_loop(), state))
+        await self._forget_old()
+        self._zygotes.append(_acquire(environ, *self._wanted, asyncio.get_running_loop(), state))
         try:
             await self._zygotes[-1].warm()
         except BaseException:
             self.close()
             raise
 
+    async def _forget_old(self) -> None:
+        """Those that have imported what was edited since serve no more groups."""
+        key = _key(self._environ, *self._wanted)
+        with _lock:
+            found = [one for one in _zygotes if one.key == key and one.has_files]
+        if found:
+            looked = self._thread.submit(lambda: [one for one in found if one.is_old()])
+            old = await self._thread.known(looked, LOOK, [])
+            with _lock:
+                for one in old:
+                    if one in _zygotes:
+                        _zygotes.remove(one)
+                    if one.users == 0:
+                        one.end()
+
     @property
     def guardian(self) -> Guardian | None:
-        """That to which falls what its workers leave behind."""
+        """That to which falls what the worker that was started last leaves behind."""
         return self._zygotes[-1].guardian if self._zygotes else None
 
     def start(self, worker: WorkerPlan, state: HostState) -> asyncio.Future[ServedProcess]:
         """See `Launcher.start`. `state`: what the worker begins with."""
-        if not self._zygotes[-1].serves(state):  # a later attempt gets a new one
-            self._zygotes.append(_acquire(*self._wanted, asyncio.get_running_loop(), state))
-        environ, cwd = worker.environ(self._environ), worker.cwd or self._cwd
-        return self._zygotes[-1].start(worker, environ, cwd, self._poller, self._lost, state)
+        environ = self._environ
+        early = _early(worker, environ)
+        if early:
+            environ = merged(environ, early)
+        # a later attempt may get a new one; so does a worker that is to be started under other variables
+        for one in reversed(self._zygotes):
+            if one.serves(state) and (one.environ is environ or one.environ == environ):
+                break
+        else:
+            one = _acquire(environ, *self._wanted, asyncio.get_running_loop(), state)
+            self._zygotes.append(one)
+        if one is not self._zygotes[-1]:
+            self._zygotes.remove(one)
+            self._zygotes.append(one)
+        return one.start(worker, worker.cwd or self._cwd, self._poller, self._lost, state)
 
     def withdraw(self, starting: asyncio.Future[Any]) -> None:
         """See `_contract.withdraw`."""
@@ -226,6 +301,9 @@ class ZygoteLauncher:
                     one.end()
                 elif one.users == 0 and not one.gone:
                     one.detach()
+                    one.idle_since = time.monotonic()
+                    if one not in _zygotes:  # what it has imported was edited
+                        one.end()
         dismiss_stale()
 
 
@@ -240,7 +318,7 @@ def _acquire(
     loop: asyncio.AbstractEventLoop,
     state: HostState,
 ) -> Zygote:
-    key = (sys.executable, preload, main, here(), tuple(search_path()), frozenset(environ.items()))
+    key = _key(environ, preload, main)
     with _lock:
         for one in _zygotes:
             if one.key == key and one.loop in (loop, None) and one.serves(state):
@@ -257,14 +335,55 @@ def _acquire(
     return one
 
 
+def _key(environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None) -> Key:
+    return (
+        sys.executable,
+        preload,
+        main,
+        here(),
+        tuple(host_program.search_path()),
+        *map(tuple, host_program.hooks()),
+        _locales(),
+        frozenset(environ.items()),
+    )
+
+
+def _locales() -> tuple[tuple[int, str], ...]:
+    """What the program has set by `locale.setlocale`: Python itself sets none of these."""
+    wanted = (_locale.LC_NUMERIC, _locale.LC_TIME, _locale.LC_COLLATE, _locale.LC_MONETARY, _locale.LC_MESSAGES)
+    found = ((one, _locale.setlocale(one, None)) for one in wanted)
+    return tuple((one, name) for one, name in found if name != "C")
+
+
+def _early(worker: WorkerPlan, environ: Mapping[str, str]) -> dict[str, str | None]:
+    """What that worker says otherwise than `environ` about variables that only a new interpreter heeds."""
+    found = {
+        key: value
+        for key, value in worker.overlay.items()
+        if (key.startswith(_EARLY) or key in _EARLY_WORDS) and environ.get(key) != value
+    }
+    if found.get("PYTHONUNBUFFERED") == "1" and "PYTHONUNBUFFERED" not in environ:
+        del found["PYTHONUNBUFFERED"]  # which is what all workers get
+    return found
+
+
 def dismiss_stale() -> None:
     """End those that nobody uses and that are gone, or not of the present guardian: what their workers would begin with
-    is older, perhaps with rights that this program has given up."""
+    is older, perhaps with rights that this program has given up; and the least recently used, if too many wait."""
     with _lock:
-        for one in list(_zygotes):
-            if one.loop is None and (one.has_left() or (one.guardian is not None and not is_current(one.guardian))):
-                _zygotes.remove(one)
-                one.end()
+        idle = [one for one in _zygotes if one.loop is None]
+        ended = [one for one in idle if one.has_left() or (one.guardian is not None and not is_current(one.guardian))]
+        rest = sorted((one for one in idle if one not in ended), key=lambda one: one.idle_since)
+        for one in [*ended, *rest[: max(len(rest) - _most_warm(), 0)]]:
+            _zygotes.remove(one)
+            one.end()
+
+
+def _most_warm() -> int:
+    try:
+        return max(int(os.environ.get(WARM_VARIABLE, WARM)), 0)
+    except ValueError:
+        return WARM
 
 
 def _forget(zygote: Zygote) -> None:
@@ -275,15 +394,27 @@ def _forget(zygote: Zygote) -> None:
 
 @atexit.register
 def end_helpers() -> None:
-    """End what stays warm, zygotes and the guardian: at the interpreter's end, or to leave nothing running before."""
+    """End zygotes and the guardian, whoever uses them: at the interpreter's end. Workers that they have started die."""
     with _lock:
         for one in _zygotes:
-            one.end()
+            if one.users:
+                one.leave()
+            else:
+                one.end()
         _zygotes.clear()
     end_guardian()
 
 
-@forked.in_copies
+def end_idle_helpers() -> None:
+    """End zygotes and the guardian that stay warm for the next group: what no group and no executor uses."""
+    with _lock:
+        for one in [one for one in _zygotes if not one.users]:
+            _zygotes.remove(one)
+            one.end()
+    end_guardian(unused=True)
+
+
+@forked_copies.in_copies
 def _renew() -> None:
     global _lock
     _lock = threading.Lock()

@@ -6,12 +6,15 @@ asyncio: workers use it.
 """
 
 from ._arena import Arena, ShareStats, arena, arenas, stats, trim
-from ._array import SharedArray, copy, empty, is_shared
-from ._copy import store
+from ._copying import pool, store
+from ._deferred import Done, Elsewhere, later, now
 from ._errors import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, SharingError
-from ._later import Done, Elsewhere, later, now
-from ._message import Incoming, Outgoing, carry, incoming, outgoing, register, tables
-from ._segment import PLACES, Segment, after_exit, after_fork, descriptors, gate, made_by, named, peer_gone, segments
+from ._forked_copies import after_exit, after_fork, descriptors, peer_gone
+from ._received_copies import received
+from .array_messages import Outgoing, carry, outgoing, register, tables
+from .incoming import Incoming, incoming
+from .shared_array import SharedArray, copy, empty, is_shared
+from .shared_segments import PLACES, Segment, Use, ending, kept, made_by, named, segments
 
 __all__ = [
     "Arena",
@@ -30,21 +33,25 @@ __all__ = [
     "SharingError",
     "after_exit",
     "after_fork",
+    "Use",
     "arena",
     "arenas",
     "carry",
     "copy",
     "descriptors",
     "empty",
-    "gate",
+    "ending",
     "incoming",
     "is_shared",
+    "kept",
     "later",
     "made_by",
     "named",
     "now",
     "outgoing",
     "peer_gone",
+    "pool",
+    "received",
     "register",
     "segments",
     "stats",

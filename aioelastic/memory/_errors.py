@@ -21,3 +21,20 @@ class ShareLimit(SharingError, MemoryError):
 
 class ShareLeakWarning(ResourceWarning):
     """Shared memory was still held when its scope ended. The message names owner, holders, age and size."""
+
+
+# what the code of others raises that cannot say what it is asked; and nothing else, so that what a signal's handler
+# raises meanwhile (a time-out, say) is not taken for it
+FAILURES = (
+    SharingError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    BufferError,
+    ImportError,
+    RuntimeError,
+    SystemError,
+)

@@ -6,29 +6,19 @@ or a thread, or import numpy, torch or asyncio by itself.
 
 from typing import TYPE_CHECKING
 
-from ..child._letters import receive, receive_async, send
+from ..child.wire.sent_objects import Empty
+from ..child.worker.send_receive import receive, receive_async, send
 from ..gpu import DeviceUnavailable, ForkedCudaError, ReshareError
-from ..memory import (
-    NotShareable,
-    SharedArray,
-    ShareLeakWarning,
-    ShareLimit,
-    ShareLost,
-    ShareStats,
-    SharingError,
-    is_shared,
-    register,
-    stats,
-    trim,
-)
-from ._books import Held, Lease, audit, configure, leases, scope
-from ._places import copy, empty
-from ._queue import Queue, QueueClosed
+from ..memory import NotShareable, ShareLeakWarning, ShareLimit, ShareLost, ShareStats, SharingError, stats, trim
+from ..memory.array_messages import register
+from ..memory.shared_array import SharedArray, is_shared
+from ._arrays import copy, empty
+from ._audit import Held, Lease, audit, configure, leases, scope
+from ._items import Full, QueueClosed
+from ._queue import Queue
 
 if TYPE_CHECKING:
-    from ._endpoint import Attachment as Attachment
-    from ._endpoint import Endpoint as Endpoint
-    from ._endpoint import attach as attach
+    from ._endpoint import Attachment, Endpoint, attach
 
 __all__ = [
     "empty",
@@ -38,6 +28,8 @@ __all__ = [
     "register",
     "Queue",
     "QueueClosed",
+    "Empty",
+    "Full",
     "send",
     "receive",
     "receive_async",

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 import struct
+import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from .. import memory
-from ..checks import check_path, check_seconds
-from ..child import _letters, _socket, _wire, _work
-from ..errors import SpecError
-from ..shown import told
-from ..thread import insist
+from ..child.wire import datagrams, messages, pickling, sent_objects
+from ..child.worker import function_run
+from ..model.errors import SpecError
+from ..model.text import shown, told
+from ..model.validation import check_bool, check_path, check_timeout, check_users
+from ..system.descriptors import shut
+from ..system.waiting import insist
 
 _LONGEST = 107  # bytes of a path, unix(7)
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of what a connection needs, for now
@@ -34,13 +37,21 @@ class Endpoint:
     the socket's own mode is 0600, or 0666 with `uids`. The socket appears when it can be connected to, and is removed
     at the end unless another has been put in its place; one that a process which died has left is replaced.
 
+    Other users get what is offered and nothing else: shared arrays are `isolated` ones (`sharing.empty`), and others
+    are refused; the rest is copied into memory that nothing else was in. A queue is empty when it is offered to them
+    first, or was made with `uids`; from then on the same holds for its items.
+
     Args:
         path: of the socket.
         objects: what is offered, by name; a dict that may change later.
         uids: other users who may connect.
+        read_only: shared arrays in `objects`, which are `isolated` ones, can only be read by who connects, and from
+            then on by all processes that do not have them yet (F_SEAL_FUTURE_WRITE, fcntl(2); before Linux 5.1 only by
+            other users). This process may write, and they see it.
 
     Raises:
         SpecError: the path is too long, or in use; `objects` has no names; `uids` are no numbers.
+        NotShareable: something in `objects` cannot be offered, or not so; the message names it.
         OSError: the socket cannot be made.
 
     Example::
@@ -52,12 +63,22 @@ class Endpoint:
             frame = offered["frames"].get_sync()
     """
 
-    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], uids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        objects: Mapping[str, Any],
+        uids: Collection[int] = (),
+        *,
+        read_only: bool = False,
+    ) -> None:
         self.path = _checked(path)
         if not isinstance(objects, Mapping) or not all(isinstance(name, str) for name in objects):
             raise SpecError("objects", objects, "does not say their names", 'give a dict, as {"frames": queue}')
         self._objects = objects
-        self._allowed = _users(uids)
+        self._allowed = check_users("uids", uids)
+        check_bool("read_only", read_only)
+        self._for_others = len(self._allowed) > 1
+        self._read_only = read_only
         self._peers: set[socket.socket] = set()
         self._processes: dict[int, int] = {}  # the pidfds of those that have come
         self._offering: set[asyncio.Task[None]] = set()
@@ -65,12 +86,15 @@ class Endpoint:
         self._rest: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
+        if self._for_others or self._read_only:
+            for trial in (True, False):  # nothing is sealed where something is refused
+                self._check(trial)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
             listener.setblocking(False)
             try:
-                self._name = _Name(self.path, listener, 0o666 if len(self._allowed) > 1 else 0o600)
+                self._name = _Name(self.path, listener, 0o666 if self._for_others else 0o600)
             except FileExistsError:
                 remedy = "give another, or end who offers there"
                 raise SpecError("path", self.path, "is in use", remedy) from None
@@ -83,6 +107,15 @@ class Endpoint:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listener.fileno(), self._accept)
         return self
+
+    def _check(self, trial: bool) -> None:
+        for name, one in dict(self._objects).items():
+            try:
+                messages.check(one, self._for_others, self._read_only, trial)
+            except memory.NotShareable as exc:
+                raise memory.NotShareable(f"objects[{shown(name)}]: {exc}") from None
+            except pickling.FAILURES:
+                pass  # whoever comes is told
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -141,17 +174,24 @@ class Endpoint:
     async def _offer(self, peer: socket.socket) -> None:
         """Send it all, when GPUs have done what they were asked for arrays in it."""
         try:
-            packet, fds = await _letters.ready(lambda: _work.pack(_wire.OBJECT, (dict(self._objects),)))
+            pack = partial(function_run.pack, for_others=self._for_others, read_only=self._read_only)
+            packet, fds = await sent_objects.ready(partial(pack, messages.OBJECT, (dict(self._objects),)))
             try:
-                if peer in self._peers:
-                    _socket.send(peer, packet, fds)
+                while peer in self._peers:
+                    try:
+                        datagrams.send(peer, packet, fds)
+                        break
+                    except datagrams.Crowded:
+                        await asyncio.sleep(datagrams.AGAIN)
             finally:
-                _socket.close(fds)
+                datagrams.close(fds)
         except Exception as exc:
             if peer in self._peers:
                 words = told(exc)
+                if self._for_others and not isinstance(exc, memory.SharingError):
+                    words = "it cannot be pickled"  # what the code of others says is not theirs
                 with contextlib.suppress(OSError):
-                    _socket.send(peer, *_work.pack(_wire.OBJECT, (words[:_LONGEST],)))
+                    datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
                 self._left(peer)
             self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
 
@@ -165,7 +205,7 @@ class Endpoint:
     def _ended(self, pid: int) -> None:
         pidfd = self._processes.pop(pid)
         self._loop.remove_reader(pidfd)
-        os.close(pidfd)
+        shut(pidfd)
         memory.peer_gone()
 
 
@@ -201,14 +241,14 @@ class _Name:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(made, dir_fd=self._home)
         except BaseException:
-            os.close(self._home)
+            shut(self._home)
             raise
 
     def remove(self) -> None:
         """Take it away, unless the name is another's by now, or gone."""
         with contextlib.suppress(OSError):
             self._remove(self._which)
-        os.close(self._home)
+        shut(self._home)
 
     def _appear(self, made: str) -> None:
         try:
@@ -297,7 +337,7 @@ def attach(path: str | os.PathLike[str], uids: Collection[int] = (), *, timeout:
     Args:
         path: of its socket.
         uids: other users than this one, whose objects are trusted: unpickling runs their code.
-        timeout: seconds to wait for the answer.
+        timeout: seconds to wait for the answer; None, or infinity, for no limit.
 
     Raises:
         ShareLost: nobody offers anything there, or what is offered cannot be sent.
@@ -305,32 +345,33 @@ def attach(path: str | os.PathLike[str], uids: Collection[int] = (), *, timeout:
         TimeoutError: it does not answer.
         SpecError: an argument is wrong.
     """
-    where, trusted = _checked(path), _users(uids)
-    if timeout is not None:
-        check_seconds("timeout", timeout)
+    where, trusted = _checked(path), check_users("uids", uids)
+    seconds = check_timeout("timeout", timeout)
+    until = time.monotonic() + seconds
+    late = f"who offers at {where} does not answer within {seconds:g} s"
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         try:
-            connection.connect(where)
+            datagrams.connect(connection, where, until)
         except (FileNotFoundError, ConnectionRefusedError):
             raise memory.ShareLost(f"nobody offers anything at {where}") from None
+        except BlockingIOError:
+            raise TimeoutError(late) from None
         _, owner, _ = _who(connection)
         if owner not in trusted:
             raise PermissionError(f"{where} belongs to user {owner}; name that one in uids= to trust it")
-        answered = select.poll()
-        answered.register(connection, select.POLLIN)
-        if not answered.poll(None if timeout is None else timeout * 1000):
-            raise TimeoutError(f"who offers at {where} does not answer within {timeout:g} s")
+        if not datagrams.readable(max(until - time.monotonic(), 0), connection.fileno()):
+            raise TimeoutError(late)
         try:
-            packet, fds = _socket.receive(connection)
+            packet, fds = datagrams.receive(connection)
         except ConnectionResetError:
             packet, fds = b"", []
         if not packet:
             raise PermissionError(f"{where} does not let user {os.geteuid()} in, or has just ended")
         try:
-            (objects,) = _wire.decode(packet, fds)
+            (objects,) = messages.decode(packet, fds)
         finally:
-            _socket.close(fds)
+            datagrams.close(fds)
         if isinstance(objects, str):
             raise memory.ShareLost(f"what {where} offers cannot be sent: {objects}")
     except BaseException:
@@ -344,13 +385,6 @@ def _checked(path: str | os.PathLike[str]) -> str:
     if len(os.fsencode(text)) > _LONGEST:
         raise SpecError("path", text, f"is longer than the {_LONGEST} bytes of a socket's name", "give a shorter one")
     return text
-
-
-def _users(uids: Collection[int]) -> set[int]:
-    """This one, and those."""
-    if not isinstance(uids, Collection) or not all(isinstance(uid, int) and uid >= 0 for uid in uids):
-        raise SpecError("uids", uids, "are not the numbers of users", "give them in a list, as [1000]; see id(1)")
-    return {os.geteuid(), *uids}
 
 
 def _who(connection: socket.socket) -> tuple[int, int, int]:

@@ -5,9 +5,13 @@ lock of one byte of a memfd (fcntl(2), F_OFD_SETLK), held by a descriptor that t
 free when its item was received, and also when it was lost with a process that died. Closing is shutdown(2), which all
 processes see.
 
-That there may be room is rung by an eventfd. Who looks for a place silences it first, and rings it again when there was
-one, for there may be more: so all who wait are woken one after the other, and a bell that was rung a thousand times,
-once for each process that has died, makes nobody look more than once.
+That there may be room is told by an eventfd. Who finds none resets it, looks once more, and sets it again when there
+was one, for there may be more: so all who wait are woken one after the other, and a wakeup that was set a thousand
+times, once for each process that has died, makes nobody look more than once.
+
+The handler of a signal, or a finalizer, may call all of this in the midst of any of it, and may raise: there are no
+locks; what a call holds, it has in an object that it knows before (`Putting`, `Item`); at its end, or when something is
+raised, the one gives all back, and the other is left to whoever asks next.
 """
 
 from __future__ import annotations
@@ -15,32 +19,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import select
 import socket
-import struct
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from _socket import socket as AnySocket
+from collections.abc import AsyncIterator, Collection, Iterator
+from functools import partial
+from typing import Any
 
 from .. import memory
-from ..checks import check_seconds, check_whole
-from ..child import _letters, _socket, _wire, _work
+from ..child.wire import datagrams, messages, sent_objects
+from ..child.worker import function_run
+from ..model.validation import check_timeout, check_users, check_whole
+from ..system.descriptors import into, reopened, shut_all
+from ._items import Full, Item, Putting, QueueClosed, is_empty
 
-if TYPE_CHECKING:
-    import asyncio
-
-_CLOSED = 0x2000  # POLLRDHUP: nothing more will be written at the other end; `select` has it from 3.14 on
 MOST = 128  # items: so many small ones fit into one socket of the default size
+LARGEST = 16_384  # bytes of the memory for an item in a socket: larger ones go by a memfd
 
 
+_OFFERED, _SINCE_EMPTY = fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK  # on the file of its places, in which nobody writes
 _LATER = "put_nowait() would hold up the event loop until a GPU has done its work; use await put()"
-
-
-class QueueClosed(memory.SharingError):
-    """No more can be put into this queue, or nothing is left in it."""
 
 
 class Queue:
@@ -48,14 +49,18 @@ class Queue:
 
     Put it into the arguments of a `Function`, or send it. Items go from process to process by themselves; shared
     arrays in them stay shared, others are copied once. When a process dies, what it has put is still there, and the
-    place of what it was receiving is free.
+    place of what it was receiving is free. What the handler of a signal raises in the midst of a call costs that call
+    and nothing else: an item that it did not return is returned by the next, one that it did not put has no place.
 
     Args:
         maxsize: items that may be in it; 1 to 128, which is what a socket of the default size takes (an item may be a
             list of any length).
+        uids: other users whose items are taken: unpickling runs their code. Not to be named are root, the user who
+            has made the queue, and the one who receives. Shared arrays in its items are `isolated` ones then, as in an
+            `Endpoint` for other users.
 
     Raises:
-        SpecError: `maxsize` is not that.
+        SpecError: `maxsize` or `uids` are not that.
 
     Example::
 
@@ -66,26 +71,47 @@ class Queue:
             frames.close()
     """
 
-    def __init__(self, maxsize: int = 8) -> None:
+    def __init__(self, maxsize: int = 8, uids: Collection[int] = ()) -> None:
         check_whole("maxsize", maxsize, 1)
         check_whole("maxsize", maxsize, 1, MOST)
-        first, second = _socket.pair()
-        places = os.memfd_create(memory.PLACES, os.MFD_CLOEXEC)
-        room = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._set_up(maxsize, first, second, places, room)
+        users = check_users("uids", uids)
+        fds: list[int] = []
+        try:
+            first, second = datagrams.pair()
+            datagrams.ask_who(first)  # before anybody can put anything
+            fds += (first.detach(), second.detach())
+            into(fds, os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            into(fds, os.memfd_create, memory.PLACES, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self._set_up(maxsize, users, fds)
+            if len(users) > 1:
+                self._offered()
+        except BaseException:
+            shut_all(fds)
+            raise
 
-    def _set_up(self, maxsize: int, get: socket.socket, put: socket.socket, places: int, room: int) -> None:
-        get.setblocking(False)
-        put.setblocking(False)
+    def _set_up(self, maxsize: int, users: Collection[int], fds: list[int]) -> None:
+        """Of these descriptors, which are its own when this returns."""
         self.maxsize = maxsize
-        self._get: socket.socket | None = get
-        self._put: socket.socket | None = put
-        self._places, self._room = places, room
-        self._reader = _letters.Reader()
-        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
-        self._over = weakref.finalize(self, _close, get, put, places, room)
+        self._users = users
+        ends: list[AnySocket] = []  # that speak of the first two
+        self._over = weakref.finalize(self, _close, ends, fds)
         self._over.atexit = False
-        _queues.add(self)
+        for fd in fds[:2]:
+            into(ends, AnySocket, -1, -1, -1, fd)
+        for one in ends:
+            one.setblocking(False)
+        self._get: AnySocket | None = ends[0]
+        self._put: AnySocket | None = ends[1]
+        self._room, self._places = fds[2:]
+        self._inline = _inline(ends[1].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), maxsize)
+        # for who looks for a place: the one that is free next; and that there was none
+        self._likely, self._was_full = 0, False
+        self._is_for_others = self._has(_OFFERED)
+        self._reader = sent_objects.Reader(Item)
+        self._turns: sent_objects.Turns = weakref.WeakValueDictionary()
+        stat = os.fstat(self._places)
+        self._key = (stat.st_dev, stat.st_ino)
+        _queues[self._key] = self
 
     # --- in an event loop ---
 
@@ -94,27 +120,42 @@ class Queue:
 
         Private arrays of 8 MiB and more are copied by other threads: do not change them until this returns.
 
+        Args:
+            item: what can be pickled, and arrays.
+
         Raises:
             QueueClosed: nobody may put any more.
             Exception: whatever pickling it raises.
         """
-        async with self._turn():
-            while True:
-                try:
-                    packet, fds = await self._ready(item)
-                    return self._post(packet, fds)
-                except queue.Full:
-                    await _letters.readable(self._room)
+        async with sent_objects.turn(self._turns):
+            one = Putting(self)
+            try:
+                while True:
+                    if one.finds_room():
+                        if not one.is_packed():
+                            one.packet, one.fds = await sent_objects.ready(partial(self._packed, item, one.for_others))
+                        if one.goes():
+                            return
+                    await one.room()
+            finally:
+                one.close()
 
     async def get(self) -> Any:
-        """The next item; waits while there is none.
+        """The next item; waits while there is none. Of the tasks of a loop that wait the first gets the first.
 
         Raises:
             QueueClosed: it was closed, and nothing is left.
+            PermissionError: the next was put by another user, and is not unpickled; it is gone.
             ValueError: this process has no descriptors left for what came with the item, or it is none; it is gone.
             Exception: the item could not be unpickled; it is gone.
         """
-        return await self._reader.take(self._next, lambda can: _letters.readable(self._ends()[0].fileno(), can))
+        get, _ = self._ends()
+        taken: sent_objects.Taken = []
+        try:
+            return await self._reader.take(taken, self._next, partial(sent_objects.readable, get.fileno()))
+        except BaseException:
+            self._leave(taken)
+            raise
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Items until it is closed and empty."""
@@ -128,131 +169,92 @@ class Queue:
     # --- anywhere else ---
 
     def put_sync(self, item: Any, timeout: float | None = None) -> None:
-        """As `put`, and the thread waits; `queue.Full` after `timeout` seconds, `SpecError` when those are none."""
-        if timeout is not None:
-            check_seconds("timeout", timeout)
-        until = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._room, select.POLLIN)
-        while True:
+        """As `put`, and the thread waits, at most `timeout` seconds.
+
+        Args:
+            item: as for `put`.
+            timeout: seconds; None, or infinity, for no limit.
+
+        Raises:
+            Full: it was full all the time (a `queue.Full`, and a `TimeoutError`).
+            SpecError: `timeout` is no time-out.
+        """
+        until = time.monotonic() + check_timeout("timeout", timeout)
+        one = Putting(self)
+        try:
             try:
-                return self._post(*self._packed(item))
-            except queue.Full:
-                left = None if until is None else (until - time.monotonic()) * 1000
-                if left is not None and left <= 0:
-                    raise
-                poll.poll(left)
+                while not (one.finds_room() and one.pack(item) and one.goes()):
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        raise Full(one.why)
+                    one.room_sync(left)
+            finally:
+                one.close()
+        except BaseException:
+            one.close()  # what was raised may have come in the midst of that
+            raise
 
     def get_sync(self, timeout: float | None = None) -> Any:
-        """As `get`, and the thread waits; `queue.Empty` after `timeout` seconds, `SpecError` when those are none."""
-        if timeout is not None:
-            check_seconds("timeout", timeout)
+        """As `get`, and the thread waits, at most `timeout` seconds.
+
+        Args:
+            timeout: seconds; None, or infinity, for no limit.
+
+        Raises:
+            Empty: nothing came (a `queue.Empty`, and a `TimeoutError`).
+            SpecError: `timeout` is no time-out.
+        """
+        seconds = check_timeout("timeout", timeout)
+        get, _ = self._ends()
+        taken: sent_objects.Taken = []
         try:
-            return self._reader.take_sync(self._next, self._ends()[0].fileno(), timeout)
-        except _letters.Nothing:
-            raise queue.Empty from None
+            return self._reader.take_sync(taken, self._next, get.fileno(), seconds)
+        except BaseException:
+            self._leave(taken)
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         """Items until it is closed and empty."""
-        while True:
-            try:
-                item = self.get_sync()
-            except QueueClosed:
-                return
-            yield item
+        try:
+            while True:
+                yield self.get_sync()
+        except QueueClosed:
+            pass
 
     def put_nowait(self, item: Any) -> None:
-        """As `put`; `queue.Full` when it is. Private arrays are copied by this thread, whatever their size.
+        """As `put`; `Full` when it is. Private arrays are copied by this thread, whatever their size.
+
+        Args:
+            item: as for `put`.
 
         Raises:
             RuntimeError: there are arrays on a GPU in the item, for which the event loop of this thread would wait.
         """
-        what = memory.later(away=None)
+        one = Putting(self)
         try:
-            with what if _in_a_loop() else contextlib.nullcontext():
-                packet, fds = self._packed(item)
+            try:
+                if not one.finds_room():
+                    raise Full(one.why)
+                if _in_a_loop():
+                    with memory.later(away=None) as what:
+                        one.pack(item)
+                    if what.waits:
+                        raise RuntimeError(_LATER)
+                else:
+                    one.pack(item)
+                if not one.goes():
+                    raise Full(one.why)
+            finally:
+                one.close()
         except memory.Elsewhere:
             raise RuntimeError(_LATER) from None
-        if what.waits:
-            _socket.close(fds)
-            self._ring()  # its place is free again
-            raise RuntimeError(_LATER)
-        self._post(packet, fds)
-
-    def _turn(self) -> asyncio.Lock:
-        """Of the tasks of this loop."""
-        import asyncio
-
-        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
-    async def _ready(self, item: Any) -> tuple[bytes, list[int]]:
-        """Packed, when GPUs have done what they were asked for arrays in it."""
-        try:
-            return await _letters.ready(lambda: self._packed(item))
-        except queue.Full:
-            raise
         except BaseException:
-            self._ring()  # its place is free again
+            one.close()  # what was raised may have come in the midst of that
             raise
-
-    def _packed(self, item: Any) -> tuple[bytes, list[int]]:
-        """With its place, as its last descriptor."""
-        get, _ = self._ends()
-        try:
-            os.eventfd_read(self._room)
-        except BlockingIOError:
-            pass
-        poll = select.poll()
-        poll.register(get, _CLOSED)
-        if poll.poll(0):
-            self._ring()  # others who wait shall see it too
-            raise QueueClosed("the queue is closed")
-        place = self._place()
-        try:
-            packet, fds = _work.pack(_wire.ITEM, (item,))
-        except BaseException:
-            os.close(place)
-            self._ring()
-            raise
-        fds.append(place)
-        return packet, fds
-
-    def _post(self, packet: bytes, fds: list[int]) -> None:
-        try:
-            _socket.send(self._ends()[1], packet, fds)
-        except BlockingIOError:
-            raise queue.Full from None
-        except BrokenPipeError:
-            raise QueueClosed("the queue is closed") from None
-        except BaseException:
-            self._ring()  # its place is free again
-            raise
-        finally:
-            _socket.close(fds)
-        self._ring()
 
     def get_nowait(self) -> Any:
-        """As `get`; `queue.Empty` when it is."""
+        """As `get`; `Empty` when it is."""
         return self.get_sync(0)
-
-    def _next(self) -> tuple[bytes, list[int]]:
-        """The next item, packed; its place is free. Raises `BlockingIOError` for none."""
-        get, _ = self._ends()
-        try:
-            packet, fds = _socket.receive(get)
-        except BlockingIOError:
-            raise
-        except BaseException:
-            self._ring()  # what could not be taken is gone, and its place is free
-            raise
-        if not packet:
-            raise QueueClosed("the queue is closed, and nothing is left in it")
-        if packet[:1] != _wire.ITEM or not fds:
-            _socket.close(fds)
-            raise ValueError("somebody has put something into the queue that is no item; it is gone")
-        os.close(fds.pop())
-        self._ring()
-        return packet, fds
 
     def close(self) -> None:
         """Nobody may put any more, in any process; what is in it can still be received."""
@@ -261,38 +263,94 @@ class Queue:
             put.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it was
-        self._ring()  # for those who wait for room
+        self._notify()  # for those who wait for room
 
-    def _place(self) -> int:
-        """A descriptor that holds one. Raises `queue.Full`."""
+    def _packed(self, item: Any, for_others: bool, fds: list[int] | None = None) -> datagrams.Packed:
+        """Its message."""
+        return function_run.pack(messages.ITEM, (item,), fds=fds, inline=self._inline, for_others=for_others)
+
+    def _serves_others(self) -> bool:
+        """Whether other users may receive what is put into it. Asked with a place, for `_offered`; what was not packed
+        so does not go with another."""
+        self._is_for_others = self._is_for_others or self._has(_OFFERED)
+        return self._is_for_others
+
+    def _has(self, seals: int) -> bool:
+        return fcntl.fcntl(self._places, fcntl.F_GET_SEALS) & seals == seals
+
+    def _offered(self, trial: bool = False) -> None:
+        """Other users may receive what is put into it from now on. That is said by a seal, which nobody can take off;
+        and by another, that there was nothing in it afterwards.
+
+        Args:
+            trial: only say whether that can be.
+
+        Raises:
+            NotShareable: there is something in it that was packed before, or is being put.
+        """
+        if self._has(_OFFERED | _SINCE_EMPTY):
+            return
+        if not trial:
+            fcntl.fcntl(self._places, fcntl.F_ADD_SEALS, _OFFERED)
+        if not is_empty(self._places, self.maxsize):  # who has a place from now on knows it
+            raise memory.NotShareable(
+                "this queue is not empty, and what is in it is not meant for other users: offer it to them before "
+                "anything is put into it, or make it with their uids"
+            )
+        if not trial:
+            fcntl.fcntl(self._places, fcntl.F_ADD_SEALS, _SINCE_EMPTY)
+            self._is_for_others = True
+
+    def _next(self, item: Item) -> None:
+        """Receive it, and free its place. Raises `BlockingIOError`: there is none."""
+        get, _ = self._ends()
+        problem: Exception | None = None
         try:
-            place = os.open(f"/proc/self/fd/{self._places}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            self._ring()  # others may have better luck
-            raise
-        for number in range(self.maxsize):
-            try:
-                fcntl.fcntl(place, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, number, 1, 0))
-            except BlockingIOError:
-                continue
-            return place
-        os.close(place)
-        raise queue.Full
+            item.take(get, datagrams.DONTWAIT, self._users)
+        except datagrams.Foreign as exc:
+            uid = f"; Queue(uids=[{exc.uid}]) takes those of that user" if exc.uid >= 0 else ""
+            problem = PermissionError(f"an item is not unpickled, for {exc}{uid}; it is gone")
+        except ValueError as exc:
+            problem = exc
+        else:
+            if not item.packet:
+                raise QueueClosed("the queue is closed, and nothing is left in it")
+            if item.packet[:1] != messages.ITEM or not item.had_place:
+                problem = ValueError("somebody has put something into the queue that is no item; it is gone")
+        if problem is not None:
+            item.close()
+        shut_all(item.place)
+        self._notify()
+        if problem is not None:
+            raise problem
 
-    def _ends(self) -> tuple[socket.socket, socket.socket]:
+    def _leave(self, taken: sent_objects.Taken) -> None:
+        """It was not returned."""
+        self._reader.leave(taken)
+        if any(item.has_come for _, item in taken):
+            self._notify()  # its place may be free
+
+    def _ends(self) -> tuple[AnySocket, AnySocket]:
         if self._get is None or self._put is None:
             raise RuntimeError("this queue belongs to the process that this one was forked from; use another start")
         return self._get, self._put
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         """There may be room: one of those who wait shall look."""
-        os.eventfd_write(self._room, 1)
+        # another user may have filled it, and have cleared O_NONBLOCK: those who wait look then in any case
+        if self._is_for_others:
+            poll = select.poll()
+            poll.register(self._room, select.POLLOUT)
+            if not poll.poll(0):
+                return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._room, 1)
 
     def _forget(self) -> None:
         """In a forked copy, whose descriptors may be closed, and their numbers used again, at any time."""
         self._over()
         self._get = self._put = None
-        self._reader = _letters.Reader()  # whose threads are not here
+        self._reader = sent_objects.Reader(Item)  # whose threads are not here
 
     def __reduce__(self) -> Any:
         raise memory.NotShareable("a queue travels in arguments of workers, by worker.send() and in other queues only")
@@ -301,11 +359,19 @@ class Queue:
         return f"<Queue maxsize={self.maxsize}>"
 
 
-def _close(get: socket.socket, put: socket.socket, places: int, room: int) -> None:
-    get.close()
-    put.close()
-    os.close(places)
-    os.close(room)
+def _inline(room: int, maxsize: int) -> int:
+    """Bytes that each of so many items may have in a datagram, if all shall have room in the socket. There it needs the
+    next power of two of these and of about 320, and another 256 (`SKB_TRUESIZE`, linux/skbuff.h)."""
+    size = 1024
+    while size < LARGEST and (2 * size + 256) * maxsize <= room:
+        size *= 2
+    return size - 512
+
+
+def _close(ends: list[AnySocket], fds: list[int]) -> None:
+    for one in ends:
+        one.detach()
+    shut_all(fds)
 
 
 def _in_a_loop() -> bool:
@@ -315,36 +381,52 @@ def _in_a_loop() -> bool:
 
 def _reduce(one: Queue, message: memory.Outgoing) -> Any:
     get, put = one._ends()
-    fds = (get.fileno(), put.fileno(), one._places, one._room)
-    return (_rebuild, (one.maxsize, *(message.descriptor(fd) for fd in fds)))
+    if message.for_others:
+        one._offered(message.trial)
+    numbers = [message.descriptor(fd) for fd in (get.fileno(), put.fileno(), one._room)]
+    # locks are of an open file: in one of theirs others would keep all places taken with ours
+    return (_rebuild, (one.maxsize, tuple(one._users), *numbers, message.opened(one._places)))
 
 
-def _rebuild(maxsize: int, *numbers: int) -> Queue:
-    fds = [memory.incoming().fd(number) for number in numbers]
-    inode = os.fstat(fds[2]).st_ino
-    for known in list(_queues):
-        if known._get is not None and os.fstat(known._places).st_ino == inode:
-            return known
+def _rebuild(maxsize: int, users: tuple[int, ...], *numbers: int) -> Queue:
+    came = [memory.incoming().fd(number) for number in numbers]
+    stat = os.fstat(came[3])
+    known = _queues.get((stat.st_dev, stat.st_ino))
+    if known is not None:
+        return known
     one = Queue.__new__(Queue)
-    get, put = (socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)) for fd in fds[:2])
-    places, room = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds[2:])
-    one._set_up(maxsize, get, put, places, room)
+    fds: list[int] = []
+    try:
+        for fd in came[:3]:
+            into(fds, fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        reopened(fds, came[3])
+        one._set_up(maxsize, frozenset(users), fds)
+    except BaseException:
+        shut_all(fds)
+        raise
     return one
 
 
+def _all() -> Iterator[Queue]:
+    """Those of this process."""
+    for known in _queues.valuerefs():
+        one = known()
+        if one is not None:
+            yield one
+
+
 def _somebody_died() -> None:
-    for one in list(_queues):
-        if one._get is not None:
-            one._ring()  # it may have had a place
+    for one in _all():
+        one._notify()  # it may have had a place
 
 
 def _forked() -> None:
-    for one in list(_queues):
-        if one._get is not None:
-            one._forget()
+    for one in _all():
+        one._forget()
+    _queues.clear()
 
 
-_queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+_queues: weakref.WeakValueDictionary[tuple[int, int], Queue] = weakref.WeakValueDictionary()  # by device and inode
 memory.carry(Queue, _reduce)
 memory.after_exit.append(_somebody_died)
 memory.after_fork.append(_forked)

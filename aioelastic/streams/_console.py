@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from .. import forked
-from ..thread import HelperThread
+from ..system import forked_copies
+from ..system.helper_thread import HelperThread
+from ._console_target import Target
 from ._spill import TORN, Record, Spill
-from ._target import Target
-from ._way import Closed, room, way_to, words
+from ._writers import Closed, room, words, writer_for
 
 if TYPE_CHECKING:
-    from ..stop import Patience
+    from ..system.deadlines import Deadline
     from ._pump import Pump
 
 HIGH = 1_048_576  # bytes the console may be behind before its policy acts
@@ -80,7 +80,7 @@ class Console:
         self._urgent = False
         self._timer: asyncio.TimerHandle | None = None
         try:
-            key, self.tty, make = way_to(stream)
+            key, self.tty, make = writer_for(stream)
             self._target = Target.of(key, make, name, loop)
         except Closed as exc:
             self._trouble(str(exc))
@@ -89,10 +89,10 @@ class Console:
         else:
             self._lock = self._target.lock
             self._flush(self._target, stream)
-        forked.register(self)
+        forked_copies.register(self)
 
     def disown(self) -> list[int]:
-        """See `forked`: what it has not written yet, the original will."""
+        """See `forked_copies`: what it has not written yet, the original will."""
         self._target, self._lock, self.gone = None, threading.Lock(), True
         self._on_trouble = lambda *_: None
         self._pumps.clear()
@@ -101,19 +101,19 @@ class Console:
             self._spill = None
         return []
 
-    async def leave(self, patience: Patience, bound: float) -> None:
+    async def leave(self, deadline: Deadline, bound: float) -> None:
         """See to it that all that was given so far is written, then let go.
 
         Waits as long as there is progress every `bound` seconds, to the deadline of a stop, or half a second in all in
         a hurry. What is not written then is counted as lost and told.
         """
-        self._waiting = patience.notice
+        self._waiting = deadline.notice
         before = -1
-        while not self._reached() and not patience.hurried and not patience.is_over() and self.given > before:
+        while not self._reached() and not deadline.hurried and not deadline.is_over() and self.given > before:
             before = self.given
-            await patience.until(partial(self._reached, before), bound)
-        if not self._reached() and patience.hurried:
-            await patience.until(self._reached, HURRIED, grace=False, late=patience.SWEPT)
+            await deadline.until(partial(self._reached, before), bound)
+        if not self._reached() and deadline.hurried:
+            await deadline.until(self._reached, HURRIED, grace=False, late=deadline.SWEPT)
         self._waiting = None
         target, self._target = self._target, None
         if target is not None and (missing := target.give_up(self)):
@@ -129,9 +129,9 @@ class Console:
             if not target.leave(self.loop, lambda thread: self._call(_join, thread, ended[1])):
                 ended.pop()
         for one in ended:
-            one.add_done_callback(lambda _: patience.notice())
+            one.add_done_callback(lambda _: deadline.notice())
         # if one hangs in a write, it is left behind
-        await patience.until(lambda: all(one.done() for one in ended), HURRIED, grace=False, late=patience.SWEPT)
+        await deadline.until(lambda: all(one.done() for one in ended), HURRIED, grace=False, late=deadline.SWEPT)
 
     def write(
         self, parts: Parts, pump: Pump | None, source: int = 0, prefix: bytes = b"", continued: bool = False
@@ -232,9 +232,9 @@ class Console:
 
     def _flush(self, target: Target, stream: TextIO | None) -> None:
         """What was printed before us comes before us."""
-        if stream is None or target.way.foreign:  # what we write there goes through its buffer
+        if stream is None or target.writer.foreign:  # what we write there goes through its buffer
             return
-        if room(target.way.fd):
+        if room(target.writer.fd):
             with contextlib.suppress(OSError):  # the program's own bytes, and its own trouble
                 stream.flush()
         else:

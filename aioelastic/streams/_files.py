@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import forked
-from ..thread import HelperThread
+from ..system import forked_copies
+from ..system.helper_thread import HelperThread
 
 if TYPE_CHECKING:
-    from ..spec import Rotate
+    from ..model.logs import Rotate
     from ._pump import Pump
 
 BATCH = 1_048_576  # bytes handed to the thread at once: each handing-over costs both threads some 50 microseconds
@@ -120,7 +120,7 @@ class FileSink:
         self._size = 0  # of the file; kept for rotation only
         self._limit = rotate.size if rotate is not None else 0  # the size at which the next file is due
         self._line_at = 0  # where the unfinished line at the file's end begins; 0: it is all of the file, or none
-        forked.register(self)
+        forked_copies.register(self)
 
     @property
     def lost(self) -> int:
@@ -133,7 +133,7 @@ class FileSink:
             self._open(0 if append else os.O_EXCL)
 
     def disown(self) -> list[int]:
-        """See `forked`."""
+        """See `forked_copies`."""
         fd, self._fd = self._fd, -1
         return [fd] if fd >= 0 and self.path is not None else []
 
@@ -141,7 +141,7 @@ class FileSink:
         """The same, but what prevents it is told; it is tried again when there is something to write."""
         try:
             self.open(append)
-        except Exception as exc:
+        except Exception as exc:  # a file system may answer anything to any call
             self._tell(exc)
 
     def write(self, data: bytes, pump: Pump | None) -> None:
@@ -216,7 +216,7 @@ class FileSink:
             except FileNotFoundError:
                 os.makedirs(self._path.parent, exist_ok=True)
                 self._open(0)
-        except Exception as exc:
+        except Exception as exc:  # as above
             if not kept:
                 self._drop()
                 raise
@@ -235,7 +235,7 @@ class FileSink:
             return os.path.samestat(there, os.stat(self._path))
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except Exception:
+        except Exception:  # as above
             return True
 
     def _open(self, how: int) -> None:
@@ -281,7 +281,7 @@ class FileSink:
                 if not took:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))  # or we would try for ever
                 sent += took
-        except Exception as exc:
+        except Exception as exc:  # as above
             return sent, exc
         return sent, None
 
@@ -324,7 +324,7 @@ class FileSink:
             if not stands:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
             line = self._succeed(rotate.keep, begun) if rotate.keep else self._empty(begun)
-        except Exception as exc:
+        except Exception as exc:  # as above
             self._tell(exc, rotating=True)
             self._limit = self._size + rotate.size  # then we shall try again
             self._line_at = 0

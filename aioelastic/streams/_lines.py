@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
+
+from ..model.lines import LINE_LIMIT, Line
 
 if TYPE_CHECKING:
     from ._pump import Pump
@@ -16,31 +19,6 @@ MANY = (
     4096  # so is one that is this many batches behind: an empty line, if read by itself, is a byte that costs hundreds
 )
 PIECE = 48  # bytes that a small `bytes` object costs beside its own
-LINE_LIMIT = 1_048_576
-"""Bytes of a line that are kept together, at most; a longer one is passed on in parts, see `Line.continued`."""
-
-
-class Line(NamedTuple):
-    """One line of a worker's output, without its newline; or a part of one that is longer than `LINE_LIMIT`, 1 MiB.
-
-    Attributes:
-        stream: `"stdout"` or `"stderr"`.
-        data: the bytes, `LINE_LIMIT` at most.
-        time: when it was read, seconds since the epoch.
-        continued: the next one of this rank and stream goes on with the same line. All its parts but the last have
-            `LINE_LIMIT` bytes, or up to three fewer, where a character of UTF-8 would be cut.
-    """
-
-    rank: int
-    stream: str
-    data: bytes
-    time: float
-    continued: bool = False
-
-    @property
-    def text(self) -> str:
-        """`data` as text; bytes that are not UTF-8 show as `\\xNN`."""
-        return self.data.decode(errors="backslashreplace")
 
 
 class LineSplitter:
@@ -123,7 +101,7 @@ class LineTap:
         """Start in the middle of this line."""
         self._splitter.begin(unfinished)
 
-    def feed(self, data: bytes, pump: Pump) -> None:
+    def feed(self, data: bytes, pump: Pump | None = None) -> None:
         splitter = self._splitter
         if splitter.size + len(data) > LINE_LIMIT:
             at = time.time()
@@ -140,6 +118,49 @@ class LineTap:
             self._deliver([rest], time.time(), None, False)
 
 
+class PartialLineTap(LineTap):
+    """Hands on the unfinished line, too, as a part that goes on, when nothing has followed for some seconds."""
+
+    __slots__ = ("_seconds", "_timer", "_unwanted")
+
+    def __init__(self, deliver: Callable[[list[bytes], float, Pump | None, bool], None], seconds: float) -> None:
+        super().__init__(deliver)
+        self._seconds = seconds
+        self._unwanted = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, unfinished: bytes) -> None:
+        super().begin(unfinished)
+        self._wait()
+
+    def feed(self, data: bytes, pump: Pump | None = None) -> None:
+        super().feed(data, pump)
+        self._wait()
+
+    def eof(self) -> None:
+        self._cancel()
+        super().eof()
+
+    def stop(self) -> None:
+        """Nobody wants it any more; in the middle of a `feed`, too."""
+        self._unwanted = True
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wait(self) -> None:
+        self._cancel()
+        if self._splitter.size and not self._unwanted:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._show)
+
+    def _show(self) -> None:
+        self._timer = None
+        self._deliver([self._splitter.rest()], time.time(), None, True)
+
+
 class CallbackTap(LineTap):
     """Calls a function with each line. Policy: runs on the loop as the data is read, so it must be quick."""
 
@@ -153,29 +174,74 @@ class CallbackTap(LineTap):
         super().__init__(deliver)
 
 
+class Held:
+    """The pumps that one reader holds. It outlives the reader, to let them go."""
+
+    __slots__ = ("_loop", "_pumps")
+
+    def __init__(self) -> None:
+        self._pumps: set[Pump] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._pumps)
+
+    def hold(self, pump: Pump) -> None:
+        """On the thread of the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._pumps.add(pump)
+        pump.hold(self)
+
+    def release(self) -> None:
+        if not self._pumps:
+            return
+        pumps, self._pumps = self._pumps, set()
+        for pump in pumps:
+            pump.release(self)
+
+    def release_soon(self) -> None:
+        """The same from any thread, and in the middle of anything."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.release)
+
+    def forget(self) -> None:
+        """They are another's."""
+        self._pumps.clear()
+
+
 class LineFeed:
-    """`async for line in group.lines()`: all lines read since it was made, until the group's streams are over.
+    """`async for line in group.lines()`: all lines read since it was made, until the streams of its ranks are over.
 
     Policy: `when_full="block"` holds the workers' pipes once the reader is 1 MiB, or 4096 reads of them, behind
-    (lossless); `"drop"` forgets the oldest and counts them (of a long line, its parts) in `dropped`. Leave it with
-    `close()` (or by the end of the group): a blocking feed that nobody reads stops the workers.
+    (lossless); `"drop"` forgets the oldest and counts them (of a long line, its parts) in `dropped`. It ends with its
+    group, by `close()`, and when nobody refers to it any more: after a `break` out of the loop above nothing is held.
+    What refers to itself in a circle goes when Python collects it: `contextlib.aclosing` closes at once. Who keeps a
+    blocking feed and does not read it stops the workers.
+
+    Attributes:
+        ranks: only of these; None: of all.
+        dropped: how many lines `when_full="drop"` has forgotten.
     """
 
     def __init__(
         self,
         when_full: Literal["block", "drop"],
         ranks: frozenset[int] | None,
-        on_close: Callable[[LineFeed], None] = lambda feed: None,
+        partial: float | None = None,
+        on_close: Callable[[float | None, LineFeed], None] | None = None,
+        awaited: set[LineFeed] | None = None,
     ) -> None:
         self.dropped = 0
+        self.ranks = ranks
+        self._partial = partial
         self._on_close = on_close
-        self._ranks = ranks
         self._drop = when_full == "drop"
         # batches of (rank, stream, lines reversed, time, continued): split once, popped from the end
         self._batches: deque[tuple[int, str, list[bytes], float, bool]] = deque()
         self._size = 0
-        self._pumps: set[Pump] = set()
+        self._held = Held()
         self._waiters: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+        # of its group: a task that waits here may be one that nobody else refers to
+        self._awaited = set() if awaited is None else awaited
         self._over = False
         self._problem: Exception | None = None
 
@@ -183,14 +249,14 @@ class LineFeed:
         """Nothing more will come: that is raised for who reads on. Nobody is told, nothing released."""
         self._over, self._problem = True, problem
         self._batches.clear()
-        self._pumps.clear()
-        self._on_close = lambda feed: None
+        self._held.forget()
+        self._on_close = None
 
     def deliver(
         self, rank: int, stream: str, lines: list[bytes], at: float, pump: Pump | None, continued: bool = False
     ) -> None:
         """Take a batch; called by the taps."""
-        if self._over or (self._ranks is not None and rank not in self._ranks):
+        if self._over or (self.ranks is not None and rank not in self.ranks):
             return
         self._batches.append((rank, stream, lines[::-1], at, continued))
         self._size += _size(lines)
@@ -201,28 +267,28 @@ class LineFeed:
                     self._size -= _size(oldest)
                     self.dropped += len(oldest)
             elif pump is not None:
-                self._pumps.add(pump)
-                pump.hold(self)
+                self._held.hold(pump)
         self._wake()
 
     def relax(self) -> None:
         """Hold no worker from now on: nobody is there to read while they are stopped."""
         self._drop = True
-        self._release()
+        self._held.release()
 
     def end(self) -> None:
         """All streams are over; what is buffered can still be read."""
         self._over = True
         self._wake()
+        self._leave()
 
     def close(self) -> None:
         """Stop listening: forget what is buffered and let held workers go on."""
         self._over = True
         self._batches.clear()
         self._size = 0
-        self._release()
+        self._held.release()
         self._wake()
-        self._on_close(self)
+        self._leave()
 
     def __aiter__(self) -> LineFeed:
         return self
@@ -235,27 +301,34 @@ class LineFeed:
                 raise StopAsyncIteration
             waiter = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
+            self._awaited.add(self)
             try:
                 await waiter
             finally:
                 self._waiters.pop(waiter, None)
+                if not self._waiters:
+                    self._awaited.discard(self)
         rank, stream, lines, at, continued = self._batches[0]
         data = lines.pop()
         self._size -= len(data) + 1
         if not lines:
             self._batches.popleft()
-        if self._pumps and self._size < HIGH // 2 and len(self._batches) < MANY // 2:
-            self._release()
+        if self._held and self._size < HIGH // 2 and len(self._batches) < MANY // 2:
+            self._held.release()
         return tuple.__new__(Line, (rank, stream, data, at, continued))  # Line(...), in less time
 
     async def aclose(self) -> None:
         """`close()`, for `contextlib.aclosing`."""
         self.close()
 
-    def _release(self) -> None:
-        pumps, self._pumps = self._pumps, set()
-        for pump in pumps:
-            pump.release(self)
+    def __del__(self) -> None:
+        if self._held:
+            self._held.release_soon()
+
+    def _leave(self) -> None:
+        on_close, self._on_close = self._on_close, None  # whose feed it was is not held by its reader
+        if on_close is not None:
+            on_close(self._partial, self)
 
     def _wake(self) -> None:
         for waiter in self._waiters:

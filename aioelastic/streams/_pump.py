@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import math
 import os
 from collections.abc import Callable
 from typing import Protocol
 
-from ..child._read import turn
-from ..thread import raise_soon
+from ..child.kernel.bounded_reads import turn
+from ..system.descriptors import shut
+from ..system.waiting import nothing, raise_soon
 from ..watch import Poller
 
 BUSY = 32_768  # bytes of one read, half of what a new pipe holds (pipe(7)), that say: its writer is faster than we
 BUSY_PIPE = 524_288  # what a busy one is grown to, where the system allows
 READ = BUSY_PIPE  # one read: large enough to be cheap, small enough that the loop stays its owner's
-FEW = 65_536  # the same where a tap makes a hundred bytes of one, and can hold the pump only when it has made them all
+# the same where little comes, since Python takes memory for as much as it asks for; and where a tap makes a hundred
+# bytes of one, and can hold the pump only when it has made them all
+FEW = 65_536
 
 
 class Tap(Protocol):
@@ -37,7 +40,19 @@ class Pump:
     """
 
     name = "output of a worker"
-    __slots__ = ("_fd", "_grown", "_held", "_most", "_on_eof", "_on_trouble", "_poller", "_reading", "_unheld", "taps")
+    __slots__ = (
+        "_busy",
+        "_fd",
+        "_grown",
+        "_held",
+        "_most",
+        "_on_eof",
+        "_on_trouble",
+        "_poller",
+        "_reading",
+        "_unheld",
+        "taps",
+    )
 
     def __init__(
         self,
@@ -45,7 +60,7 @@ class Pump:
         fd: int,
         taps: list[Tap],
         on_eof: Callable[[], None],
-        on_trouble: Callable[[object, Exception], None],
+        on_trouble: Callable[[object, BaseException], None],
     ) -> None:
         self._poller = poller
         self._fd = fd
@@ -54,7 +69,7 @@ class Pump:
         self._on_trouble = on_trouble
         self._held: set[object] = set()
         self._unheld = False
-        self._grown = False
+        self._busy = self._grown = False
         self._most = READ
         self._reading = False
 
@@ -110,15 +125,14 @@ class Pump:
             for tap in list(self.taps):
                 self._guard(tap, tap.eof)
             self._on_eof()
-            self._on_eof, self._on_trouble = _nothing, _nothing  # who has us shall not be held by us
-            with contextlib.suppress(OSError):  # it is closed whatever that says (close(2))
-                os.close(fd)
+            self._on_eof, self._on_trouble = nothing, nothing  # who has us shall not be held by us
+            shut(fd)
 
     def disown(self) -> list[int]:
-        """See `forked`."""
+        """See `forked_copies`."""
         fd, self._fd = self._fd, -1
         self.taps, self._reading = [], False
-        self._on_eof, self._on_trouble = _nothing, _nothing
+        self._on_eof, self._on_trouble = nothing, nothing
         return [fd] if fd >= 0 else []
 
     def _pause(self) -> None:
@@ -129,16 +143,18 @@ class Pump:
     def _readable(self) -> int:
         """One read. Its size; -1 when there was nothing, or the end."""
         try:
-            data = os.read(self._fd, self._most)
+            data = os.read(self._fd, self._most if self._busy else FEW)
         except BlockingIOError:
             return -1
         except OSError as exc:
-            self._on_trouble(self, exc)
+            if exc.errno != errno.EIO or not os.isatty(self._fd):  # of a terminal that is the end
+                self._on_trouble(self, exc)
             data = b""
         if not data:
             self.close()
             return -1
-        if not self._grown and len(data) > BUSY and self._most > FEW:
+        self._busy = len(data) > BUSY
+        if self._busy and not self._grown and self._most > FEW:
             self._grown = True
             try:
                 fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, BUSY_PIPE)
@@ -153,13 +169,9 @@ class Pump:
             call(*args)
         except (KeyboardInterrupt, SystemExit) as exc:
             raise_soon(exc)
-        except Exception as exc:
+        except BaseException as exc:  # a tap may call the user's code
             self._drop(tap, exc)
 
-    def _drop(self, tap: Tap, exc: Exception) -> None:
+    def _drop(self, tap: Tap, exc: BaseException) -> None:
         self.taps = [one for one in self.taps if one is not tap]
         self._on_trouble(tap, exc)
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..thread import HelperThread
-from ._piece import NEWLINE
-from ._target import Target
-from ._way import words
+from ..system.helper_thread import HelperThread
+from ..system.temporary_directories import unnamed_file
+from ._console_piece import NEWLINE, Account
+from ._console_target import Target
+from ._writers import words
 
 if TYPE_CHECKING:
-    from ._console import Console
     from ._pump import Pump
 
 BATCH = 1_048_576  # bytes read at once
@@ -32,8 +31,8 @@ class Spill:
     What the file does not take is lost, counted and told; what comes later is tried again.
     """
 
-    def __init__(self, console: Console, target: Target, thread: HelperThread) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0, prefix="aioelastic-spill-")  # noqa: SIM115  # see close()
+    def __init__(self, console: Account, target: Target, thread: HelperThread) -> None:
+        self._file = unnamed_file("aioelastic-spill-")
         self._fd = self._file.fileno()
         self._console = console
         self._target = target
@@ -71,7 +70,7 @@ class Spill:
         self._thread.put(self._file.close)
 
     def disown(self) -> None:
-        """In a forked copy (see `forked`)."""
+        """In a forked copy (see `forked_copies`)."""
         self._closed = True
         self._file.close()
 
@@ -150,7 +149,7 @@ class Spill:
                     sent = _some(os.pwrite(self._fd, data, at))
                     data, at = data[sent:], at + sent
             os.ftruncate(self._fd, size)
-        except Exception:
+        except Exception:  # as above: what cannot be moved stays
             return
         self._begin, self._end = 0, size
 

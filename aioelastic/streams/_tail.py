@@ -13,14 +13,20 @@ KEEP = 16_384
 
 class Tail:
     """Keeps at least the last `KEEP` bytes (less when there were less) and counts all. Policy: never holds, never loses
-    what it promises."""
+    what it promises.
 
-    __slots__ = ("_chunks", "_size", "total")
+    Attributes:
+        total: bytes that have come.
+        searched: of these, up to where a line has been looked for and found (see `LineSearch`).
+    """
+
+    __slots__ = ("_chunks", "_size", "searched", "total")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self.total = 0
+        self.searched = 0
 
     def feed(self, data: bytes, pump: Pump | None = None) -> None:
         self.total += len(data)
@@ -38,6 +44,11 @@ class Tail:
     def unfinished(self) -> bytes:
         """What stands after the last newline (as far as it is kept)."""
         return self.last().rpartition(b"\n")[2]
+
+    def unsearched(self) -> bytes:
+        """The last `KEEP` bytes, without those that were searched."""
+        kept = self.last()
+        return kept[max(self.searched - (self.total - len(kept)), 0) :]
 
     def last(self) -> bytes:
         """The last `KEEP` bytes."""

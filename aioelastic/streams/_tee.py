@@ -9,7 +9,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ._console import Console
@@ -19,9 +18,12 @@ if TYPE_CHECKING:
     from ._pump import Pump
 
 PARTIAL = 65_536  # an unfinished line longer than this is shown as far as it goes
-QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar) is shown
+QUIET = 0.1  # seconds after which an unfinished line (a prompt, a progress bar) is shown on a terminal
+# the same where a program reads, which wants lines whole: on a busy machine a worker may stand still between the two
+# write(2) of one line for longer than a person would wait
+READ_BY_PROGRAM = 1.0
 AT_ONCE = 1000  # lines that are made JSON before they are written: of an empty line that makes a hundred bytes
-_BREAKS = re.compile("[\x80-\x9f\u2028\u2029]")  # JSON allows them; some readers end lines there, terminals obey some
+_BREAKS = "[\x80-\x9f\u2028\u2029]"  # JSON allows them; some readers end lines there, terminals obey some
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _sources = itertools.count(1)  # of all taps of this process: consoles share what they write to
 _LONE_CR = re.compile(rb"\r(?!\n)")
@@ -31,8 +33,8 @@ class ConsoleTap:
     """One stream's lines on the console, each with a prefix.
 
     A line is written whole, so workers never share one. An unfinished line (a prompt, a progress bar) is shown
-    after 0.1 s of quiet; if another worker writes then, it gets a line of its own. A carriage return that rewrites
-    the line is followed by the prefix again, which it would otherwise rub out.
+    after 0.1 s of quiet (1 s where it is no terminal); if another worker writes then, it gets a line of its own. A
+    carriage return that rewrites the line is followed by the prefix again, which it would otherwise rub out.
 
     Args:
         prefix: the prefix at a time (seconds since the epoch).
@@ -109,7 +111,8 @@ class ConsoleTap:
         self._fed = True
         if self._armed is None:
             self._fed = False
-            self._armed = self._loop.call_later(QUIET, self._quiet)
+            delay = QUIET if self._console.tty else READ_BY_PROGRAM
+            self._armed = self._loop.call_later(delay, self._quiet)
 
     def _quiet(self) -> None:
         self._armed = None
@@ -126,7 +129,7 @@ class JsonTap(LineTap):
 
     grows = True  # an empty line becomes a hundred bytes
 
-    def __init__(self, console: Console, name: str, rank: int, stream: str) -> None:
+    def __init__(self, console: Console, name: str, worker: str, rank: int, stream: str) -> None:
         self.name = console.name
 
         def deliver(lines: list[bytes], at: float, pump: Pump | None, continued: bool) -> None:
@@ -140,13 +143,15 @@ class JsonTap(LineTap):
                     except UnicodeDecodeError:
                         record["line"] = line.decode(errors="backslashreplace")
                         record["raw"] = base64.b64encode(line).decode()
+                    if worker:
+                        record["worker"] = worker
                     if continued:
                         record["continued"] = True
                     out.append(_encode(record))
                 out.append("")
                 text = "\n".join(out)
                 if not text.isascii():
-                    text = _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+                    text = re.sub(_BREAKS, lambda found: f"\\u{ord(found[0]):04x}", text)
                 console.write([text.encode()], pump)
 
         super().__init__(deliver)
@@ -154,4 +159,5 @@ class JsonTap(LineTap):
 
 def iso_time(at: float) -> str:
     """Seconds since the epoch → `2026-01-31T12:00:00.000Z`."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    seconds, millionths = divmod(round(at * 1e6), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{millionths // 1000:03d}Z"

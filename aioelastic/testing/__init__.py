@@ -6,19 +6,21 @@ asks for it. pytest is imported by `aioelastic.testing.plugin` only.
 
 from __future__ import annotations
 
-from ._bodies import daemon, fork_storm, made, pipe_holder, setsid_escape, stubborn
-from ._bystanders import bystanders
 from ._chaos import Party, Strike, cont, guardian, keeper, kill, send, stop, supervisor, when, worker, zygote
 from ._clock import VirtualLoop
 from ._environment import Unavailable, clock_jump, file_limit, full_disk, pid_namespace
-from ._fake import FakeLauncher, FakeProcess, Life
-from ._holdings import Holdings, LeftBehind, cool_down, no_leaks
-from ._program import Program
+from ._failing_calls import Fault, failing
+from ._fake_launcher import FakeLauncher, FakeProcess, Life
+from ._leak_check import Holdings, LeftBehind, cool_down, no_leaks
+from ._misbehaving_workers import daemon, fork_storm, made, pipe_holder, setsid_escape, stubborn
 from ._recorder import Recorder
+from ._supervisor_process import Program
+from ._unrelated_processes import bystanders
 
 __all__ = [
     "FakeLauncher",
     "FakeProcess",
+    "Fault",
     "Holdings",
     "LeftBehind",
     "Life",
@@ -33,6 +35,7 @@ __all__ = [
     "clock_jump",
     "cont",
     "daemon",
+    "failing",
     "file_limit",
     "fork_storm",
     "full_disk",

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from ..checks import check_whole
-from ..errors import SpecError
 from ..events import Event
-from ._family import descendants, read_stat
+from ..model.errors import SpecError
+from ..model.validation import check_whole
+from ._process_tree import descendants, read_stat
 
 # Who is struck: the pid, asked at that moment; None when there is nobody.
 Party: TypeAlias = Callable[[Event], int | None]
 
-ZYGOTE = "aioelastic.child._zygote"
+ZYGOTE = "aioelastic.child.zygote.main_loop"
 
 
 class Strike:
@@ -43,22 +43,39 @@ class Strike:
 
 
 def send(signum: int, party: Party) -> Strike:
-    """A signal to a party. The pid is asked and used at once; a worker's is its own until our loop reaps it."""
+    """A signal to a party. The pid is asked and used at once; a worker's is its own until our loop reaps it.
+
+    Args:
+        signum: its number, or a member of `signal.Signals`.
+        party: who gets it.
+    """
     return Strike(signum, party)
 
 
 def kill(party: Party) -> Strike:
-    """SIGKILL: it ends without a word."""
+    """SIGKILL: it ends without a word.
+
+    Args:
+        party: who gets it.
+    """
     return Strike(signal.SIGKILL, party)
 
 
 def stop(party: Party) -> Strike:
-    """SIGSTOP: it hangs, until `cont` or SIGKILL."""
+    """SIGSTOP: it hangs, until `cont` or SIGKILL.
+
+    Args:
+        party: who gets it.
+    """
     return Strike(signal.SIGSTOP, party)
 
 
 def cont(party: Party) -> Strike:
-    """SIGCONT: it goes on."""
+    """SIGCONT: it goes on.
+
+    Args:
+        party: who gets it.
+    """
     return Strike(signal.SIGCONT, party)
 
 
@@ -73,6 +90,13 @@ def when(
     """An `on_event` that does something once: at the `nth` event of this kind (of that rank, in that attempt).
 
     Raises what `do` raises; a group tells that to its loop's exception handler, a `Recorder` to the test.
+
+    Args:
+        kind: a class of `aioelastic.events`.
+        do: called with the event: a strike, or a function of yours.
+        rank: of this one; None: of any.
+        attempt: in this one; None: in any.
+        nth: at the first of them, the second, and so on.
 
     Raises:
         SpecError: there is no such event, nothing to do, or no such time.
@@ -100,17 +124,29 @@ def when(
 
 
 def worker(event: Event) -> int | None:
-    """The worker that the event is about."""
+    """The worker that the event is about.
+
+    Args:
+        event: that at which it is asked for.
+    """
     return event.pid
 
 
 def supervisor(event: Event) -> int | None:
-    """This very process: for the source of a `Program`."""
+    """This very process: for the source of a `Program`.
+
+    Args:
+        event: that at which it is asked for.
+    """
     return os.getpid()
 
 
 def zygote(event: Event) -> int | None:
-    """The zygote that has forked this worker; if it is gone, or has none, a zygote of ours."""
+    """The zygote that has forked this worker; if it is gone, or has none, a zygote of ours.
+
+    Args:
+        event: that at which it is asked for.
+    """
     mine = {pid for pid, stat in descendants().items() if stat[1] not in "ZX" and _is_zygote(pid)}
     stat = None if event.pid is None else read_stat(event.pid)
     parent = None if stat is None else int(stat[2])
@@ -118,12 +154,20 @@ def zygote(event: Event) -> int | None:
 
 
 def guardian(event: Event) -> int | None:
-    """The guardian of this process, which starts its workers and adopts what they leave behind."""
+    """The guardian of this process, which starts its workers and adopts what they leave behind.
+
+    Args:
+        event: that at which it is asked for.
+    """
     return _named("aio-guardian")
 
 
 def keeper(event: Event) -> int | None:
-    """Who guards the guardian."""
+    """Who guards the guardian.
+
+    Args:
+        event: that at which it is asked for.
+    """
     return _named("aio-keeper")
 
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..launch import TAG
-from ._family import descendants, read_stat
+from ..planning import TAG
+from ._process_tree import descendants, read_stat
 
 PAUSE = 0.0005  # seconds of real waiting between two looks, at first
 LONGEST = 0.02  # ... and at most
@@ -30,9 +30,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     sleeps for ever: timers of this loop come first. So do answers from processes that do not descend from us, and
     from the network. What is computed from `time.monotonic()`, such as durations in results, is real.
 
-    Attributes:
-        jumped: seconds that were skipped so far.
-
     Example::
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -45,6 +42,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @property
     def jumped(self) -> float:
+        """Seconds that were skipped so far."""
         return self._clock.jumped
 
     def time(self) -> float:

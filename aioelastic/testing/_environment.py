@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checks import check_whole
+from ..model.validation import check_whole
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -22,6 +22,9 @@ class Unavailable(Exception):
 @contextlib.contextmanager
 def full_disk(room: int = 16384) -> Iterator[Path]:
     """A directory on a file system of its own (a tmpfs) with `room` bytes, in whole pages: then ENOSPC.
+
+    Args:
+        room: bytes, one page at least.
 
     Raises:
         SpecError: `room` is less than a page.
@@ -42,6 +45,9 @@ def file_limit(size: int) -> Iterator[None]:
 
     It holds for this process, and for what it starts meanwhile. Python ignores SIGXFSZ; a program that does not is
     killed by it.
+
+    Args:
+        size: bytes.
 
     Raises:
         SpecError: `size` is no size.
@@ -98,7 +104,7 @@ def pid_namespace() -> tuple[str, ...]:
 
 def _run(argv: list[str]) -> None:
     try:
-        run = subprocess.run(argv, capture_output=True, text=True)
+        run = subprocess.run(argv, capture_output=True, text=True, check=False)
     except OSError as exc:
         raise Unavailable(f"{argv[0]}: {exc.strerror}") from exc
     if run.returncode:

@@ -57,7 +57,13 @@ class Recorder:
         return iter(self.events)
 
     def of(self, kind: type[E], *, rank: int | None = None, attempt: int | None = None) -> list[E]:
-        """Those of this kind (of that rank, in that attempt) so far."""
+        """Those of this kind (of that rank, in that attempt) so far.
+
+        Args:
+            kind: a class of `aioelastic.events`.
+            rank: of this one; None: of any.
+            attempt: in this one; None: in any.
+        """
         return [
             one
             for one in self.events
@@ -66,6 +72,11 @@ class Recorder:
 
     async def wait(self, kind: type[E], *, rank: int | None = None, attempt: int | None = None) -> E:
         """The first of them, past or to come. `asyncio.timeout` bounds it.
+
+        Args:
+            kind: a class of `aioelastic.events`.
+            rank: of this one; None: of any.
+            attempt: in this one; None: in any.
 
         Raises:
             AssertionError: the group is done, and there was none.
@@ -108,7 +119,11 @@ class Recorder:
                 raise AssertionError(f"{step!r} did not happen{after}{there}\n{self}")
 
     def never(self, *steps: str) -> None:
-        """None of these happened. Arguments and errors are those of `in_order`."""
+        """None of these happened. Raises as `in_order`.
+
+        Args:
+            steps: as for `in_order`.
+        """
         self._raise()
         for step in steps:
             fits = _parsed(step)

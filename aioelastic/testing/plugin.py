@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import traceback
+import unittest
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,16 @@ import pytest
 
 from ._environment import Unavailable, pid_namespace
 from ._environment import full_disk as _full_disk
-from ._family import marked
-from ._holdings import Holdings, LeftBehind, leaks_since, pending_tasks
+from ._leak_check import Holdings, LeftBehind, leaks_since, pending_tasks
+from ._process_tree import marked
+from ._test_in_subprocess import Inside, is_inside
 
-INSIDE = "AIOELASTIC_TESTING_NAMESPACE"
 TURNS = 10  # of the loop, for tasks that were cancelled, and generators that were dropped, at the end of a test
 
-_tasks = pytest.StashKey[dict[str, str]]()
+_held = pytest.StashKey[Holdings]()  # in the config, while a test runs that has the fixture
+_tasks = pytest.StashKey[list[str]]()
+_errors = pytest.StashKey[list[BaseException]]()
+_inside = pytest.StashKey[Inside]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,14 +47,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test leaves no process, zombie, thread, descriptor, shared memory, temporary file or asyncio task behind.
 
-    Fixtures that are set up after this one are torn down before it looks. Warm zygotes are ended first. For all
-    tests: `pytestmark = pytest.mark.usefixtures("no_leaks")`, or an autouse fixture of your own that asks for it.
+    Fixtures that are set up after this one are torn down before it looks; those of a wider scope are no leaks, nor is
+    what they have made when they are set up. Zygotes that nobody uses are ended first. For all tests:
+    `pytestmark = pytest.mark.usefixtures("no_leaks")`, or an autouse fixture of your own that asks for it.
     """
-    before = Holdings.now()
+    stash = request.config.stash
+    stash[_held] = Holdings.now()
     yield
-    leaks = leaks_since(before, request.config.getini("no_leaks_ignore"))
-    if tasks := request.node.stash.get(_tasks, {}):
-        leaks["task"] = [*tasks.values()]
+    before, ignore = stash[_held], request.config.getini("no_leaks_ignore")
+    del stash[_held]
+    leaks = leaks_since(before, ignore)
+    errors = request.node.stash.get(_errors, [])
+    if leaks and errors:
+        _let_go(request.node, errors)
+        leaks = leaks_since(before, ignore)
+    errors.clear()
+    if tasks := request.node.stash.get(_tasks, []):
+        leaks["task"] = tasks
     if leaks:
         pytest.fail(str(LeftBehind(leaks)), pytrace=False)
 
@@ -68,49 +79,95 @@ def full_disk() -> Iterator[Path]:
         yield where
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """What a fixture of a wider scope makes is its own, though a test be the first to need it."""
+    stash = request.config.stash
+    if fixturedef.scope == "function" or _held not in stash:
+        return (yield)
+    before = Holdings.now()
+    value = yield
+    stash[_held] = stash[_held].and_what_came(before, Holdings.now())
+    return value
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Look at the tasks of an async test when its body ends: later its runner cancels them, and nobody would know."""
-    match item:
-        case pytest.Function(obj=body) if "no_leaks" in item.fixturenames and inspect.iscoroutinefunction(body):
+    if isinstance(item, pytest.Function) and _held in item.config.stash:
+        if isinstance(item.instance, unittest.IsolatedAsyncioTestCase):
+            item.instance.addAsyncCleanup(_look_at_tasks, item, Holdings())  # the first is done last
+        elif inspect.iscoroutinefunction(item.obj):
             item.obj = _seeing_tasks(item)
     return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
-    """A test with the mark runs in a pytest of its own, in there."""
-    if pyfuncitem.get_closest_marker("pid_namespace") is None or os.environ.get(INSIDE):
-        return None
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test failed with: its traceback holds what was held there. And what is told of one that ran elsewhere."""
+    report = yield
+    if call.excinfo is not None and _held in item.config.stash:
+        item.stash.setdefault(_errors, []).append(call.excinfo.value)
+    inside = item.stash.get(_inside, None)
+    return report if inside is None or call.excinfo is not None else inside.instead_of(report, item)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test with the mark runs in a pytest of its own, with its fixtures: here nothing of it does."""
+    if item.get_closest_marker("pid_namespace") is None or item.config.stash.get(is_inside, False):
+        return
     try:
         before = pid_namespace()
     except Unavailable as exc:
         pytest.skip(f"no PID namespace: {exc}")
-    config = pyfuncitem.config
-    argv = [*before, sys.executable, "-m", "pytest", "-q", "--no-header", f"--rootdir={config.rootpath}"]
-    if config.inipath is not None:
-        argv.append(f"-c{config.inipath}")
-    run = subprocess.run(
-        [*argv, pyfuncitem.nodeid], cwd=config.rootpath, env={**os.environ, INSIDE: "1"}, text=True, capture_output=True
-    )
-    if run.returncode:
-        pytest.fail(f"in its PID namespace:\n{run.stdout}{run.stderr}", pytrace=False)
-    return True
+    for name in ("setup", "runtest", "teardown"):
+        setattr(item, name, lambda: None)
+    item.stash[_inside] = Inside(item, before)
 
 
-def _seeing_tasks(item: pytest.Function) -> Any:
+def _seeing_tasks(item: pytest.Function) -> Callable[..., Coroutine[Any, Any, None]]:
     body = item.obj
 
     @functools.wraps(body)
     async def test(*args: Any, **kwargs: Any) -> None:
-        before = pending_tasks()
+        before = Holdings(tasks=pending_tasks(), groups=item.config.stash[_held].groups)
         try:
             await body(*args, **kwargs)
         finally:
-            for _ in range(TURNS):
-                if pending_tasks().keys() <= before.keys():
-                    break
-                await asyncio.sleep(0)
-            item.stash[_tasks] = {one: name for one, name in pending_tasks().items() if one not in before}
+            await _look_at_tasks(item, before)
 
     return test
+
+
+async def _look_at_tasks(item: pytest.Item, before: Holdings) -> None:
+    for _ in range(TURNS):
+        item.stash[_tasks] = Holdings(tasks=pending_tasks()).leaks(before).get("task", [])
+        if not item.stash[_tasks]:
+            break
+        await asyncio.sleep(0)
+
+
+def _let_go(item: pytest.Item, errors: Iterable[BaseException]) -> None:
+    """Of what only the tracebacks of a failed test hold, and the names of a doctest."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [*errors]
+    for one in todo:
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            with contextlib.suppress(RuntimeError):  # one of pytest's, that still runs
+                frame.clear()
+                frame.f_locals  # noqa: B018  # before Python 3.13 it keeps a dict of them, renewed by this
+        todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        match one:  # `doctest` is imported by those who have such
+            case object(failures=[*failures]):
+                todo += failures
+            case object(exc_info=(_, BaseException() as problem, _)):
+                todo.append(problem)
+    if (example := getattr(item, "dtest", None)) is not None:
+        example.globs.clear()

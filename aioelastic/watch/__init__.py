@@ -1,6 +1,6 @@
 """Exits, data in pipes, and signals, as events. In: a child or a pipe. Out: one call on the loop.
 
-Never here: polling, SIGCHLD, `waitpid(-1)`. Each mechanism is one small file behind one contract (`Watch`).
+Never here: polling, SIGCHLD, `waitpid(-1)`. Exits come by one contract (`Watch`), from whichever mechanism there is.
 """
 
 from __future__ import annotations
@@ -11,29 +11,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ._poller import Poller
-from ._proc import Census, Left, Snapshot, Stray, protect, ticks_now, unprotect
-from ._process import caught_signals, describe, pipe_holders, socket_holders, wchan
 from ._signals import Signals
 from ._thread import ThreadWatch
 
 __all__ = [
-    "Census",
-    "Left",
     "Poller",
     "Signals",
-    "Snapshot",
-    "Stray",
     "ThreadWatch",
     "Watch",
-    "caught_signals",
-    "describe",
     "pidfd_or_none",
-    "pipe_holders",
-    "protect",
-    "socket_holders",
-    "ticks_now",
-    "unprotect",
-    "wchan",
 ]
 
 

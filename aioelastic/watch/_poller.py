@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable
 
-from .. import forked
+from ..system import forked_copies
 
 BATCH = 8  # events taken from the kernel at once
 SLICE = 0.0005  # seconds after which the loop gets its turn, however much there is to do
@@ -31,7 +31,7 @@ class Poller:
         self._pipes: set[int] = set()
         self._kept = False
         self._lost = False
-        forked.register(self)
+        forked_copies.register(self)
 
     def keep(self) -> None:
         """Keep the epoll until `let_go()`, though it be empty at times: making one costs what ten starts should."""
@@ -60,7 +60,7 @@ class Poller:
         self._close_if_unused()
 
     def disown(self) -> list[int]:
-        """See `forked`."""
+        """See `forked_copies`."""
         self._lost = True
         self._callbacks.clear()
         self._pipes.clear()

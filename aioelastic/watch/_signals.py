@@ -1,4 +1,4 @@
-"""Signals to this process, as calls on the loop. Only for programs that own the process: the command line."""
+"""Signals to this process, as calls on the loop. Only for who owns the process: the command line, `run(main)`."""
 
 from __future__ import annotations
 

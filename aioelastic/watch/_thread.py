@@ -28,11 +28,12 @@ class ThreadWatch:
         except ChildProcessError:
             pass  # reaped by somebody else: that is an exit too
         try:
-            self._loop.call_soon_threadsafe(self._tell, pid)
+            self._loop.call_soon_threadsafe(self._tell, pid, threading.current_thread())
         except RuntimeError:
             pass  # the loop was closed: nobody is left to tell
 
-    def _tell(self, pid: int) -> None:
+    def _tell(self, pid: int, thread: threading.Thread) -> None:
+        thread.join()  # this was the last thing it did: no thread of ours is left once the exit is known
         callback = self._callbacks.get(pid)
         if callback is not None:
             callback()

@@ -1,9 +1,11 @@
-"""A pipeline of frames: one process makes them, two work on them in place, one shows them; `pip install numpy`.
+"""A pipeline of frames: one process makes them, two work on them, one shows them.
+
+It needs `pip install numpy`.
 
 python docs/examples/frames.py --frames 60
 
-A frame is made in shared memory and goes through three processes without being copied. The queues are short, so a slow
-stage slows the camera down, and memory is used again.
+A frame is made in shared memory and goes through three processes without being copied.
+The queues are short, so a slow stage slows the camera down, and memory is used again.
 """
 
 import argparse
@@ -41,17 +43,29 @@ def brighten(raw: Any, ready: Any) -> int:
 
 
 def pss(pids: Iterable[int]) -> float:
-    """What these use of shared memory together, in MiB; a page that several have is counted once."""
+    """What these use of shared memory together, in MiB.
+
+    A page that several have is counted once.
+    """
     total = 0
     for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:  # it may have done its part
-            total += next(int(line.split()[1]) for line in file if line.startswith("Pss_Shmem:"))
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/smaps_rollup") as file,
+        ):  # it may have done its part
+            total += next(
+                int(line.split()[1]) for line in file if line.startswith("Pss_Shmem:")
+            )
     return total / 1024
 
 
 async def main(count: int) -> None:
     raw, ready = sharing.Queue(maxsize=4), sharing.Queue(maxsize=4)
-    stages = [Function(camera, raw, count), Function(brighten, raw, ready), Function(brighten, raw, ready)]
+    stages = [
+        Function(camera, raw, count),
+        Function(brighten, raw, ready),
+        Function(brighten, raw, ready),
+    ]
     right, early, late = 0, 0.0, 0.0
     began = time.perf_counter()
     async with Group(stages, preload=["numpy"], logs=Logs(tee=Std.NONE)) as group:
@@ -68,8 +82,13 @@ async def main(count: int) -> None:
     made, *done = (one.value for one in result)
     print(f"{right} frames of {HEIGHT}x{WIDTH} came through, none was copied")
     print(f"by worker 1: {done[0]}, by worker 2: {done[1]}, segments of memory: {made}")
-    rate = 4 * count * HEIGHT * WIDTH * 3 / took / 1e9  # written, read, written and read
-    print(f"{took:.1f} s, {rate:.1f} GB/s; shared memory of all: {early:.0f} MiB, later {late:.0f} MiB")
+    rate = (
+        4 * count * HEIGHT * WIDTH * 3 / took / 1e9
+    )  # written, read, written and read
+    print(
+        f"{took:.1f} s, {rate:.1f} GB/s; "
+        f"shared memory of all: {early:.0f} MiB, later {late:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Each worker estimates pi from its own random points. Standard library only; no part of it knows aioelastic.
+"""Each worker estimates pi from its own random points.
+
+It needs nothing but the standard library, and no part of it knows aioelastic.
 
 aioelastic run -n 4 --log-dir runs -- python3 docs/examples/hello.py
 """
@@ -14,11 +16,15 @@ STEPS = 4
 def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    points = random.Random(rank)  # another sequence for each worker, the same in each run
+    points = random.Random(
+        rank
+    )  # another sequence for each worker, the same in each run
     print(f"worker {rank} of {size}, pid {os.getpid()}", file=sys.stderr)
     inside = 0
     for step in range(1, STEPS + 1):
-        inside += sum(points.random() ** 2 + points.random() ** 2 < 1 for _ in range(POINTS))
+        inside += sum(
+            points.random() ** 2 + points.random() ** 2 < 1 for _ in range(POINTS)
+        )
         print(f"step {step}/{STEPS}: pi is about {4 * inside / (step * POINTS):.4f}")
 
 

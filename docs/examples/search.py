@@ -1,9 +1,11 @@
-"""Search for the best model of noisy points by several processes; it needs `pip install numpy`.
+"""Search for the best model of noisy points by several processes.
+
+It needs `pip install numpy`.
 
 python docs/examples/search.py
 
-Each worker takes its share of the candidates and returns what it found; the caller hears of each share the moment its
-worker has ended.
+Each worker takes its share of the candidates and returns what it found; the caller
+hears of each share the moment its worker has ended.
 """
 
 import argparse
@@ -28,14 +30,16 @@ class Found(NamedTuple):
 
 
 def error_of(x: numpy.ndarray, y: numpy.ndarray, degree: int, penalty: float) -> float:
-    """Mean squared error on held-out points of a polynomial that is fitted to the others."""
+    """Mean squared error on held-out points of a polynomial fitted to the others."""
     powers = numpy.vander(x, degree + 1)
     part = numpy.arange(len(x)) % PARTS
     errors = []
     for held_out in range(PARTS):
         known = part != held_out
         a = powers[known]
-        weights = numpy.linalg.solve(a.T @ a + penalty * numpy.eye(degree + 1), a.T @ y[known])
+        weights = numpy.linalg.solve(
+            a.T @ a + penalty * numpy.eye(degree + 1), a.T @ y[known]
+        )
         errors.append(numpy.mean((powers[~known] @ weights - y[~known]) ** 2))
     return float(numpy.mean(errors))
 
@@ -51,12 +55,15 @@ async def main(n: int) -> None:
     x = draw.uniform(-1, 1, 2_000)
     y = numpy.sin(3 * x) + draw.normal(0, 0.1, len(x))
     found: list[Found] = []
-    # one thread each, and it is to be said before numpy is imported: so in the group's environment
+    # one thread each, and it is to be said before numpy is imported: so in the group's
+    # environment
     env = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     async with Group(Function(search, x, y), n, env=env, preload=["numpy"]) as group:
         async for rank, share in group.as_completed():
             found += share
-            print(f"worker {rank}: {len(share)} candidates, best {min(share).error:.5f}")
+            print(
+                f"worker {rank}: {len(share)} candidates, best {min(share).error:.5f}"
+            )
     print(f"\n{'degree':>6} {'penalty':>8} {'error':>8}")
     for one in sorted(found)[:5]:
         print(f"{one.degree:>6} {one.penalty:>8g} {one.error:>8.5f}")

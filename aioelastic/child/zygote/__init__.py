@@ -1,0 +1,1 @@
+"""The zygote: a warm process with a single thread, which forks workers."""

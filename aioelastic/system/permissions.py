@@ -1,0 +1,13 @@
+"""What this program may do with a file, by its effective ids."""
+
+from __future__ import annotations
+
+import os
+
+_BY_EFFECTIVE = os.access in os.supports_effective_ids
+
+
+def may(path: str | os.PathLike[str], mode: int) -> bool:
+    """Whether the system would let this program: access(2) asks for the real user and without capabilities, while
+    open(2) and execve(2) go by the effective ones."""
+    return os.access(path, mode, effective_ids=_BY_EFFECTIVE)

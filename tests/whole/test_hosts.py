@@ -1,0 +1,704 @@
+"""Groups in programs of unusual state: signals ignored or blocked by whoever started them, streams closed, an
+interpreter that is something else, no /proc, no thread, no directory; and a signal to all processes of a service at
+once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from fcntl import ioctl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import QUIET, no_descriptors_left, py, sh
+
+from aioelastic import Command, Function, Group, Restart, SpecError, Stop, events, supervise
+from aioelastic.child.worker.stack_dump import SIGNAL
+from aioelastic.testing._environment import Unavailable
+
+HEAD = """
+import asyncio, json, os, signal, sys
+from aioelastic import Command, Function, Group, Logs, SpecError, Std, Stop, supervise
+QUIET = Logs(tee=Std.NONE)
+"""
+
+
+def run(program: str, *args: str, before: tuple[str, ...] = (), **kwargs: Any) -> str:
+    """What a program prints that says nothing on stderr."""
+    words = [*before, sys.executable, "-c", HEAD + program, *args]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=100, **kwargs)
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+# --- signals ---
+
+SIGNALS = """
+def told():
+    lines = open("/proc/self/status").read().splitlines()
+    return [int(line.split()[1], 16) for line in lines if line.startswith(("SigIgn:", "SigBlk:"))]
+CODE = "import json; lines = open('/proc/self/status').read().splitlines(); " \\
+       "print(json.dumps([int(l.split()[1], 16) for l in lines if l.startswith(('SigIgn:', 'SigBlk:'))]))"
+WAYS = [("command", {"launcher": "guardian"}), ("command", {"launcher": "direct"}),
+        ("function", {"start": "zygote"}), ("function", {"start": "spawn"}), ("function", {"start": "fork"}),
+        ("function", {"start": "spawn", "launcher": "direct"})]
+NAMES = ("SIGCHLD", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2")
+PYTHON = Command("/bin/sh", "-c", "exec \\"$0\\" -S -c \\"$1\\"", sys.executable, CODE)
+async def main():
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGRTMIN + 3):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    for kind, how in WAYS:
+        entry = Function(told) if kind == "function" else PYTHON
+        result = await supervise(entry, logs=QUIET, stop=Stop(signal="SIGRTMIN+3"), timeout=60, **how)
+        blocked, ignored = result[0].value if kind == "function" else json.loads(str(result[0].stdout))
+        names = [one for one in NAMES if ignored >> getattr(signal, one) - 1 & 1]
+        print(kind, *how.values(), names, ignored >> signal.SIGRTMIN + 2 & 1, blocked, result[0].exit.code)
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_what_a_host_ignores_or_blocks(tmp_path: Path) -> None:
+    """Its workers begin with the default of what they are ended by; what else it ignores they ignore, too."""
+    (tmp_path / "program.py").write_text(HEAD + SIGNALS)
+    lines = subprocess.check_output([sys.executable, tmp_path / "program.py"], text=True, timeout=100).splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        assert line.endswith(" ['SIGHUP', 'SIGUSR2'] 0 0 0"), line
+
+
+def test_exits_are_exact_where_sigchld_is_ignored() -> None:
+    out = run(
+        """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+async def main():
+    for _ in range(3):
+        one = await supervise(Command("sh", "-c", "exit 7"), logs=QUIET, check=False)
+        two = await supervise(Function(abs, -3), logs=QUIET)
+        print(one[0].exit.code, one[0].usage is not None, two[0].value)
+asyncio.run(main())
+"""
+    )
+    assert out == "7 True 3\n" * 3
+
+
+REAL_TIME = int(signal.SIGRTMIN)
+
+
+@pytest.mark.parametrize("given", ["SIGRTMIN+3", "rtmin+3", REAL_TIME + 3, str(REAL_TIME + 3)])
+async def test_a_real_time_signal_stops(given: int | str) -> None:
+    stop = Stop(signal=given)
+    assert stop.signum == REAL_TIME + 3
+    async with Group(sh("sleep 60"), logs=QUIET, stop=stop) as group:
+        result = await group.stop()
+    exit = result[0].exit
+    assert exit is not None
+    assert exit.signal == REAL_TIME + 3
+    assert str(exit) == "SIGRTMIN+3, stopped by us with SIGRTMIN+3"
+    assert "SIGRTMIN+3 (leader then group)" in str(group.plan)
+
+
+@pytest.mark.parametrize("given", ["SIGRTMIN+99", "RTMAX+1", 32, 0, 65, -1, "", "SIGRTMIN+", True, 1.5, "²"])
+def test_signals_that_are_none(given: Any) -> None:
+    with pytest.raises(SpecError, match=r"Stop\.signal=.*is not a signal of this system"):
+        Stop(signal=given)
+
+
+def test_the_last_real_time_signals() -> None:
+    assert Stop(signal="SIGRTMAX").signum == signal.SIGRTMAX
+    assert Stop(signal="SIGRTMAX-1").signum == signal.SIGRTMAX - 1
+    assert Stop(signal="SIGRTMIN").signum == signal.SIGRTMIN
+
+
+SERVICE = """
+def work(up):
+    def save(*_):
+        print("saved", flush=True)
+        os._exit(0)
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(one, save)
+    os.write(up, b"up\\n")
+    while True:
+        signal.pause()
+async def main():
+    import threading
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        loop.add_signal_handler(one, asked.set)
+    trap = "trap 'echo saved; exit 0' TERM INT HUP USR1; echo up; while :; do sleep 0.01; done"
+    entries = [Function(work, 1), Function(work, 1), Command("sh", "-c", trap), Command("sh", "-c", trap)]
+    async with Group(entries, logs=QUIET, stop=Stop(grace=60), check=False) as group:
+        up = set()
+        async for line in group.lines():
+            up.add(line.rank)
+            if len(up) == 4:
+                break
+        print("up", flush=True)
+        await asked.wait()
+        result = await group.stop()
+    print([str(one.stdout).count("saved") >= 1 and one.exit.ok for one in result], result.clean, flush=True)
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def family(pid: int) -> list[int]:
+    """All processes below it, as they are in one control group."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a `sleep` of a worker, which has ended
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def names_of(pids: list[int]) -> set[str]:
+    """Of those that still run."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_a_service(tmp_path: Path, signum: signal.Signals) -> None:
+    """As systemd (KillMode=control-group) and `kill -- -PGID` send it: helpers of ours outlive it, workers finish."""
+    (tmp_path / "service.py").write_text(HEAD + SERVICE)
+    with subprocess.Popen([sys.executable, tmp_path / "service.py"], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "up\n"
+        unit = family(program.pid)
+        assert {"aio-keeper", "aio-guardian"} <= names_of(unit)
+        for pid in unit:
+            try:
+                os.kill(pid, signum)
+            except ProcessLookupError:
+                pass  # a `sleep` of a worker
+        assert program.stdout.read() == "[True, True, True, True] True\n"
+    assert program.returncode == 0
+
+
+def test_a_service_is_signalled_while_it_begins(tmp_path: Path) -> None:
+    """No helper dies of it from its first instruction on, and none prints anything."""
+    (tmp_path / "slow.py").write_text("import os\nos.write(1, b'importing\\n')\nopen(os.environ['WAIT']).read()\n")
+    os.mkfifo(tmp_path / "wait")
+    program = """
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    result = await supervise(Function(abs, -1), logs=QUIET, preload=["slow"])
+    print(result[0].value)
+asyncio.run(main())
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "WAIT": str(tmp_path / "wait")}
+    words = [sys.executable, "-c", HEAD + program]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as ran:
+        with open(tmp_path / "wait", "w") as wait:  # opens when the zygote has come to its import
+            for pid in family(ran.pid):
+                os.kill(pid, signal.SIGTERM)
+            wait.write("go on")
+        out, err = ran.communicate()
+    assert (out, err) == ("1\n", "")
+
+
+# --- standard streams ---
+
+
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+@pytest.mark.parametrize("stdin", ["null", "inherit"])
+def test_a_closed_standard_input(launcher: str, stdin: str) -> None:
+    """No worker gets what has its number then: it reads nothing."""
+    program = """
+os.close(0)
+async def main():
+    show = Command("sh", "-c", "readlink /proc/$$/fd/0; cat", stdin=sys.argv[2])
+    for _ in range(2):
+        print(str((await supervise(show, logs=QUIET, launcher=sys.argv[1]))[0].stdout), end="")
+asyncio.run(main())
+"""
+    assert run(program, launcher, stdin) == "/dev/null\n" * 2
+    assert run(program.replace("os.close(0)\n", "", 1), launcher, stdin, before=("sh", "-c", '"$0" "$@" <&-')) == (
+        "/dev/null\n" * 2
+    )
+
+
+def test_an_inherited_standard_input(tmp_path: Path) -> None:
+    program = """
+show = Command("cat", stdin="inherit")
+for launcher in ("guardian", "direct"):
+    print(str(asyncio.run(supervise(show, logs=QUIET, launcher=launcher))[0].stdout))
+    os.lseek(0, 0, os.SEEK_SET)
+"""
+    (tmp_path / "input").write_text("hello")
+    with open(tmp_path / "input") as file:
+        assert run(program, stdin=file) == "hello\n" * 2
+
+
+BACKGROUND = """
+import os, signal, sys
+pid = os.fork()
+if pid:
+    os.waitpid(pid, 0)
+    os._exit(0)
+os.setpgid(0, 0)  # as a shell does with a command that ends with &
+import asyncio
+from aioelastic import Command, Logs, SpecError, Std, supervise
+try:
+    asyncio.run(supervise(Command("cat", stdin="inherit"), logs=Logs(tee=Std.NONE)))
+except SpecError as exc:
+    os.write(int(sys.argv[1]), str(exc).encode())
+result = asyncio.run(supervise(Command("cat"), logs=Logs(tee=Std.NONE)))
+os.write(int(sys.argv[1]), f" {result.ok}".encode())
+"""
+
+
+def test_a_program_in_the_background_of_its_terminal() -> None:
+    ours, theirs = pty.openpty()
+    reader, writer = os.pipe()
+
+    def lead() -> None:
+        os.setsid()
+        ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", BACKGROUND, str(writer)],
+            stdin=theirs,
+            preexec_fn=lead,  # noqa: PLW1509  # nothing else runs here
+            pass_fds=[writer],
+        ):
+            os.close(writer)
+            told = b"".join(iter(lambda: os.read(reader, 4096), b"")).decode()
+    finally:
+        for fd in (ours, theirs, reader):
+            os.close(fd)
+    assert told == (
+        "stdin='inherit' is the terminal in whose background this program runs; "
+        "run it in the foreground, or redirect its standard input True"
+    )
+
+
+# --- an interpreter that is none ---
+
+INTERPRETER = """
+given = {"app": sys.argv[1], "empty": "", "none": None, "gone": "/no/such/python3", "file": "/etc/passwd"}[sys.argv[2]]
+sys.executable = given
+if sys.argv[3:]:
+    sys.frozen = True
+async def main():
+    for _ in range(2):
+        print(str((await supervise(Command("echo", "hello"), logs=QUIET))[0].stdout), end="")
+        for start in ("zygote", "spawn"):
+            print((await supervise(Function(abs, -1), logs=QUIET, start=start))[0].value)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Iterator[Path]:
+    """A program that must not be started."""
+    app = tmp_path / "app"
+    app.write_text(f"#!/bin/sh\necho again >>{tmp_path}/again\n")
+    app.chmod(0o755)
+    yield app
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("kind", ["app", "empty", "none", "gone", "file"])
+def test_an_interpreter_is_found_where_it_was_installed(application: Path, kind: str) -> None:
+    assert run(INTERPRETER, str(application), kind) == "hello\n1\n1\n" * 2
+
+
+def test_a_frozen_program_is_not_started_again(tmp_path: Path, application: Path) -> None:
+    shutil.copy(application, tmp_path / "python3")
+    assert run(INTERPRETER, str(tmp_path / "python3"), "app", "frozen") == "hello\n1\n1\n" * 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_interpreter_at_all(application: Path, frozen: bool) -> None:
+    """Commands start without a guardian; functions are refused in words, but those in copies, before any starts."""
+    out = run(
+        """
+sys.executable = sys._base_executable = sys.argv[1]
+sys.prefix = sys.base_prefix = sys.exec_prefix = sys.base_exec_prefix = "/nowhere"
+if sys.argv[2] == "True":
+    sys.frozen = True
+import aioelastic.system.interpreter as found
+real = os.readlink
+os.readlink = lambda path, **kwargs: sys.argv[1] if path == "/proc/self/exe" else real(path, **kwargs)
+print(str(asyncio.run(supervise(Command("echo", "hello"), logs=QUIET))[0].stdout), end="")
+for start in ("zygote", "spawn", "fork"):
+    try:
+        print(asyncio.run(supervise(Function(abs, -1), logs=QUIET, start=start))[0].value)
+    except SpecError as exc:
+        print(exc.field, exc.problem, exc.remedy, sep="; ")
+""",
+        str(application),
+        str(frozen),
+    )
+    problem = "is not a Python interpreter that this user may run, and none of this version was found where it belongs"
+    remedy = 'start functions with start="fork"'
+    if not frozen:
+        remedy = f"set sys.executable to the path of a Python {sys.version_info[0]}.{sys.version_info[1]}, or {remedy}"
+    assert out.splitlines() == ["hello", *[f"sys.executable; {problem}; {remedy}"] * 2, "1"]
+
+
+def test_no_argv() -> None:
+    program = """
+del sys.argv
+for start in ("zygote", "spawn", "fork"):
+    print(asyncio.run(supervise(Function(abs, -1), logs=QUIET, start=start))[0].value)
+"""
+    assert run(program) == "1\n" * 3
+
+
+# --- what is missing ---
+
+
+def test_a_working_directory_that_is_gone() -> None:
+    program = """
+os.rmdir(os.getcwd())
+print(str(asyncio.run(supervise(Command("echo", "hello"), logs=QUIET))[0].stdout), end="")
+for start in ("zygote", "spawn", "fork"):
+    print(asyncio.run(supervise(Function(abs, -1), logs=QUIET, start=start))[0].value)
+"""
+    assert run(program, cwd=tempfile.mkdtemp()) == "hello\n" + "1\n" * 3
+
+
+def test_no_proc() -> None:
+    """Commands are started without a guardian, and so nothing is proven; functions by a zygote all the same."""
+    mounted = "mount --make-rprivate / && mount -t tmpfs none /proc && exec"
+    before = ("unshare", "--mount", "sh", "-c", f'{mounted} "$0" "$@"')
+    try:
+        possible = subprocess.run([*before, "true"], capture_output=True).returncode == 0
+    except OSError:
+        possible = False
+    if not possible:
+        pytest.skip("needs root")
+    program = """
+async def main():
+    one = await supervise(Command("sh", "-c", "echo hello; exit 3"), logs=QUIET, check=False)
+    two = await supervise(Function(abs, -1), logs=QUIET)
+    print(one[0].exit.code, str(one[0].stdout).strip(), [it.kind for it in one.remains], two[0].value)
+asyncio.run(main())
+"""
+    assert run(program, before=before) == "3 hello ['unproven'] 1\n"
+
+
+def test_no_thread() -> None:
+    program = """
+import threading
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+for entry in (Command("true"), Function(abs, -1)):
+    try:
+        asyncio.run(supervise(entry, logs=QUIET, timeout=30))
+    except SpecError as exc:
+        print(exc)
+"""
+    words = "thread='aioelastic-proc' cannot be had: can't start new thread; "
+    remedy = "raise `ulimit -u`, or pids.max of the control group\n"
+    assert run(program) == (words + remedy) * 2
+
+
+@pytest.mark.parametrize("left", range(12))
+async def test_hardly_a_descriptor(left: int) -> None:
+    """A group begins, or says that it cannot, with however few; and nothing is left of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    await supervise(sh("exit 0"), logs=QUIET)  # what is imported and kept by the first group is there
+    with no_descriptors_left():
+        held = [resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + left, hard))
+        for entry in (sh("exit 3"), Function(abs, -1)):
+            try:
+                result = await supervise(entry, logs=QUIET, check=False)
+            except SpecError as exc:
+                assert exc.field in ("RLIMIT_NOFILE", "n"), exc  # noqa: PT017
+            else:
+                assert result[0].exit is None or result[0].exit.code == (3 if isinstance(entry, Command) else 0)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+# --- what has changed since ---
+
+
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+async def test_a_later_attempt_begins_with_what_there_is_then(launcher: Any) -> None:
+    """Nice is a thread's own: the thread that starts has it, not one of ours that is older."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    later = before + 1 if before < 19 else before - 1  # 19 is the most there is
+    script = "import os, sys; print(os.getpriority(0, 0)); sys.exit(os.environ['AIOELASTIC_ATTEMPT'] == '0')"
+    told: list[str] = []
+
+    def renice(event: events.Event) -> None:
+        if isinstance(event, events.Restarting):
+            os.setpriority(os.PRIO_PROCESS, 0, later)
+
+    try:
+        async with Group(
+            py(script), logs=QUIET, restart=Restart.on_failure(1), launcher=launcher, on_event=renice
+        ) as group:
+            async for line in group.lines():
+                told.append(line.text)
+    finally:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+        except PermissionError:
+            pytest.skip("needs root")
+    assert told == [str(before), str(later)]
+
+
+def test_rights_that_were_given_up() -> None:
+    """A group that runs goes on with its guardian, later workers have another, and the old one ends with its group."""
+    program = """
+import ctypes, psutil
+def drop():  # CAP_SYS_BOOT from the bounding set: PR_CAPBSET_DROP
+    return ctypes.CDLL(None).prctl(24, 22, 0, 0, 0)
+def bound():
+    return next(line for line in open("/proc/self/status") if line.startswith("CapBnd"))
+def name(one):
+    try:
+        return one.name() if one.status() != "zombie" else ""
+    except psutil.NoSuchProcess:  # it has ended between two looks
+        return ""
+def keepers():
+    return [one for one in psutil.Process().children() if name(one) == "aio-keeper"]
+async def main():
+    show = Command("grep", "CapBnd", "/proc/self/status")
+    async with Group(Command("sleep", "60"), logs=QUIET, check=False) as group:
+        await supervise(Function(abs, -1), logs=QUIET)
+        assert len(keepers()) == 1
+        if drop():
+            print("not here")
+            return
+        one, two = await supervise(show, logs=QUIET), await supervise(Function(abs, -1), logs=QUIET)
+        print(str(one[0].stdout) == bound(), len(keepers()), list(group.pids))
+        await group.stop()
+        await supervise(show, logs=QUIET)
+        print(len(keepers()))
+asyncio.run(main())
+"""
+    out = run(program)
+    if out == "not here\n":
+        pytest.skip("needs root")
+    assert out == "True 2 [0]\n1\n"
+
+
+def test_a_warm_zygote_with_rights_that_were_given_up_goes() -> None:
+    """And with it its guardian, though only commands are started afterwards."""
+    program = """
+import ctypes, psutil
+def name(one):
+    try:
+        return one.name() if one.status() != "zombie" else ""
+    except psutil.NoSuchProcess:  # it has ended between two looks
+        return ""
+def helpers():
+    mine = psutil.Process().children(recursive=True)
+    return sorted(found for one in mine if (found := name(one)))
+async def main():
+    await supervise(Function(abs, -1), logs=QUIET)
+    before = helpers()
+    if ctypes.CDLL(None).prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
+        print("not here")
+    result = await supervise(Command("grep", "NoNewPrivs", "/proc/self/status"), logs=QUIET)
+    print(str(result[0].stdout).split()[1], len(before), helpers())
+asyncio.run(main())
+"""
+    assert run(program) == "1 3 ['aio-guardian', 'aio-keeper']\n"
+
+
+def test_a_root_directory_of_its_own() -> None:
+    """With CAP_SYS_CHROOT alone, as in containers; there is no /proc in there."""
+    program = """
+import ctypes
+libc = ctypes.CDLL(None)
+async def main():
+    show = Command("/bin/ls", "/", stdin="inherit")
+    await supervise(show, logs=QUIET)
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, data)
+    for at in range(3):
+        data[at] &= ~(1 << 21)  # CAP_SYS_ADMIN
+    libc.capset(header, data)
+    await supervise(show, logs=QUIET)
+    try:
+        os.chroot("/usr")
+    except PermissionError:
+        print("not here")
+        return
+    print(str((await supervise(show, logs=QUIET))[0].stdout) == "".join(f"{one}\\n" for one in sorted(os.listdir("/"))))
+asyncio.run(main())
+"""
+    if not os.path.exists("/usr/bin/ls") or not os.path.exists("/usr/lib64"):
+        pytest.skip("needs root, and a system with all programs below /usr")
+    out = run(program, stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
+    if out == "not here\n":
+        pytest.skip("needs root")
+    assert out == "True\n"
+
+
+def test_a_limit_on_descriptors_that_was_raised() -> None:
+    """The guardian opens descriptors for each start, within the limit that it was born with."""
+    program = """
+import resource
+async def main():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    await supervise(Command("true"), logs=QUIET)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    async with Group(Command("sleep", "60"), n=100, logs=QUIET) as group:
+        print(len(group.pids))
+asyncio.run(main())
+"""
+    assert run(program) == "100\n"
+
+
+@pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
+def test_the_trace_of_a_crash(start: str) -> None:
+    """Where the program itself has faulthandler on, too."""
+    program = """
+import ctypes, faulthandler
+faulthandler.enable()
+result = asyncio.run(supervise(Function(ctypes.string_at, 0), logs=QUIET, start=sys.argv[1], check=False))
+print("Fatal Python error: Segmentation fault" in str(result[0].stderr), result[0].exit.signal)
+"""
+    assert run(program, start) == "True 11\n"
+
+
+@pytest.mark.parametrize("start", ["zygote", "fork"])
+def test_an_early_ctrl_c_is_nothing_but_a_stop(tmp_path: Path, start: str) -> None:
+    """Whenever it comes to a function that is just being set up."""
+    program = """
+def work():
+    signal.pause()
+async def main():
+    for _ in range(25):
+        stop = Stop(signal="SIGINT")
+        async with Group(Function(work), n=2, logs=QUIET, start=sys.argv[1], stop=stop, check=False) as group:
+            result = await group.stop()
+        assert not result.failures, result.failures
+        told = [str(one.stderr) for one in result]
+        assert not any("could not be set up" in one for one in told), told
+    print("fine")
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    ran = subprocess.run([sys.executable, tmp_path / "program.py", start], capture_output=True, text=True, timeout=100)
+    assert (ran.stdout, ran.stderr) == ("fine\n", "")
+
+
+def test_the_stacks_signal_stops_nobody() -> None:
+    with pytest.raises(
+        SpecError, match=r"Stop\.signal='SIGRTMIN\+\d+' is the one by which a worker is asked for its stacks"
+    ):
+        Stop(signal=SIGNAL)
+
+
+async def test_umask_of_each_group() -> None:
+    before = os.umask(0o022)
+    try:
+        first = await supervise(sh("umask"), n=20, logs=QUIET)
+        os.umask(0o027)
+        second = await supervise(sh("umask"), n=20, logs=QUIET)
+    finally:
+        os.umask(before)
+    assert {str(one.stdout) for one in first} == {"0022\n"}
+    assert {str(one.stdout) for one in second} == {"0027\n"}
+
+
+# --- placements are tried ---
+
+
+def test_a_place_is_tried_where_capabilities_say_yes() -> None:
+    """In a user namespace root has all capabilities, and the kernel refuses what they are for."""
+    before = ("unshare", "--user", "--map-root-user")
+    try:
+        if subprocess.run([*before, "true"], capture_output=True).returncode:
+            raise Unavailable("this user may have no user namespace")
+    except (OSError, Unavailable):
+        pytest.skip("needs root, or user namespaces")
+    out = run(
+        """
+import resource
+from aioelastic import Placement
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+assert "CapEff:\\t0000000000000000" not in open("/proc/self/status").read()
+for entry in (Command("true"), Function(abs, -1)):
+    for given in (dict(nice=-5), dict(oom_score_adj=-5), dict(limits={"CORE": 10}), dict(nice=19)):
+        try:
+            print(asyncio.run(supervise(entry, logs=QUIET, placement=Placement(**given))).ok)
+        except SpecError as exc:
+            print(exc.field)
+""",
+        before=before,
+    )
+    fields = ["Placement.nice of rank 0", "Placement.oom_score_adj of rank 0", "Placement.limits['CORE'] of rank 0"]
+    assert out.splitlines() == [*fields, "True"] * 2
+
+
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+def test_a_stop_that_was_not_permitted_is_not_told_as_the_cause(launcher: str, tmp_path: Path) -> None:
+    """A worker that runs as root since its start is out of reach for its host, and ends as it likes."""
+    setpriv, fifo = shutil.which("setpriv"), tmp_path / "fifo"
+    if setpriv is None or os.geteuid() != 0:
+        pytest.skip("needs root, and setpriv")
+    os.mkfifo(fifo, 0o666)
+    os.chmod(fifo, 0o666)
+    program = str(shutil.copy(setpriv, tmp_path / "setpriv"))
+    os.chmod(program, 0o4755)
+    code = """
+script = "echo up; trap : TERM; read x < \\"$0\\"; exit 3"
+root = Command(sys.argv[1], "--reuid=0", "sh", "-c", script, sys.argv[2])
+def let_go(event):
+    if isinstance(event, events.Stopping):
+        os.close(os.open(sys.argv[2], os.O_WRONLY))
+async def main():
+    given = dict(logs=QUIET, stop=Stop(grace=100), launcher=sys.argv[3], on_event=let_go, check=False)
+    async with Group(root, **given) as group:
+        async for line in group.lines():
+            await group.stop()
+        result = await group.wait()
+    print(result[0].exit.code, result[0].exit.stopped_by, result[0].why.kind)
+asyncio.run(main())
+"""
+    # not CAP_KILL; the others are for the directories that only we may enter
+    caps = "+dac_override,+dac_read_search"
+    before = (setpriv, "--reuid=65534", f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    out = run("from aioelastic import events\n" + code, program, str(fifo), launcher, before=before)
+    if out == "":
+        pytest.skip("needs a file system that has set-user-ID programs")
+    assert out == "3 None exit_code\n"
+
+
+def test_what_a_capability_permits_is_not_refused(tmp_path: Path) -> None:
+    """access(2) asks for the real user, and knows no capabilities: as of a service with AmbientCapabilities."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or os.geteuid() != 0:
+        pytest.skip("needs root, and setpriv")
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    shutil.copy("/bin/echo", mine / "say")
+    (mine / "script").write_text(f"#!{mine}/say\n")
+    (mine / "script").chmod(0o755)
+    code = """
+for words in (["say", "by PATH"], [sys.argv[1] + "/say", "by name"], ["script"]):
+    command = Command(*words, env={"PATH": sys.argv[1]}, cwd=sys.argv[1])
+    print(asyncio.run(supervise(command, logs=QUIET))[0].stdout, end="")
+"""
+    caps = "+dac_override,+dac_read_search"
+    before = (setpriv, "--reuid=65534", f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    assert run(code, str(mine), before=before) == f"by PATH\nby name\n{mine}/script\n"
