@@ -1,7 +1,7 @@
 """The tests of shared memory where there is little of everything, as an ordinary user: 512 MiB of memory (a control
 group), 64 MiB of /dev/shm (a tmpfs in a mount namespace), 128 descriptors. All pass that pass without.
 
-Run as root: `python tests/confined.py`, with arguments for pytest in place of the files.
+Run as root: `python tests/confined.py`, with options for pytest, and tests in place of all these.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def main(argv: list[str]) -> int:
             copied = shutil.copytree if source.is_dir() else shutil.copy
             copied(source, Path(home, name))
         subprocess.run(["chown", "-R", f"{USER}:{USER}", home], check=True)
-        tests = argv or [str(one.relative_to(HOUSE)) for kind in TESTS for one in sorted(HOUSE.glob(f"tests/{kind}"))]
+        tests = [*argv]
+        if all(one.startswith("-") for one in argv):
+            tests += [str(one.relative_to(HOUSE)) for kind in TESTS for one in sorted(HOUSE.glob(f"tests/{kind}"))]
         env = {**os.environ, "HOME": home, "TMPDIR": home, "PYTHONPATH": home}
         return subprocess.run(
             [sys.executable, __file__, CONFINED, str(group or ""), *tests], cwd=home, env=env, check=False

@@ -21,9 +21,7 @@ import pytest
 import uvloop
 from helpers import needs
 
-from aioelastic.testing._test_in_subprocess import is_inside
-
-pytest_plugins = ["aioelastic.testing.plugin", "pytester", "time_limit"]
+pytest_plugins = ["aioelastic.testing.plugin", "pytester", "time_limit", "selection"]
 
 # under nohup(1) and in the background of a shell these are ignored, and so they would be in all that tests start
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -63,8 +61,15 @@ def _debug_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
+def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops = {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
+    wanted = config.getoption("--loop")
+    return loops if wanted is None else {wanted: loops[wanted]}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: half of the time a test waits for processes of its own."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 # --- what was skipped, and what would have it run ---
@@ -81,25 +86,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.line("\n".join(f"{count} {what}" for what, count in sorted(skipped.items())) or "nothing")
     if not terminalreporter.config.getoption("--long"):
         terminalreporter.line("left out: those marked `long`, which `--long` runs, too")
-
-
-# --- long tests, and a share of all ---
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
-    parser.addoption("--share", default="1/1", help="as 2/3: run the second of each three tests")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.stash.get(is_inside, False):  # what runs in a namespace of its own was chosen before
-        return
-    number, of = map(int, config.getoption("--share").split("/"))
-    wanted = [one for one in items if config.getoption("--long") or not one.get_closest_marker("long")]
-    wanted = wanted[number - 1 :: of]
-    config.hook.pytest_deselected(items=list({*items} - {*wanted}))
-    items[:] = wanted
 
 
 # --- a fake GPU: skipped by name where there is no cuda-python, or no C compiler ---
