@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Run:
         }
 
     def step(self, name: str) -> _Step:
-        """Says its name, and its time at the end. An `OSError` or a `Failed` within it is one line of the last ones."""
+        """Says its name, and its time at the end. An exception within it is one line of the last ones."""
         return _Step(self, name)
 
     def call(self, *words: str, cwd: Path = HOUSE, **env: str) -> int:
@@ -129,11 +130,13 @@ class _Step:
 
     def __exit__(self, _: object, exc: BaseException | None, __: object) -> bool:
         self._run.times.append(f"{time.monotonic() - self._since:6.0f} s  {self._name}")
-        if isinstance(exc, OSError | Failed):
-            self._run.failures.append(f"FAILED {self._name}: {exc}")
-            print(self._run.failures[-1], flush=True)
-            return True
-        return False
+        if not isinstance(exc, Exception):
+            return False
+        if not isinstance(exc, Failed):
+            traceback.print_exception(exc)
+        self._run.failures.append(f"FAILED {self._name}: {exc}")
+        print(self._run.failures[-1], flush=True)
+        return True
 
 
 BEGUN = time.monotonic()

@@ -81,18 +81,6 @@ def test_the_readme_begins_with_the_gotchas() -> None:
     assert "docs/gotchas.md" in LINK.findall(first)
 
 
-def test_ci_begins_with_the_commands_of_the_readme() -> None:
-    """It takes them from there, before it calls pip itself: whatever is there by then, they have brought."""
-    ci = (ROOT / ".ci" / "run").read_text()
-    (takes,) = (line for line in ci.splitlines() if line.startswith("mapfile"))
-    assert ci.index(takes) < ci.index('bash -c "${commands[number]}"') < ci.index("-m pip")
-    code = takes + r'; printf "%s\0" "${commands[@]}"'
-    taken = subprocess.run(["bash", "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    commands = [text.strip().replace("\\\n", "") for text in blocks(ROOT / "README.md", "sh")]
-    assert taken.split("\0") == [*commands, ""]
-    assert len(commands) == 2
-
-
 def test_the_state_diagrams_are_the_tables() -> None:
     shown = [states.diagram(one.TABLE) + "\n" for one in (states, slots)]
     assert blocks(ROOT / "docs" / "design.md", "mermaid") == shown
