@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if (path := config.getoption("--results")) is not None:
+        os.environ.pop("PYTEST_ADDOPTS", None)  # where it may be from: a pytest that a test starts knows no such option
         config.pluginmanager.register(_Results(path.absolute(), hasattr(config, "workerinput")))
 
 
