@@ -145,8 +145,8 @@ class Logs:
             on in the next object of this rank and stream.
         callback: called on the event loop with each `Line` of every rank and stream; must be quick.
         when_full: what the tee does when the terminal or pipe behind it is slow: `"block"` (lossless: in the end
-            the worker waits), `"drop"` (oldest first, counted and reported), `"spill"` (to an unnamed temporary
-            file; where there is no place for one, as `"drop"`). Files always block: they are lossless.
+            the worker waits) or `"drop"` (oldest first, counted and reported). Files always block: they are
+            lossless.
         drain: seconds to wait, after a worker's exit, for the end of output that some other process holds open.
 
     Raises:
@@ -167,7 +167,7 @@ class Logs:
     rotate: Rotate | None = None
     json: bool = False
     callback: Callable[[Line], object] | None = None
-    when_full: Literal["block", "drop", "spill"] = "block"
+    when_full: Literal["block", "drop"] = "block"
     drain: float = 2.0
     color: Literal["auto", "always", "never"] = "auto"
 
@@ -207,7 +207,7 @@ class Logs:
                 "is not a plain function",
                 "give def f(line): ..., or use `async for line in group.lines()`",
             )
-        check_choice("Logs.when_full", self.when_full, ("block", "drop", "spill"))
+        check_choice("Logs.when_full", self.when_full, ("block", "drop"))
         check_seconds("Logs.drain", self.drain)
         check_choice("Logs.color", self.color, ("auto", "always", "never"))
 

@@ -11,9 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..system import forked_copies
-from ..system.helper_thread import HelperThread
 from ._console_target import Target
-from ._spill import TORN, Record, Spill
 from ._writers import Closed, room, words, writer_for
 
 if TYPE_CHECKING:
@@ -28,14 +26,13 @@ DROPPED = "is too slow: its oldest output is dropped"
 
 Parts = Sequence[bytes | memoryview]
 Trouble = Callable[[str, str, int], None]
-Policy = Literal["block", "drop", "spill"]
+Policy = Literal["block", "drop"]
 
 
 class Console:
     """What one group writes to one of the caller's streams. Where that goes is a `Target`, which others may share.
 
-    Policy (`when_full`), once it is 1 MiB behind: `block` holds the pumps, `drop` forgets the oldest pieces, `spill`
-    goes through an unnamed temporary file, and drops where there is no place for one.
+    Policy (`when_full`), once it is 1 MiB behind: `block` holds the pumps, `drop` forgets the oldest pieces.
 
     What is lost is counted, and told soon; if it has become more, once again at the end. To be left with `leave`.
 
@@ -70,8 +67,6 @@ class Console:
         self._target: Target | None = None
         self._lock = threading.Lock()  # the target's, if there is one
         self._pumps: set[Pump] = set()
-        self._spill: Spill | None = None
-        self._spill_thread = HelperThread(loop, f"aioelastic-{name}")
         self._waiting: Callable[[], None] | None = None
         self._asked = False  # the loop will look
         self._problems: list[str] = []  # ever met
@@ -96,9 +91,6 @@ class Console:
         self._target, self._lock, self.gone = None, threading.Lock(), True
         self._on_trouble = lambda *_: None
         self._pumps.clear()
-        if self._spill is not None:
-            self._spill.disown()
-            self._spill = None
         return []
 
     async def leave(self, deadline: Deadline, bound: float) -> None:
@@ -119,19 +111,12 @@ class Console:
         if target is not None and (missing := target.give_up(self)):
             self._trouble(f"did not take its last {missing} bytes")
         self._release()
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
         self._tell(last=True)
-        ended = [self._spill_thread.end()]
-        if target is not None:
-            ended.append(self.loop.create_future())
-            if not target.leave(self.loop, lambda thread: self._call(_join, thread, ended[1])):
-                ended.pop()
-        for one in ended:
-            one.add_done_callback(lambda _: deadline.notice())
-        # if one hangs in a write, it is left behind
-        await deadline.until(lambda: all(one.done() for one in ended), HURRIED, grace=False, late=deadline.SWEPT)
+        ended: asyncio.Future[None] = self.loop.create_future()
+        ended.add_done_callback(lambda _: deadline.notice())
+        if target is not None and target.leave(self.loop, lambda thread: self._call(_join, thread, ended)):
+            # if its thread hangs in a write, that is left behind
+            await deadline.until(ended.done, HURRIED, grace=False, late=deadline.SWEPT)
 
     def write(
         self, parts: Parts, pump: Pump | None, source: int = 0, prefix: bytes = b"", continued: bool = False
@@ -150,8 +135,6 @@ class Console:
         target = self._target
         if target is None:
             self.lose(size)
-        elif self._spill is not None:
-            self._spill.write(source, prefix, b"".join(parts), size, pump)
         else:
             target.write(self, source, prefix, parts, size)
             if self.queued > HIGH:
@@ -159,9 +142,7 @@ class Console:
 
     def end(self, source: int) -> None:
         """The unfinished line of `source`, if it still stands at the end, is over."""
-        if self._spill is not None:
-            self._spill.write(source, b"", b"", 0, None)
-        elif self._target is not None:
+        if self._target is not None:
             self._target.write(self, source, b"", (), 0)
 
     # --- what its target calls, with its lock held, in any thread ---
@@ -180,7 +161,7 @@ class Console:
 
     def wake(self, here: asyncio.AbstractEventLoop | None = None) -> None:
         """Some of it was written (`here`): does somebody wait for that?"""
-        if self._waiting is not None or (self.queued < HIGH // 2 and (self._pumps or self._spill is not None)):
+        if self._waiting is not None or (self.queued < HIGH // 2 and self._pumps):
             if here is self.loop and not self._asked:
                 self._asked = True
                 here.call_soon(self._look)
@@ -204,12 +185,10 @@ class Console:
             self.loop.call_soon_threadsafe(callback, *args)
 
     def _look(self) -> None:
-        """On the loop: let held pumps go on, fetch from the spill, tell troubles and who waits."""
+        """On the loop: let held pumps go on, tell troubles and who waits."""
         self._asked = False
         if self.queued < HIGH // 2:
             self._release()
-            if self._spill is not None:
-                self._spill.fetch(self._fetched)
         if self._urgent:
             self._urgent = False
             self._tell()
@@ -241,16 +220,6 @@ class Console:
             target.do(self, stream.flush)
 
     def _overflow(self, target: Target, pump: Pump | None) -> None:
-        if self._when_full == "spill":
-            try:
-                self._spill = Spill(self, target, self._spill_thread)
-            except OSError as exc:
-                self._when_full = "drop"
-                with target.lock:
-                    self.lose(0, f"cannot spill, so its oldest output is dropped: {exc}")
-            else:
-                self._ask()  # the target may have taken all meanwhile
-                return
         with target.lock:
             if self._when_full == "drop":
                 target.drop_oldest(self, HIGH - ROOM, DROPPED)
@@ -259,20 +228,6 @@ class Console:
                 return
             self._pumps.add(pump)
         pump.hold(self)
-
-    def _fetched(self, records: list[Record], over: bool) -> None:
-        target, spill = self._target, self._spill
-        if target is None or spill is None:
-            return
-        for source, prefix, data, size, gap in records:
-            if gap:
-                with target.lock:
-                    self.gaps[source] = gap == TORN
-            target.write(self, source, prefix, (data,) if data else (), size)
-        if over:
-            self._spill = None
-            spill.close()
-        self._ask()
 
     def _reached(self, before: int | None = None) -> bool:
         return self._target is None or self.given >= self.taken or (before is not None and self.given > before)

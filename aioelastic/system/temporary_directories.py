@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
@@ -17,19 +16,3 @@ def temporary() -> str:
     given = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     places = [os.path.abspath(one) for one in (*given, "/tmp", "/var/tmp", "/usr/tmp") if one]
     return next((one for one in places if os.path.isdir(one) and may(one, os.W_OK | os.X_OK)), "/tmp")
-
-
-def unnamed_file(prefix: str) -> io.FileIO:
-    """One that goes with its descriptor. `prefix`: of the name that it has for an instant, where it needs one.
-
-    Raises:
-        OSError: none can be made.
-    """
-    where = temporary()
-    try:
-        fd = os.open(where, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:  # not every file system has such
-        path = os.path.join(where, f"{prefix}{os.urandom(8).hex()}")
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        os.unlink(path)
-    return io.FileIO(fd, "r+")

@@ -29,12 +29,11 @@ from helpers_streams import (
     random_bytes,
     tee_to,
     text_of,
-    tiny_disk,
 )
 
 from aioelastic import LINE_LIMIT, Group, Logs, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, SinkTrouble
-from aioelastic.streams import Console, ConsoleTap, _console, _spill, _tee
+from aioelastic.streams import Console, ConsoleTap, _tee
 from aioelastic.system.deadlines import Deadline
 
 __all__ = ["gate", "held"]  # fixtures
@@ -473,125 +472,7 @@ async def test_drop_keeps_lines_whole_and_apart() -> None:
     assert reader.data.endswith(b"t\n")
 
 
-async def test_spill_lets_the_worker_go_on_and_loses_nothing(held: asyncio.Event, monkeypatch: Any) -> None:
-    spills = []
-    real = _console.Spill
-
-    def spy(*args: Any) -> Any:
-        spills.append(real(*args))
-        return spills[-1]
-
-    monkeypatch.setattr(_console, "Spill", spy)
-    with tee_to() as (out, _):
-        async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}"), logs=Logs(when_full="spill")) as group:
-            assert (await event_of(group, Exited)).exit.ok  # nobody reads
-            await event_of(group, Drained)
-            reader = out.reader
-            await group.wait()
-        await out.all()
-    assert spills
-    assert not held.is_set()
-    assert reader.data == WHOLE
-
-
-async def test_spill_again_and_again_keeps_the_order(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    """Slow, quick, slow, quick: between memory and file no line overtakes another."""
-    monkeypatch.setattr(_console, "HIGH", 100_000)
-    rounds = 5
-    with tee_to() as (out, _):
-        script = f"for r in 1 2 3 4 5; do {SEQ}; echo $r >&2; read x < {gate.path}; done"
-        async with Group(sh(script), logs=Logs(when_full="spill", prefix="", tee=Std.OUT)) as group:
-            feed = group.lines()
-            got = bytearray()
-            for number in range(1, rounds + 1):
-                async for line in feed:  # until the worker has written its round
-                    if line.stream == "stderr":
-                        assert line.data == b"%d" % number
-                        break
-                got += await asyncio.to_thread(take, out.read_fd, len(LINES) * 8)
-                gate.open()
-            feed.close()
-            await group.wait()
-        assert await out.all() == b""
-    assert got == b"".join(one + b"\n" for one in LINES) * rounds
-
-
-async def test_a_spill_that_never_runs_empty_stays_small(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    """One round is written for each that is read: as much waits always, and no more than twice that is in the file."""
-    monkeypatch.setattr(_console, "HIGH", 100_000)
-    spills: list[Any] = []
-    real = _console.Spill
-    monkeypatch.setattr(_console, "Spill", lambda *args: spills.append(real(*args)) or spills[-1])
-    size, ahead, rounds = len(LINES) * 8, 4, 16
-    with tee_to() as (out, _):
-        script = f"for r in $(seq {ahead + rounds}); do {SEQ}; echo >&2; read x < {gate.path}; done"
-        async with Group(sh(script), logs=Logs(when_full="spill", prefix="", tee=Std.OUT)) as group:
-            feed = group.lines()
-            got = bytearray()
-            for number in range(ahead + rounds):
-                async for line in feed:
-                    if line.stream == "stderr":
-                        break
-                if number >= ahead:
-                    got += await asyncio.to_thread(take, out.read_fd, size)
-                    (spill,) = spills
-                    assert os.fstat(spill._fd).st_size < 2 * (ahead + 1) * size + 2 * _spill.BATCH
-                gate.open()
-            feed.close()
-            got += await asyncio.to_thread(take, out.read_fd, ahead * size)
-            await group.wait()
-    assert got == b"".join(one + b"\n" for one in LINES) * (ahead + rounds)
-
-
-def take(fd: int, size: int) -> bytes:
-    got = bytearray()
-    while len(got) < size:
-        got += os.read(fd, size - len(got))
-    return bytes(got)
-
-
-async def test_a_spill_without_room_is_trouble_and_nothing_more(
-    held: asyncio.Event, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The file system for temporary files is full: what it refuses is told, the worker and the log file go on."""
-    with tiny_disk(tmp_path / "disk") as disk, tee_to() as (out, _):
-        monkeypatch.setattr("tempfile.tempdir", str(disk))
-        logs = Logs(dir=tmp_path / "runs", when_full="spill")
-        async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}"), logs=logs) as group:
-            trouble = await event_of(group, SinkTrouble)
-            await event_of(group, Drained)
-            reader = out.reader
-            result = await group.wait()
-        await out.all()
-        monkeypatch.undo()
-    assert result.ok
-    assert "stdout" in trouble.sink
-    assert "No space left" in trouble.problem
-    assert trouble.lost > 0
-    assert WHOLE.startswith(reader.data[:1_000_000])
-    assert result[0].stdout.path is not None
-    assert result[0].stdout.path.stat().st_size == 3 * 8 * SIZE
-
-
-async def test_nowhere_to_spill_is_trouble_and_nothing_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with tee_to() as (out, err):
-        logs = Logs(dir=tmp_path / "runs", when_full="spill")
-        async with Group(sh(f"{SEQ}; {SEQ}; {SEQ}; echo fine >&2"), n=2, logs=logs) as group:
-            trouble = await event_of(group, SinkTrouble)
-            for rank in (0, 1):
-                await event_of(group, Drained, rank)
-            assert out.reader is not None
-            result = await group.wait()
-        assert sorted((await err.all()).splitlines()) == [b"[worker0]: fine", b"[worker1]: fine"]
-    assert trouble.sink == "stdout"
-    assert result.ok
-    for one in result:
-        assert one.stdout.path is not None
-        assert one.stdout.path.stat().st_size == 3 * 8 * SIZE
-
-
-@pytest.mark.parametrize("when_full", ["block", "drop", "spill"])
+@pytest.mark.parametrize("when_full", ["block", "drop"])
 async def test_a_hurry_does_not_wait_for_a_console_that_nobody_reads(when_full: Any, held: asyncio.Event) -> None:
     told: list[SinkTrouble] = []
     logs = Logs(when_full=when_full)

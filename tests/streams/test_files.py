@@ -120,7 +120,6 @@ async def test_every_sink_at_once_changes_no_byte_of_the_files(tmp_path: Path) -
         match=[Match(file="all"), "\n", re.compile(b"\xff")],
         callback=lambda line: seen.append(line.data),
         timestamps=True,
-        when_full="spill",
     )
     with tee_to() as (out, err):
         readers = (out.reader, err.reader)

@@ -317,7 +317,7 @@ async def test_two_readers_of_one_feed_share_its_lines(gate: Gate) -> None:
 async def test_an_unknown_policy_is_refused() -> None:
     async with Group(sh("exit 0"), logs=QUIET) as group:
         with pytest.raises(SpecError):
-            group.lines(when_full="spill")  # type: ignore[arg-type]
+            group.lines(when_full="grow")  # type: ignore[arg-type]
 
 
 async def test_memory_of_a_feed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

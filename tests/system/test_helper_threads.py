@@ -21,7 +21,6 @@ from aioelastic.launch import _descriptor_exchange, _function_channel, _helper_p
 from aioelastic.planning import TAG
 from aioelastic.processes import census as census_module
 from aioelastic.processes.census import Census
-from aioelastic.streams import _spill
 from aioelastic.system.helper_thread import HelperThread
 from aioelastic.watch import Poller
 
@@ -56,60 +55,6 @@ async def test_a_look_that_fails_is_answered_and_told(monkeypatch: pytest.Monkey
         await until(lambda: [type(one["exception"]) for one in told] == [IndexError])
         assert (await census.take(60)).by_session
         census.close()
-
-
-class Losing:
-    """The console of a spill, and its target."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lost = 0
-        self.problems: list[str] = []
-
-    def lose(self, size: int, problem: str = "") -> None:
-        self.lost += size
-        self.problems.append(problem)
-
-
-@pytest.mark.parametrize("exc", [MemoryError(), OSError(5, "Input/output error"), 0])
-async def test_what_cannot_be_spilled_is_counted_and_the_next_is_tried(exc: Any, monkeypatch: Any) -> None:
-    def fails(*args: Any) -> int:
-        if exc:
-            raise exc
-        return 0  # for ever
-
-    async with helper() as (thread, told):
-        losing = Losing()
-        spill = _spill.Spill(cast("Any", losing), cast("Any", losing), thread)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", fails)
-            spill.write(1, b"", b"lost\n", 5, None)
-            await until(lambda: not spill._behind)
-        assert losing.lost == 5
-        assert "cannot spill" in losing.problems[0]
-        spill.write(1, b"", b"kept\n", 5, None)
-        got: list[Any] = []
-        spill.fetch(lambda records, over: got.append(records))
-        await until(lambda: bool(got))
-        assert [data for _, _, data, _, _ in got[0]] == [b"kept\n"]
-        assert told == []
-        spill.close()
-
-
-async def test_a_spill_that_somebody_cuts_off_is_told_and_waited_for_by_nobody() -> None:
-    async with helper() as (thread, told):
-        losing = Losing()
-        spill = _spill.Spill(cast("Any", losing), cast("Any", losing), thread)
-        spill.write(1, b"", b"x" * 1000, 1000, None)
-        await until(lambda: not spill._behind)
-        os.ftruncate(spill._fd, 10)
-        got: list[Any] = []
-        spill.fetch(lambda records, over: got.append((records, over)))
-        await until(lambda: bool(got))
-        assert got == [([], True)]
-        assert "cannot read what was spilled" in losing.problems[0]
-        assert told == []
-        spill.close()
 
 
 def test_an_exchange_without_descriptors_serves_those_that_come_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,7 +424,7 @@ def scenario() -> None:  # noqa: C901  # one program, read from above to below
             entries[0] = command(
                 WRITES.format(lines=10 * LINES) if which == "teed" else f"echo no >&2; {WRITES}".format(lines=LINES)
             )
-            options["logs"] = Logs(dir=here / "logs", tee=Std.ALL, when_full="spill")
+            options["logs"] = Logs(dir=here / "logs", tee=Std.ALL, when_full="drop")
         case "shared":
             entries[1] = Function(uses, queue)
         case "lent":
