@@ -100,6 +100,12 @@ class Run:
             self.failures.append(f"FAILED {step}: {test}: {_last_line(why)}")
         return outcome
 
+    def refuse(self, step: str, skipped: dict[str, str]) -> None:
+        """Tests that were skipped, but for those that cannot run on every machine."""
+        for test, why in skipped.items():
+            if not MAY_BE_SKIPPED.search(why):
+                self.failures.append(f"FAILED {step}: nobody has run {test}: {why}")
+
     def close(self) -> int:
         """Says what came of it. The exit status of all."""
         if len(self.unstable) > UNSTABLE:
@@ -188,6 +194,7 @@ def main(run: Run) -> None:
         clone = run.clone("clone-test")
         seen = run.tests(name, ["bash", "-c", commands[1]], [".venv/bin/python", "-m", "pytest"], clone)
         unused = sorted(test for test, why in seen.skipped.items() if EXTRA.search(why))
+        run.refuse(name, {test: why for test, why in seen.skipped.items() if test not in unused})
 
     with run.step("the source archive, the wheel, all extras"):
         run.must(python, "-m", "venv", "--without-pip", ".venv")
@@ -203,9 +210,7 @@ def main(run: Run) -> None:
         seen = run.tests(
             name, [".venv/bin/pytest", "-q", *SIDE_BY_SIDE, "--long", f"--only={ids}"], [".venv/bin/pytest"], HOUSE
         )
-        for test, why in seen.skipped.items():
-            if not MAY_BE_SKIPPED.search(why):
-                run.failures.append(f"FAILED {name}: nobody has run {test}: {why}")
+        run.refuse(name, seen.skipped)
 
     with run.step("which other Pythons are here"):
         others = other_pythons(run)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jobs
 import pytest
-from helpers import QUIET
+from helpers import QUIET, needs
 from test_outcome import exit_with, failure_of
 from test_record import python
 
@@ -36,7 +36,7 @@ sys.exit(9 if r.ok else 3)
 @pytest.mark.parametrize("logs", [True, False])
 async def test_an_error_of_a_group_inside_a_worker_is_not_its_own(inner: str, logs: bool, tmp_path: Path) -> None:
     if inner is TORCH:
-        pytest.importorskip("torch")
+        needs("torch")
     where = Logs(dir=tmp_path if logs else None, tee=Std.NONE)
     result = await supervise(python(OUTER.format(code=inner)), logs=where, check=False)
     (failure,) = result.failures

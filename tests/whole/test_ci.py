@@ -94,6 +94,11 @@ def test_what_was_skipped_is_known(run: Any, tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr().out.splitlines()[-1].startswith("0 failures, 0 unstable tests, ")
 
 
+def test_what_nobody_has_run_fails_the_run(run: Any) -> None:
+    run.refuse("the tests", {"a": "needs an NVIDIA GPU: there is none", "b": "could not import 'torch'"})
+    assert run.failures == ["FAILED the tests: nobody has run b: could not import 'torch'"]
+
+
 @pytest.mark.parametrize("runners", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_one_that_passes_when_it_is_run_again_is_unstable(
     run: Any, tmp_path: Path, runners: tuple[str, ...], capfd: pytest.CaptureFixture[str]
