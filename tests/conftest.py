@@ -1,5 +1,5 @@
-"""Every async test runs on asyncio (debug) and uvloop; every test must leave nothing behind (`usefixtures` in
-pyproject.toml)."""
+"""Asynchronous tests run on asyncio (debug) and uvloop where that differs; every test must leave nothing behind
+(`usefixtures` in pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,10 +62,18 @@ def _debug_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    loops = {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
+# what these do is the same whatever loop runs: each of their test functions runs on one, half of them on either
+ONE_LOOP = ("child", "config", "diagnosis", "executor", "gpu", "model", "planning", "processes", "testing")
+LOOPS = {"asyncio-debug": _debug_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     wanted = config.getoption("--loop")
-    return loops if wanted is None else {wanted: loops[wanted]}
+    if wanted is None and (item.path.parent.name in ONE_LOOP or item.get_closest_marker("one_loop")):
+        wanted = [*LOOPS][zlib.crc32(item.nodeid.encode()) % len(LOOPS)]
+    return LOOPS if wanted is None else {wanted: LOOPS[wanted]}
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -449,6 +449,8 @@ def test_a_umask_is_told_in_octal() -> None:
 
 READ = """
 import os, fcntl
+
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 path = os.environ["TOKEN_FILE"]
 print(open(path).read(), open(path).read(), "TOKEN" in os.environ)
 try:

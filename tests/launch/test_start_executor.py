@@ -168,6 +168,8 @@ import jobs, loky
 from helpers import QUIET
 from aioelastic import Function, SpecError, supervise
 
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
+
 async def run(function, n=1):
     return await supervise(function, n, start=executor, logs=QUIET, check=False)
 

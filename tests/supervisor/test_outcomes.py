@@ -21,6 +21,8 @@ from aioelastic import Function, Group, GroupFailed, RemoteError, WorkerExecutor
 from aioelastic.child.wire import untrusted
 from aioelastic.child.worker import error_record, exceptions
 
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
+
 STARTS = ["zygote", "spawn", "fork"]
 BOUND = 150.0  # seconds: only how long a hang may last
 
