@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import event_of, sh
+from helpers import child_process, event_of, sh
 from helpers_streams import Gate, Reader, Target, console_on, gate, held, tee_to, tiny_disk
 
 from aioelastic import Group, Logs, supervise
@@ -240,17 +240,14 @@ asyncio.run(main())
 
 
 def test_a_spill_with_a_limit_on_file_sizes_counts_what_it_loses() -> None:
-    ran = subprocess.Popen(
-        [sys.executable, "-c", LIMITED, "spill"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert ran.stdout is not None
-    assert ran.stderr is not None
-    assert ran.stderr.readline() == "go\n"
-    lines = ran.stdout.read().splitlines()
-    lost, words = ran.stderr.read().split(maxsplit=1)
-    assert ran.wait() == 0
-    ran.stdout.close()
-    ran.stderr.close()
+    argv = [sys.executable, "-c", LIMITED, "spill"]
+    with child_process(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        assert ran.stderr is not None
+        assert ran.stderr.readline() == "go\n"
+        lines = ran.stdout.read().splitlines()
+        lost, words = ran.stderr.read().split(maxsplit=1)
+    assert ran.returncode == 0
     assert all(re.fullmatch(r"\[worker0\]: \d{99}", one) for one in lines)
     numbers = [int(one[-9:]) for one in lines]
     assert numbers == sorted(set(numbers))
