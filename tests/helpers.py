@@ -92,8 +92,8 @@ async def gone(pid: int) -> None:
 
 @contextmanager
 def child_process(argv: Sequence[str | Path], **how: Any) -> Iterator[subprocess.Popen[Any]]:
-    """As `with subprocess.Popen(argv, **how)`, which waits for its end. But where the block raises, what would have it
-    end may not come about: it is killed then."""
+    """As `subprocess.Popen(argv, **how)` in a `with`, which waits for its end. But where the block raises, what would
+    have it end may not come about: it is killed then."""
     process = subprocess.Popen(argv, **how)
     try:
         yield process
