@@ -8,7 +8,7 @@ import resource
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +88,28 @@ async def gone(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+@contextmanager
+def child_process(argv: Sequence[str | Path], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """As `subprocess.Popen(argv, **how)` in a `with`, which waits for its end. But where the block raises, what would
+    have it end may not come about: it is killed then."""
+    process = subprocess.Popen(argv, **how)
+    try:
+        yield process
+        _close_pipes(process)
+        process.wait()
+    finally:
+        process.kill()  # unless it was waited for
+        _close_pipes(process)
+        process.wait()
+
+
+def _close_pipes(process: subprocess.Popen[Any]) -> None:
+    for pipe in (process.stdout, process.stderr, process.stdin):
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # it has ended, and not read all that was written
+                pipe.close()
 
 
 def alive(pid: int) -> bool:

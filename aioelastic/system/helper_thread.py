@@ -31,7 +31,8 @@ def starts_no_more(exc: RuntimeError) -> bool:
 
 
 class JobThread(threading.Thread):
-    """One that says whether it was told to end: it will then, though perhaps nobody waits for that any more."""
+    """One that says whether it was told to end, or another does its work: it will end then, though perhaps nobody waits
+    for that any more."""
 
     told_to_end = False
 
@@ -103,9 +104,11 @@ class HelperThread:
 
     def relieve(self) -> None:
         """If the job that is being done hangs, let another thread do the rest."""
-        if self._thread is not None and self._began is not None and time.monotonic() - self._began > STUCK:
+        stuck = self._thread
+        if stuck is not None and self._began is not None and time.monotonic() - self._began > STUCK:
             with contextlib.suppress(SpecError, InterpreterEnds):  # then the rest is not known either
                 self._begin()
+                stuck.told_to_end = True
                 self._jobs.put(nothing)  # what earlier jobs have told is delivered after one
 
     def tell(self, callback: Callable[..., object], *args: Any) -> None:

@@ -169,8 +169,9 @@ def leaks_since(before: Holdings, ignore: Iterable[str] = ()) -> dict[str, list[
     """What is held beyond `before` once our own helpers are ended, and those of programs that have just ended are."""
     cool_down()
     leaks = Holdings.now().leaks(before, ignore)
-    if leaks.keys() & {"stray", "temporary file"}:
+    if leaks.keys() & {"stray", "temporary file", "file descriptor", "memfd map"}:
         see_off(before.strays)
+        # what threads had that were told to end is gone with them: that look has waited for these
         leaks = Holdings.now().leaks(before, ignore)
     return leaks
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 import pytest
-from helpers import alive
+from helpers import alive, child_process, seen_dead, struck
 
 import aioelastic
 
@@ -109,10 +109,10 @@ class Live:
         self.watchdog.join()
         if self.process.poll() is None:
             workers = self.workers()
-            self.process.kill()
-            self.process.wait()
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+            with seen_dead(workers):
+                self.process.kill()
+                self.process.wait()
+                struck(workers, signal.SIGKILL)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.process.stdout.close()
@@ -896,7 +896,7 @@ def test_what_is_printed_arrives_whole_where_nobody_waits(buffered: bool) -> Non
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
         both = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: theirs}
-        with subprocess.Popen([*RUN, *words], env=env, **both) as program:
+        with child_process([*RUN, *words], env=env, **both) as program:
             os.close(theirs)
             data = b"".join(iter(lambda ours=ours: os.read(ours, 512), b""))
         os.close(ours)

@@ -11,6 +11,7 @@ import termios
 from typing import Any
 
 import pytest
+from helpers import child_process
 
 RUN = [sys.executable, "-m", "aioelastic", "run", "--prefix", "[{rank}]"]
 BOUND = 150  # seconds after which a test says "it hangs" instead of hanging itself
@@ -77,7 +78,7 @@ def test_in_the_background_of_a_terminal_nothing_is_taken() -> None:
         "import fcntl, os, subprocess, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
         "print(subprocess.run(sys.argv[1:], process_group=0, stdout=subprocess.PIPE, timeout=150).stdout)"
     )
-    with subprocess.Popen(
+    with child_process(
         [sys.executable, "-c", code, *RUN, "--", "cat"], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as shell:
         os.write(ours, b"typed for the shell\n")

@@ -307,9 +307,11 @@ async def test_one_that_does_not_answer(monkeypatch: Any) -> None:
     async with Group(Function(jobs.hangs_in_c, False), 2, logs=QUIET) as group:
         await here(group, 2)
         monkeypatch.setattr(group[1]._life, "send_signal", lambda signum: True)  # it never arrives
-        stacks = await group.dump_stacks(timeout=0.1)
-        assert "in hangs_in_c" in stacks[0]
-        assert "within 0.1 s" in stacks[1]
+        timeout, stacks = 0.1, {0: ""}
+        while "in hangs_in_c" not in stacks[0]:  # on a busy machine the other takes longer
+            timeout *= 2
+            stacks = await group.dump_stacks(timeout)
+        assert f"within {timeout:g} s" in stacks[1]
 
 
 async def test_one_that_dies_of_it(start: Any, monkeypatch: Any) -> None:

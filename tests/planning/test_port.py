@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import child_process
 
 from aioelastic import SpecError
 from aioelastic.planning import Port, _ports
@@ -39,8 +41,8 @@ def only(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(_ports, "_any", choose)
 
 
-def holder(number: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def holder(number: int) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    return child_process(
         [sys.executable, "-c", HOLDER, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import share_jobs
-from helpers import QUIET, gone
+from helpers import QUIET, child_process, gone
 
 from aioelastic import Function, Group, GroupFailed, SpecError, memory, sharing, supervise
 from aioelastic.child.wire import datagrams, messages
@@ -74,7 +74,7 @@ def test_each_lease_is_told_once_while_others_lock_and_unlock(tmp_path: Path) ->
         for number in range(300):  # some pages of them
             fcntl.flock(kept.enter_context(open(tmp_path / str(number), "w")), fcntl.LOCK_SH)
         command = [sys.executable, "-c", LOCKS_AND_UNLOCKS, str(tmp_path)]
-        other = kept.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+        other = kept.enter_context(child_process(command, stdout=subprocess.PIPE))
         kept.callback(other.kill)
         assert other.stdout is not None
         other.stdout.readline()
@@ -139,7 +139,7 @@ async def test_an_audit_finds_who_has_no_lease() -> None:
         "import mmap, os, sys; m = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096); print(flush=1); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", code, f"/proc/{os.getpid()}/fd/{fd}"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with child_process(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert [one.unexplained for one in sharing.audit()] == [(process.pid,)]

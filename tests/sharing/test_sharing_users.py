@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import share_jobs
-from helpers import QUIET
+from helpers import QUIET, child_process
 
 from aioelastic import Function, Group, SpecError, WorkerExecutor, sharing, supervise
 from aioelastic.child.wire import datagrams, messages
@@ -354,7 +354,7 @@ def test_two_ordinary_users(trusted: list[int], said: str) -> None:
         text = text.replace("OWNER", str(OTHER)).replace("UID", str(NOBODY)).replace("TRUSTED", str(trusted))
         return [sys.executable, "-c", text, path]
 
-    with subprocess.Popen(code(OWNS), stdout=subprocess.PIPE, text=True, env=env) as owner:
+    with child_process(code(OWNS), stdout=subprocess.PIPE, text=True, env=env) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "up\n"
         subprocess.run(code(BETWEEN), check=True, env=env)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import QUIET, py, sh, until
+from helpers import QUIET, child_process, py, sh, until
 
 from aioelastic import Group, Restart
 from aioelastic.processes.proc_files import is_exiting, stat
@@ -104,7 +104,7 @@ async def test_the_root_cause_of_an_attempt_is_not_who_writes_to_it(monkeypatch:
 
 def test_who_is_exiting() -> None:
     assert not is_exiting(os.getpid())
-    with subprocess.Popen(["true"]) as ended:
+    with child_process(["true"]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         assert is_exiting(ended.pid)
     assert not is_exiting(ended.pid)
@@ -113,7 +113,7 @@ def test_who_is_exiting() -> None:
 @pytest.mark.skipif(platform.machine() not in EXIT, reason="the number of exit(2) is not known here")
 async def test_a_process_whose_first_thread_has_ended_lives_on() -> None:
     argv = [sys.executable, "-S", "-c", LEADER_GONE, str(EXIT[platform.machine()])]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+    with child_process(argv, stdin=subprocess.PIPE) as process:
         await until(lambda: (stat(process.pid) or "?")[0] == "Z")
         assert not is_exiting(process.pid)
         process.kill()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from group_chaos import disturb
-from helpers import QUIET, kill_and_see_it_dead, sh
+from helpers import QUIET, child_process, kill_and_see_it_dead, sh
 
 from aioelastic import Group, GroupResult, Logs, Match, Restart, Std, Stop, supervise
 from aioelastic.events import Drained, Event, Exited, GroupDone, Killed, Restarting, SinkTrouble, Spawned
@@ -390,7 +390,7 @@ def test_ctrl_c_during_endless_restarts() -> None:
     for scope in ("one", "all"):
         command = [sys.executable, "-m", "aioelastic", "run", "-n", "3", "--max-restarts", "1000", "--prefix", ""]
         command += ["--restart-scope", scope, "--", "sh", "-c", "echo $AIOELASTIC_ATTEMPT; exit 3"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with child_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             while int(process.stdout.readline()) < 3:
                 pass

@@ -12,7 +12,7 @@ from pathlib import Path
 import forked_host
 import psutil
 import pytest
-from helpers import QUIET, alive, gone, sh
+from helpers import QUIET, alive, child_process, gone, kill_and_see_it_dead, sh
 
 from aioelastic import Group
 from aioelastic.launch import end_helpers
@@ -108,7 +108,7 @@ async def main():
 @pytest.mark.parametrize("kind", ["command", "zygote"])
 @pytest.mark.parametrize("end", ["kill", "exec"])
 async def test_the_end_of_the_original_is_noticed_while_its_copy_lives(end: str, kind: str, loop: str) -> None:
-    with subprocess.Popen(
+    with child_process(
         [*PYTHON, "-c", ENDS, loop, kind, end], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:
         assert program.stdin is not None
@@ -124,7 +124,7 @@ async def test_the_end_of_the_original_is_noticed_while_its_copy_lives(end: str,
                 await gone(pid)
             assert alive(copy)
         finally:
-            os.kill(copy, signal.SIGKILL)
+            kill_and_see_it_dead(copy, signal.SIGKILL)
             program.kill()
 
 
@@ -338,7 +338,7 @@ if os.getpid() == me:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_what_waits_to_be_written_is_written_once(loop: str) -> None:
-    with subprocess.Popen(
+    with child_process(
         [*PYTHON, "-c", SLOW, loop], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
         assert program.stdout is not None

@@ -46,8 +46,10 @@ def test_timers_end_in_their_order() -> None:
         return loop.time() - began
 
     began = real()
-    assert 4 * HOUR <= virtually(main()) < 4 * HOUR + 60
-    assert real() - began < 60
+    passed = virtually(main())
+    took = real() - began
+    assert 4 * HOUR <= passed <= 4 * HOUR + took
+    assert took < HOUR
     assert ended == [1, 2, 3]
 
 
@@ -70,9 +72,10 @@ def test_a_cascade_of_thirty_seconds() -> None:
 
     began = real()
     virtually(main())
-    assert real() - began < 15
+    took = real() - began
+    assert took < 30
     for rank in (0, 1):
-        assert 30 <= at[Killed, rank] - at[Stopping, rank] < 33
+        assert 30 <= at[Killed, rank] - at[Stopping, rank] <= 30 + took
         assert recorder.of(Exited, rank=rank)[0].exit.stopped_by == signal.SIGKILL
     recorder.in_order("rank 1 stopping", "rank 0 stopping", "killed", "exited", "group done")
 

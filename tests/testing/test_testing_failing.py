@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUIET, sh
+from helpers import QUIET, kill_and_see_it_dead, sh
 
 from aioelastic import Logs, SpecError, Std, supervise
 from aioelastic.child.guardian import process_start
@@ -114,7 +114,7 @@ async def test_who_holds_a_pipe_cannot_be_looked_for() -> None:
     with failing("os.listdir", error=errno.EMFILE, times=None, within="aioelastic.processes") as fault:
         left = sh("setsid sleep 600 & echo $!")
         result = await supervise(left, logs=Logs(tee=Std.NONE, drain=0.01), launcher="direct")
-    os.kill(int(str(result[0].stdout)), signal.SIGKILL)
+    kill_and_see_it_dead(int(str(result[0].stdout)), signal.SIGKILL)
     assert "aioelastic.processes.proc_files" in fault.struck
     assert result[0].stdout.holders == ()
     assert "is not known" in str(result.remains[0])

@@ -20,6 +20,7 @@ from test_testing_plugin import run, told
 
 from aioelastic import Function, Group, Logs, Restart, Std, WorkerExecutor
 from aioelastic.events import Spawned
+from aioelastic.system import helper_thread
 from aioelastic.system.helper_thread import HelperThread, JobThread
 from aioelastic.testing import _allowed_leftovers
 from aioelastic.testing._leak_check import Holdings, no_leaks
@@ -176,15 +177,42 @@ def test_a_thread_that_was_told_to_end_is_waited_for(block: Callable[[], None]) 
 
 async def test_a_helper_thread_that_was_told_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although a stop with too little time (`Stop(bound=0)`) no longer does."""
-    go, join = threading.Event(), JobThread.join
+    begun, go, join = threading.Event(), threading.Event(), JobThread.join
     thread = HelperThread(asyncio.get_running_loop(), "the-helper")
     before = Holdings.now()
-    thread.put(lambda: (go.wait(), None)[1])
+    thread.put(lambda: (begun.set(), go.wait(), None)[2])
+    begun.wait()  # it has a file open as it begins
     assert list(Holdings.now().leaks(before, ["*"])) == ["thread"]
     ended = thread.end()
     monkeypatch.setattr(JobThread, "join", lambda self, timeout=None: (go.set(), join(self, timeout)))
     assert Holdings.now().leaks(before, ["*"]) == {}
     go.set()
+    await ended
+
+
+@pytest.mark.parametrize("relieved", [False, True])
+async def test_what_a_thread_has_that_was_told_to_end_goes_with_it(
+    relieved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group whose guardian did not answer in time leaves a thread that still asks, by a connection of its own."""
+    begun, go, join = threading.Event(), threading.Event(), JobThread.join
+    thread = HelperThread(asyncio.get_running_loop(), "the-helper")
+
+    def asks() -> None:
+        with open(os.devnull):
+            begun.set()
+            go.wait()
+
+    with no_leaks(["*"]):
+        thread.put(asks)
+        begun.wait()
+        if relieved:
+            monkeypatch.setattr(helper_thread, "STUCK", -1.0)
+            thread.relieve()
+        ended = thread.end()
+        if relieved:
+            await ended
+        monkeypatch.setattr(JobThread, "join", lambda self, timeout=None: (go.set(), join(self, timeout)))
     await ended
 
 

@@ -611,6 +611,9 @@ def run(trial: Trial, cache: str, trace: str = "", bound: float = 2 * HANGS) -> 
                 program.kill()
                 _, err = program.communicate()
                 wrong.append(f"it had not ended after {bound:g} s")
+            except BaseException:  # which is not to wait for it
+                program.kill()
+                raise
         err = "\n".join(dict.fromkeys(err.splitlines()))  # the same may be said very often
         late = time.monotonic() + 10  # the guardian ends after its program
         while (there := left(str(here / "config"))) and time.monotonic() < late:

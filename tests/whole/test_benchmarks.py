@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from helpers import needs
+from helpers import child_process, needs
 
 HOME = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(HOME))
@@ -148,10 +148,10 @@ def test_percentiles_and_rounds() -> None:
 
 def test_left_overs_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_common.TAG, MARK)
-    process = subprocess.Popen(["/bin/sleep", "600"])
-    assert _common.leftovers(f"another {MARK}") == []
-    assert _common.leftovers(MARK) == ["/bin/sleep 600"]
-    assert process.wait() == -9
+    with child_process(["/bin/sleep", "600"]) as process:
+        assert _common.leftovers(f"another {MARK}") == []
+        assert _common.leftovers(MARK) == ["/bin/sleep 600"]
+    assert process.returncode == -9
 
 
 def test_a_table_is_written_up(tmp_path: Path) -> None:
@@ -163,8 +163,7 @@ def test_a_table_is_written_up(tmp_path: Path) -> None:
 def test_who_survives_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody of a family dies with a Popen loop; PR_SET_PDEATHSIG takes the worker alone. Strangers live."""
     monkeypatch.setenv(_common.TAG, MARK)
-    bystander = subprocess.Popen(["/bin/sleep", "600"], env={_common.TAG: f"another {MARK}"})
-    try:
+    with child_process(["/bin/sleep", "600"], env={_common.TAG: f"another {MARK}"}) as bystander:
         _, plain, _ = survival.SET_UPS["subprocess.Popen"]
         assert survival.once(plain, signal.SIGKILL, tmp_path).stays == survival.ROLES
         _, tied, _ = survival.SET_UPS["Popen + PR_SET_PDEATHSIG"]
@@ -174,9 +173,7 @@ def test_who_survives_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert survival.cell([outcome]) == "stays: grandchild, setsid, daemon"
         assert list(tmp_path.iterdir()) == []
         assert bystander.poll() is None
-    finally:
         bystander.kill()
-        bystander.wait()
 
 
 def test_what_a_killed_peer_left_is_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

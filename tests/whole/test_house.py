@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers import child_process
 
 import aioelastic
 import aioelastic.launch
@@ -368,3 +371,27 @@ async def test_an_instance_shows_no_more(start: Any) -> None:
         assert group[0] is group[0]
         assert [*group] == [group[0]]
         await group.wait()
+
+
+def test_no_test_waits_for_ever_for_a_process_of_its_own() -> None:
+    """`Popen.__exit__` waits for its end, whatever the block has raised: `helpers.child_process` kills it then. A
+    program of its own (`injection.py`) does the same in its own way."""
+    found = [
+        f"{path.name}:{number}"
+        for path in sorted(Path(__file__).parents[1].rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"(with|enter_context\() ?subprocess\.Popen\(", line) and path.name != "injection.py"
+    ]
+    assert found == []
+
+
+def test_a_process_of_a_test_ends_with_its_block() -> None:
+    stays = ["/bin/sh", "-c", "exec sleep 600"]
+    with suppress(EOFError), child_process(stays, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        program.stdin.write(b"what nobody reads")
+        raise EOFError
+    assert program.returncode == -signal.SIGKILL
+    with child_process(["cat"], stdin=subprocess.PIPE) as program:
+        pass
+    assert program.returncode == 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import QUIET, TWO_WORKERS, alive, event_of, gone, kill_and_see_it_dead, sh, until
+from helpers import QUIET, TWO_WORKERS, alive, child_process, event_of, gone, kill_and_see_it_dead, sh, until
 
 from aioelastic import Command, Function, Group, Restart, Stop, supervise
 from aioelastic.child.wire import datagrams, requests
@@ -46,7 +46,7 @@ def stay() -> None:
 @contextlib.contextmanager
 def debugged(pid: int) -> Iterator[None]:
     """A debugger holds that process: when it has died, nobody else can reap it."""
-    with subprocess.Popen(
+    with child_process(
         [sys.executable, "-I", "-S", "-c", TRACER, str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as tracer:
         assert tracer.stdout is not None
