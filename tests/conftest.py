@@ -1,4 +1,4 @@
-"""Every async test runs on asyncio (debug) and uvloop; every test must leave nothing behind (`usefixtures` in
+"""Every async test runs on asyncio (debug) and uvloop; every test must leave nothing behind (leaks.py, `usefixtures` in
 pyproject.toml)."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from helpers import needs
 
 from aioelastic.testing._test_in_subprocess import is_inside
 
-pytest_plugins = ["aioelastic.testing.plugin", "pytester", "time_limit"]
+pytest_plugins = ["aioelastic.testing.plugin", "leaks", "pytester", "time_limit"]
 
 # under nohup(1) and in the background of a shell these are ignored, and so they would be in all that tests start
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
