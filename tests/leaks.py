@@ -3,7 +3,8 @@
 After each test: what is had in a millisecond, which is descriptors, threads, children of this process, and asyncio
 tasks. Guardians and zygotes that nobody uses stay warm for the next test. After the last test of a file that runs here
 before one of another file does, when fixtures of the file have gone: everything, as `no_leaks` does. If something is
-left then, the tests of the file that ran here are run once more, each with the whole check, to name those that leave it.
+left then, the tests of the file that ran here are run once more, each with the whole check, to name those that leave
+it.
 
 A test with the mark `fresh`, or with the fixture `no_leaks`, begins without warm helpers, and has the whole check after
 it. So do all by `--leaks-each`.
@@ -138,6 +139,7 @@ class Files:
         self._ran: list[str] = []
 
     def at_hand(self) -> Holdings:
+        """What is held before a test."""
         return at_hand().and_what_came(Holdings(), Holdings(pools=self._pools))
 
     @pytest.hookimpl(tryfirst=True)
