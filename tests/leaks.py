@@ -82,9 +82,9 @@ def _forget_its_name() -> None:
 
 
 def left_at_hand(before: Holdings, ignore: Iterable[str] = ()) -> dict[str, list[str]]:
-    """What is held beyond `before`. Garbage, and helpers, are looked at only if there seems to be something."""
+    """What is held beyond `before`. Garbage is collected, and helpers end, only if there seems to be something."""
     leaks = at_hand().leaks(before)
-    for see_to_it in (gc.collect, check.cool_down):
+    for see_to_it in (gc.collect, check.give_back, check.cool_down):
         if leaks:
             see_to_it()
             leaks = at_hand().leaks(before)
@@ -136,6 +136,7 @@ class Files:
         self._config = config
         self._before: Holdings | None = None
         self._pools = allowed.pools()  # with those of fixtures
+        self._known: list[pytest.FixtureDef[Any]] = []  # of the session, or a package
         self._ran: list[str] = []
 
     def at_hand(self) -> Holdings:
@@ -152,13 +153,15 @@ class Files:
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """What lives longer than a file's tests is no leak of theirs; and a fixture's pool may start threads later."""
-        if fixturedef.scope == "function":
+        is_wider = fixturedef.scope in ("package", "session")
+        if fixturedef.scope == "function" or fixturedef in self._known:
             return (yield)
-        is_wider = fixturedef.scope in ("package", "session") and self._before is not None
-        before = Holdings.now() if is_wider else None
+        if is_wider:
+            self._known.append(fixturedef)  # that of pytest-asyncio is set up anew for each test, and makes nothing
+        before = Holdings.now() if is_wider else Holdings()
         value = yield
         self._pools |= allowed.pools()
-        if self._before is not None and before is not None:
+        if is_wider and self._before is not None:
             self._before = self._before.and_what_came(before, Holdings.now())
         return value
 
