@@ -1,5 +1,5 @@
 """Asynchronous tests run on asyncio (debug) and uvloop where that differs; every test must leave nothing behind
-(`usefixtures` in pyproject.toml)."""
+(leaks.py, `usefixtures` in pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 import uvloop
 from helpers import needs
 
-pytest_plugins = ["aioelastic.testing.plugin", "pytester", "time_limit", "selection"]
+pytest_plugins = ["aioelastic.testing.plugin", "leaks", "pytester", "time_limit", "selection"]
 
 # under nohup(1) and in the background of a shell these are ignored, and so they would be in all that tests start
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):

@@ -180,6 +180,11 @@ def cool_down() -> None:
     """End and give back what we keep warm for the next group, and nobody uses: zygotes, the guardian, memory, threads
     for GPUs."""
     end_idle_helpers()
+    give_back()
+
+
+def give_back() -> None:
+    """What we keep in this process for the next group: memory, threads that copy and that are for GPUs."""
     memory = sys.modules.get("aioelastic.memory")
     if memory is not None:
         gc.collect()

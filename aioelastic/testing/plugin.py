@@ -51,21 +51,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     what they have made when they are set up. Zygotes that nobody uses are ended first. For all tests:
     `pytestmark = pytest.mark.usefixtures("no_leaks")`, or an autouse fixture of your own that asks for it.
     """
-    stash = request.config.stash
-    stash[_held] = Holdings.now()
-    yield
-    before, ignore = stash[_held], request.config.getini("no_leaks_ignore")
-    del stash[_held]
-    leaks = leaks_since(before, ignore)
-    errors = request.node.stash.get(_errors, [])
-    if leaks and errors:
-        _let_go(request.node, errors)
-        leaks = leaks_since(before, ignore)
-    errors.clear()
-    if tasks := request.node.stash.get(_tasks, []):
-        leaks["task"] = tasks
-    if leaks:
-        pytest.fail(str(LeftBehind(leaks)), pytrace=False)
+    yield from looked_after(request, Holdings.now, leaks_since)
 
 
 @pytest.fixture
@@ -129,6 +115,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[_inside] = Inside(item, before)
 
 
+def looked_after(
+    request: pytest.FixtureRequest,
+    now: Callable[[], Holdings],
+    since: Callable[[Holdings, Iterable[str]], dict[str, list[str]]],
+) -> Iterator[None]:
+    """What such a fixture does.
+
+    Args:
+        request: of the test that has it.
+        now: what is held.
+        since: what is left beyond that, and by whose names in /dev/shm it is not ours.
+    """
+    stash = request.config.stash
+    stash[_held] = now()
+    yield
+    before, ignore = stash[_held], request.config.getini("no_leaks_ignore")
+    del stash[_held]
+    leaks = since(before, ignore)
+    if leaks and request.node.stash.get(_errors, []):
+        let_go(request.node)
+        leaks = since(before, ignore)
+    request.node.stash[_errors] = []
+    if tasks := request.node.stash.get(_tasks, []):
+        leaks["task"] = tasks
+    if leaks:
+        pytest.fail(str(LeftBehind(leaks)), pytrace=False)
+
+
 def _seeing_tasks(item: pytest.Function) -> Callable[..., Coroutine[Any, Any, None]]:
     body = item.obj
 
@@ -151,10 +165,10 @@ async def _look_at_tasks(item: pytest.Item, before: Holdings) -> None:
         await asyncio.sleep(0)
 
 
-def _let_go(item: pytest.Item, errors: Iterable[BaseException]) -> None:
+def let_go(item: pytest.Item) -> None:
     """Of what only the tracebacks of a failed test hold, and the names of a doctest."""
     seen: set[int] = set()
-    todo: list[BaseException | None] = [*errors]
+    todo: list[BaseException | None] = [*item.stash.get(_errors, [])]
     for one in todo:
         if one is None or id(one) in seen:
             continue

@@ -24,6 +24,8 @@ from aioelastic.launch import _guardian, _zygote, end_helpers
 from aioelastic.testing._chaos import guardian, keeper, zygote
 from aioelastic.testing._leak_check import cool_down, no_leaks
 
+pytestmark = pytest.mark.fresh
+
 STAY = sh("exec sleep 1000")
 IGNORED = ["*"]  # names in /dev/shm are not what this is about
 HANGS = 150.0  # seconds: only how long a failure takes

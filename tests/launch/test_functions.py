@@ -298,6 +298,7 @@ async def test_everything_they_print_is_seen(start: Any) -> None:
     assert result[0].stderr.tail == b"to stderr\n"
 
 
+@pytest.mark.fresh
 async def test_they_have_nothing_of_others(start: Any, tmp_path: Path) -> None:
     function = Function(jobs.inside).options(cwd=tmp_path, env={"MINE": "yes"})
     own = {0, 1, 2}
@@ -349,6 +350,7 @@ async def test_one_that_does_not_heed_it_ends(start: Any) -> None:
     assert {str(one.exit) for one in result} == {"SIGTERM, stopped by us"} or all(one.stopped for one in result)
 
 
+@pytest.mark.fresh
 async def test_cancelling_leaves_nothing(start: Any) -> None:
     task = asyncio.create_task(supervise(Function(jobs.sleeps), 3, start=start, logs=QUIET))
     await asyncio.sleep(0)
@@ -360,6 +362,7 @@ async def test_cancelling_leaves_nothing(start: Any) -> None:
 # --- zygotes ---
 
 
+@pytest.mark.fresh
 async def test_a_zygote_stays_warm() -> None:
     first = (await run(Function(jobs.parent)))[0].value
     assert first != os.getpid()
@@ -368,6 +371,7 @@ async def test_a_zygote_stays_warm() -> None:
     assert other != first
 
 
+@pytest.mark.fresh
 def test_a_zygote_serves_one_loop_after_another() -> None:
     first = asyncio.run(run(Function(jobs.parent)))[0].value
     assert asyncio.run(run(Function(jobs.parent)))[0].value == first
@@ -411,6 +415,7 @@ async def test_a_preload_that_fails(
     assert words in str(caught.value)
 
 
+@pytest.mark.fresh
 async def test_a_zygote_that_nobody_wants_leaves(monkeypatch: Any) -> None:
     monkeypatch.setattr(_zygote, "IDLE", 0.0)  # but not before its first worker, however late that is asked for
     monkeypatch.setenv("OTHERS_HAVE_NONE", "1")  # not one that is warm already
@@ -422,6 +427,7 @@ async def test_a_zygote_that_nobody_wants_leaves(monkeypatch: Any) -> None:
     assert second[0].value != first[0].value
 
 
+@pytest.mark.fresh
 async def test_a_zygote_that_is_about_to_leave_is_not_taken(monkeypatch: Any) -> None:
     monkeypatch.setenv("OTHERS_HAVE_NONE", "2")
     first = (await run(Function(jobs.parent)))[0].value
@@ -430,6 +436,7 @@ async def test_a_zygote_that_is_about_to_leave_is_not_taken(monkeypatch: Any) ->
     assert (await run(Function(jobs.parent)))[0].value != first
 
 
+@pytest.mark.fresh
 async def test_a_zygote_that_dies_takes_its_workers_and_the_group_says_so() -> None:
     async with Group(Function(jobs.sleeps), 3, logs=QUIET, check=False) as group:
         said = 0
@@ -448,6 +455,7 @@ async def test_a_zygote_that_dies_takes_its_workers_and_the_group_says_so() -> N
     assert (await run(Function(jobs.parent)))[0].value != zygote
 
 
+@pytest.mark.fresh
 async def test_a_zygote_that_dies_is_replaced_for_the_next_attempt(tmp_path: Path) -> None:
     async with Group(
         Function(jobs.kills_its_zygote_once), 2, logs=QUIET, restart=Restart.on_failure(max=3, scope="all")
@@ -457,6 +465,7 @@ async def test_a_zygote_that_dies_is_replaced_for_the_next_attempt(tmp_path: Pat
     assert any("zygote" in one.cause for each in result for one in each.earlier)
 
 
+@pytest.mark.fresh
 async def test_a_zygote_that_died_while_nobody_looked_is_replaced() -> None:
     zygote = (await run(Function(jobs.parent)))[0].value
     kill_and_see_it_dead(zygote, signal.SIGKILL)

@@ -37,6 +37,8 @@ from aioelastic.testing._misbehaving_workers import daemon, made
 from aioelastic.testing._supervisor_process import Program
 from aioelastic.watch import Poller
 
+pytestmark = pytest.mark.fresh
+
 STAY = "exec sleep 1000"
 
 FAMILY = """

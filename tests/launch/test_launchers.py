@@ -291,6 +291,7 @@ async def test_a_start_for_which_we_have_no_descriptor_left_costs_no_other_worke
         slurp(one)
 
 
+@pytest.mark.fresh
 async def test_abandoned_is_reaped_later(launcher: Launcher) -> None:
     process, _ = await start(launcher, sh("exec sleep 1000"))
     process.abandon()

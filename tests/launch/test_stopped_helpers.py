@@ -20,6 +20,8 @@ from aioelastic.model.states import State
 from aioelastic.testing._process_tree import descendants
 from aioelastic.testing._supervisor_process import Program
 
+pytestmark = pytest.mark.fresh
+
 STAY = "exec sleep 1000"
 SHORT = Stop(grace=0.1, bound=0.3)
 MANY = 400  # datagrams: a socket of the default size holds some 280

@@ -19,6 +19,8 @@ from helpers import QUIET, alive, program, until
 from aioelastic import Command, Function, GroupResult, Stop, supervise
 from aioelastic.launch import end_helpers
 
+pytestmark = pytest.mark.fresh
+
 SETS = """
 import atexit, os, resource, signal, sys, tempfile, weakref
 before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)}

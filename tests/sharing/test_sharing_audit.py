@@ -71,8 +71,9 @@ def test_each_lease_is_told_once_while_others_lock_and_unlock(tmp_path: Path) ->
         x = sharing.empty(1 << 20, "u1")
         _, fds = messages.encode(messages.TASK, (x,))
         kept.callback(datagrams.close, fds)
+        file = kept.enter_context(open(tmp_path / "locked", "w"))
         for number in range(300):  # some pages of them
-            fcntl.flock(kept.enter_context(open(tmp_path / str(number), "w")), fcntl.LOCK_SH)
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * number)
         command = [sys.executable, "-c", LOCKS_AND_UNLOCKS, str(tmp_path)]
         other = kept.enter_context(child_process(command, stdout=subprocess.PIPE))
         kept.callback(other.kill)

@@ -176,6 +176,7 @@ async def test_an_executor_of_the_callers_cannot_say() -> None:
     assert "executor" in words(result, "unproven")[0]
 
 
+@pytest.mark.fresh
 async def test_a_guardian_that_died_cannot_be_asked() -> None:
     blow = kill(guardian)
     async with Group(sh("exec sleep 1000"), logs=QUIET, check=False) as group:
@@ -184,6 +185,7 @@ async def test_a_guardian_that_died_cannot_be_asked() -> None:
     assert "guardian has died" in words(result, "unproven")[0]
 
 
+@pytest.mark.fresh
 async def test_a_guardian_that_stands_still_is_not_waited_for(monkeypatch: Any) -> None:
     stood: list[int] = []
 

@@ -30,6 +30,8 @@ from aioelastic.supervisor import resources
 from aioelastic.system.helper_thread import STUCK, HelperThread
 from aioelastic.testing._chaos import guardian
 
+pytestmark = pytest.mark.fresh
+
 SHORT = Stop(grace=0.1, bound=0.3)
 SLEEP = Command("/bin/sleep", "600")
 

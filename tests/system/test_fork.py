@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fresh
+
 SETTING = """
 import asyncio, os, signal, sys
 sent, copies = {signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}, [True]

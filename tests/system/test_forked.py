@@ -17,6 +17,8 @@ from helpers import QUIET, alive, child_process, gone, kill_and_see_it_dead, sh
 from aioelastic import Group
 from aioelastic.launch import end_helpers
 
+pytestmark = pytest.mark.fresh
+
 LOOPS = ["asyncio", "uvloop"]
 
 # Python 3.12 and later warn of each fork of a process with threads

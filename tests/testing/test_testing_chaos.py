@@ -61,6 +61,7 @@ async def test_a_stopped_worker_ends_all_the_same() -> None:
     assert group[0].exit.signal == signal.SIGTERM
 
 
+@pytest.mark.fresh
 async def test_the_zygote_dies() -> None:
     blow = kill(zygote)
     result = await supervise(Function(jobs.sleeps), n=3, logs=QUIET, on_event=when(Spawned, blow, rank=1), check=False)
@@ -70,6 +71,7 @@ async def test_the_zygote_dies() -> None:
     assert (await supervise(Function(jobs.parent), logs=QUIET)).ok  # by another one
 
 
+@pytest.mark.fresh
 async def test_the_zygote_hangs_for_a_while() -> None:
     hang, go_on = stop(zygote), cont(zygote)
     recorder = Recorder(when(Spawned, hang), when(Exited, go_on, rank=1))
@@ -83,6 +85,7 @@ async def test_the_zygote_hangs_for_a_while() -> None:
     assert go_on.struck == hang.struck
 
 
+@pytest.mark.fresh
 async def test_any_party() -> None:
     """One that comes later is a function of the event, no more."""
     async with Group(SLEEP, n=2, logs=QUIET, check=False) as group:
@@ -95,6 +98,7 @@ async def test_any_party() -> None:
     assert group[1].exit.signal == signal.SIGKILL
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("party", [lambda event: None, lambda event: 2**22 + 1, zygote])
 async def test_nobody_is_struck(party: object) -> None:
     blow = kill(party)  # type: ignore[arg-type]
@@ -384,6 +388,7 @@ async def test_a_supervisor_in_a_namespace_of_its_own() -> None:
 # --- the mark ---
 
 
+@pytest.mark.fresh
 @pytest.mark.pid_namespace
 async def test_as_the_first_process_of_a_container() -> None:
     """PID 1 would get the orphans of all, and have to wait for them: the guardian is nearer, and does."""

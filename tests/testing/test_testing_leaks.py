@@ -24,6 +24,8 @@ from aioelastic.testing import _leak_check
 from aioelastic.testing._leak_check import Holdings, LeftBehind, no_leaks
 from aioelastic.testing._misbehaving_workers import made, setsid_escape
 
+pytestmark = pytest.mark.fresh
+
 # how names in /dev/shm begin here, and patterns of all others: another copy of this suite may run beside this one
 MINE = f"aioelastic-leak-{os.getpid()}-"
 OTHERS = [f"{'?' * at}[!{letter}]*" for at, letter in enumerate(MINE)]

@@ -25,6 +25,8 @@ from aioelastic.system.helper_thread import HelperThread, JobThread
 from aioelastic.testing import _allowed_leftovers
 from aioelastic.testing._leak_check import Holdings, no_leaks
 
+pytestmark = pytest.mark.fresh
+
 # --- multiprocessing ---
 
 MULTIPROCESSING = """

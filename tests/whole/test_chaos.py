@@ -26,6 +26,8 @@ from aioelastic.testing._recorder import Recorder
 from aioelastic.testing._supervisor_process import Program
 from aioelastic.testing._unrelated_processes import bystanders
 
+pytestmark = pytest.mark.fresh
+
 TREE = "sleep 1000 & setsid sleep 1000 & sleep 1000 >/dev/null 2>&1 & echo up; "
 
 

@@ -22,6 +22,8 @@ from aioelastic.events import Event
 from aioelastic.launch import end_helpers
 from aioelastic.testing._chaos import kill, zygote
 
+pytestmark = pytest.mark.fresh
+
 BLOWS = ["worker", "zygote", "cancel", "stop", "hurry", "pause"]
 
 

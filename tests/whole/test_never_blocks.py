@@ -25,6 +25,8 @@ from aioelastic.events import Spawned
 from aioelastic.launch import DirectLauncher, _guardian, end_helpers, reap_abandoned
 from aioelastic.testing._supervisor_process import Program
 
+pytestmark = pytest.mark.fresh
+
 STAY = "exec sleep 1000"
 
 TRACER = """
