@@ -85,7 +85,8 @@ def test_it_is_killed_where_no_signal_comes_through(pytester: pytest.Pytester) -
 
 
 ALONE = """
-import asyncio, ctypes, subprocess
+import asyncio, ctypes
+from subprocess import Popen
 import pytest, uvloop
 
 class Lock(ctypes.Structure):
@@ -112,7 +113,7 @@ def uvloop_loop():
     uvloop.run(forever())
 
 def the_end_of_a_popen():
-    with subprocess.Popen(["sleep", "1000"]) as sleeps:
+    with Popen(["sleep", "1000"]) as sleeps:
         print(sleeps.pid, flush=True)
         raise ValueError
 
