@@ -358,16 +358,16 @@ def _tasks_of_user() -> int:
 def _pids_room() -> int | None:
     """What the tightest pids.max of our cgroup v2 and its parents leaves, or None."""
     try:
-        line = next(one for one in Path("/proc/self/cgroup").read_text().splitlines() if one.startswith("0::"))
+        line = next(one for one in Path("/proc/self/cgroup").read_bytes().split(b"\n") if one.startswith(b"0::"))
     except (OSError, StopIteration):
         return None
     rooms = []
-    here = Path("/sys/fs/cgroup") / line[3:].lstrip("/")
+    here = Path("/sys/fs/cgroup") / os.fsdecode(line[3:].lstrip(b"/"))
     while here != here.parent and here.is_relative_to("/sys/fs/cgroup"):
         try:
-            limit = (here / "pids.max").read_text().strip()
-            if limit != "max":
-                rooms.append(int(limit) - int((here / "pids.current").read_text()))
+            limit = (here / "pids.max").read_bytes().strip()
+            if limit != b"max":
+                rooms.append(int(limit) - int((here / "pids.current").read_bytes()))
         except (OSError, ValueError):
             pass
         here = here.parent

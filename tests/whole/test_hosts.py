@@ -363,6 +363,45 @@ for start in ("zygote", "spawn", "fork"):
     assert run(program) == "1\n" * 3
 
 
+# --- how the interpreter was started ---
+
+EVERY_WAY = """
+from aioelastic import WorkerExecutor
+def body(x): return x + 1
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            print(await executor.run(body, 1))
+    elif how == "command":
+        print(str((await supervise(Command("echo", "2"), logs=QUIET))[0].stdout), end="")
+    else:
+        print((await supervise(Function(body, 1), logs=QUIET, start=how))[0].value)
+if __name__ == "__main__":
+    for how in sys.argv[1:]:
+        asyncio.run(main(how))
+"""
+
+
+@pytest.fixture
+def every_way(tmp_path: Path) -> Path:
+    """A program that starts workers in the ways that it is given by name, each of which prints 2."""
+    path = tmp_path / "every_way.py"
+    path.write_text(HEAD + EVERY_WAY)
+    return path
+
+
+def ran(*words: str | Path, **kwargs: Any) -> tuple[str, str]:
+    """What a program prints to both of its streams."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL, **kwargs)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_each_file_has_an_encoding(every_way: Path, how: str) -> None:
+    strict = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+    assert ran(sys.executable, *strict, every_way, how) == ("2\n", "")
+
+
 # --- what is missing ---
 
 

@@ -37,8 +37,8 @@ def move(cgroup: str) -> None:
         OSError: it may not; its `filename` says what.
     """
     try:
-        with open(f"{cgroup}/cgroup.procs", "w") as file:
-            file.write("0")
+        with open(f"{cgroup}/cgroup.procs", "wb") as file:
+            file.write(b"0")
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, "Placement.cgroup") from None
 
@@ -74,8 +74,8 @@ def _remove_files(path: str) -> None:
 def empty(cgroup: str) -> None:
     """Kill all that is in it, and wait for that as long as it goes on dying."""
     events = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-    with open(f"{cgroup}/cgroup.kill", "w") as file:
-        file.write("1")
+    with open(f"{cgroup}/cgroup.kill", "wb") as file:
+        file.write(b"1")
     changed = select.poll()
     changed.register(events, select.POLLPRI)
     while b"populated 1" in os.pread(events, 4096, 0) and changed.poll(_BOUND):
@@ -94,8 +94,8 @@ def take(orders: tuple[Any, ...]) -> None:
     try:
         if oom_score_adj is not None:
             where = "oom_score_adj"
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write(str(oom_score_adj))
+            with open("/proc/self/oom_score_adj", "wb") as file:
+                file.write(b"%d" % oom_score_adj)
         if nice is not None:
             where = "nice"
             os.setpriority(os.PRIO_PROCESS, 0, nice)
@@ -169,8 +169,8 @@ def become(state: tuple[Any, ...]) -> None:
         os.umask(umask)
         for what, wanted, base in (("oom_score_adj", oom_score_adj, 10), ("coredump_filter", dumped, 16)):
             if wanted is not None and int(slurp(f"/proc/self/{what}") or b"0", base) != wanted:
-                with open(f"/proc/self/{what}", "w") as file:
-                    file.write(str(wanted))
+                with open(f"/proc/self/{what}", "wb") as file:
+                    file.write(b"%d" % wanted)
         what = "CPU affinity"
         if tuple(sorted(os.sched_getaffinity(0))) != cpus:
             os.sched_setaffinity(0, cpus)
