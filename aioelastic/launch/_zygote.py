@@ -181,7 +181,7 @@ class Zygote(Server):
                 self._ready.set_result(None)
         elif kind == requests.BROKEN:
             field, value, words, trace = body
-            remedy = f"mend that first\n\n{trace}".rstrip()
+            remedy = f"mend that first\n\n{trace}".rstrip() if trace else 'mend that first, or use start="spawn"'
             self.died(SpecError(field, value, words, remedy))
         else:
             super().take(kind, body)

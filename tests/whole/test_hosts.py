@@ -402,6 +402,36 @@ def test_each_file_has_an_encoding(every_way: Path, how: str) -> None:
     assert ran(sys.executable, *strict, every_way, how) == ("2\n", "")
 
 
+AGENT = "import threading; threading.Thread(target=threading.Event().wait, daemon=True, name='agent').start()\n"
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_agent_with_a_thread_in_every_interpreter(every_way: Path, how: str, tmp_path: Path) -> None:
+    """Its thread is not in a forked copy, as everywhere; and what Python says of that from 3.12 on is no news."""
+    (tmp_path / "sitecustomize.py").write_text(AGENT)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert ran(sys.executable, "-W", "error", every_way, how, env=env) == ("2\n", "")
+
+
+@pytest.mark.parametrize("where", ["program", "preload"])
+def test_threads_that_imports_start_are_refused_in_words(tmp_path: Path, where: str) -> None:
+    (tmp_path / "agent.py").write_text(AGENT)
+    program = f"""
+{"import agent" * (where == "program")}
+def body(): pass
+if __name__ == "__main__":
+    try:
+        asyncio.run(supervise(Function(body), logs=QUIET, preload={["agent"] * (where == "preload")}))
+    except SpecError as exc:
+        print(exc)
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    field = "start='zygote'" if where == "program" else "preload=['agent']"
+    words = "cannot be used, as it cannot be forked after its imports: threads run in it (agent), and a forked copy"
+    remedy = 'would have their locks but not them; mend that first, or use start="spawn"'
+    assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
+
+
 # --- what is missing ---
 
 
