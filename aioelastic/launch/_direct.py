@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..child.guardian import process_start
 from ..child.kernel import process_marks
-from ..child.kernel.child_processes import is_still_copy, status_of_dead
+from ..child.kernel.child_processes import is_still_copy, pidfd_or_none, send_signal, status_of_dead
 from ..child.wire import datagrams
 from ..planning import Who, WorkerPlan
 from ..system import forked_copies
@@ -23,7 +23,7 @@ from ..system.descriptors import shut
 from ..system.helper_thread import HelperThread
 from ..system.interpreter import interpreter
 from ..system.waiting import nothing
-from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
+from ..watch import Poller, ThreadWatch, Watch
 from ._contract import RawExit
 from ._pipe_ends import Ends, disowned
 from ._spawn import Spawner, defaults
@@ -244,7 +244,7 @@ class DirectProcess:
             return False
         try:
             if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, signum)
+                send_signal(self._pidfd, self.pid, signum)
             else:
                 os.kill(self.pid, signum)  # it is not reaped, so the pid is its own
         except ProcessLookupError:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from ..child.kernel.child_processes import send_signal
 from ..child.wire import datagrams, requests
 from ..planning import WorkerPlan
 from ..system import forked_copies
@@ -370,7 +371,7 @@ class ServedProcess:
         if self._has_ended():
             return False
         try:
-            signal.pidfd_send_signal(self._pidfd, signum)
+            send_signal(self._pidfd, self.pid, signum)
         except ProcessLookupError:
             return False
         return True
@@ -414,7 +415,7 @@ class ServedProcess:
         self._orphan = why
         if self._told is None and not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                send_signal(self._pidfd, self.pid, signal.SIGKILL)
             self._poller.remove(self._pidfd)
             try:
                 self._poller.add_exit(self._pidfd, self._orphan_ended)

@@ -130,7 +130,7 @@ class Reader:
             b"" if filter_fd < 0 else os.pread(filter_fd, 16, 0),
             os.getpriority(os.PRIO_PROCESS, 0),
             (policy, 0 if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE) else _priority()),
-            _syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
+            max(_syscall(self._get_ioprio, 1, 0), 0) if self._get_ioprio else 0,  # in a sandbox it may be forbidden
             os.sched_getaffinity(0),
             _prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
             self._links(rights),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..child.kernel.bounded_reads import slurp
+from ..child.kernel.child_processes import pidfd_or_none
 from ..child.wire import datagrams, requests
 from ..child.worker import host_program
 from ..child.worker.main_module import Main
@@ -57,6 +58,10 @@ class Zygote(Server):
     def __init__(
         self, key: Key, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, state: HostState
     ) -> None:
+        if (tried := pidfd_or_none(os.getpid())) is None:
+            problem = "needs pidfd_open(2), which this kernel has not or this sandbox forbids"
+            raise SpecError("start", "zygote", problem, 'use start="spawn"')
+        shut(tried)
         argv = interpreter("aioelastic.child.zygote.main_loop:main")
         control, end = datagrams.pair()
         super().__init__(control)

@@ -215,7 +215,7 @@ async def test_a_process_that_was_told_in_vain_has_its_descriptor_closed_once(mo
     packet, _ = requests.encode(requests.STARTED, (1, os.getpid(), 0))
     datagrams.send(there, packet, [pidfd, pidfd])
     real(pidfd)
-    monkeypatch.setattr("signal.pidfd_send_signal", lambda *args: None)
+    monkeypatch.setattr(_helper_process, "send_signal", lambda *args: None)
     monkeypatch.setattr(os, "close", close)
     server.hear()
     assert server.gone

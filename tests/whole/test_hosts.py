@@ -5,6 +5,7 @@ once."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pty
 import resource
@@ -430,6 +431,78 @@ if __name__ == "__main__":
     words = "cannot be used, as it cannot be forked after its imports: threads run in it (agent), and a forked copy"
     remedy = 'would have their locks but not them; mend that first, or use start="spawn"'
     assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
+
+
+# --- system calls that are missing, or forbidden in a sandbox ---
+
+DENIED = """
+import ctypes, os, struct, sys
+number, code = map(int, sys.argv[1:3])
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | code), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in words))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program)) == 0  # seccomp(2)
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+CALLS = {"pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "faccessat2": (439, 439), "ioprio_get": (252, 31)}
+CALLS |= {"memfd_create": (319, 279)}
+without_calls = pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "aarch64"), reason="the numbers of its system calls are not known"
+)
+
+
+def denied(call: str, code: int, *words: str | Path) -> tuple[str, str]:
+    """What a program prints for which that call fails."""
+    number = CALLS[call][os.uname().machine == "aarch64"]
+    return ran(sys.executable, "-c", DENIED, str(number), str(code), *words)
+
+
+@without_calls
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_call_that_fails(every_way: Path, call: str, code: int) -> None:
+    """Workers start in another way."""
+    ways = ["command", "zygote", "spawn", "fork", "executor"]
+    if call == "pidfd_open":
+        ways = ["command", "spawn", "fork"]
+    assert denied(call, code, every_way, *ways) == ("2\n" * len(ways), "")
+
+
+@without_calls
+@pytest.mark.parametrize("how", ["zygote", "executor"])
+def test_no_zygote_without_pidfds(every_way: Path, how: str) -> None:
+    """One error with the remedy, before anything has begun."""
+    _, err = denied("pidfd_open", errno.ENOSYS, every_way, how)
+    words = "start='zygote' needs pidfd_open(2), which this kernel has not or this sandbox forbids; use start=\"spawn\""
+    assert err.splitlines()[-1] == f"aioelastic.errors.SpecError: {words}"
+
+
+@without_calls
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+def test_signals_by_number_reach_workers_and_what_they_leave(tmp_path: Path, launcher: str) -> None:
+    program = """
+def runs(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+async def main():
+    script = "trap 'exit 7' TERM; setsid sh -c 'echo $$; exec sleep 1000' & wait"
+    async with Group(Command("sh", "-c", script), logs=QUIET, check=False, launcher=sys.argv[1]) as group:
+        async for line in group.lines():
+            left = int(line.text)
+            break
+        assert runs(left)
+        async with Group(Function(signal.pause), logs=QUIET, check=False) as functions:
+            other = await functions.stop()
+        result = await group.stop()
+    print(result[0].exit.code, runs(left), other[0].exit.signal)
+asyncio.run(main())
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    out, err = denied("pidfd_send_signal", errno.EPERM, tmp_path / "program.py", launcher)
+    assert (out, err) == ("7 False 15\n", "")
 
 
 # --- what is missing ---

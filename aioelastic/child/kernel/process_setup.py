@@ -198,7 +198,9 @@ def taken() -> tuple[Any, ...]:
     umask = os.umask(0o077)
     os.umask(umask)
     numbers = IOPRIO.get(os.uname().machine)
-    nice, ioprio = os.getpriority(os.PRIO_PROCESS, 0), 0 if numbers is None else function("syscall")(numbers[1], 1, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    # in a sandbox it may be forbidden
+    ioprio = 0 if numbers is None else max(function("syscall")(numbers[1], 1, 0), 0)
     return (
         umask,
         nice,

@@ -27,7 +27,7 @@ import weakref
 from typing import Any, NoReturn, TypeAlias
 
 from ...system.descriptors import shut
-from ..kernel.child_processes import status_of_dead
+from ..kernel.child_processes import send_signal, status_of_dead
 from ..kernel.forking import fork
 from ..wire import datagrams, messages, requests
 from ..wire.links import Link, complain
@@ -191,7 +191,7 @@ class Zygote:
                 continue
             for signum in (lost[0], signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(pidfd, signum)
+                    send_signal(pidfd, pid, signum)
             graces[pidfd] = now + lost[1]
         if graces:
             self._epoll.unregister(self._control)
@@ -320,7 +320,7 @@ def _out_of_the_way() -> int:
 
 def _kill(pidfd: int, pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        send_signal(pidfd, pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # not reaped, so the group is its own
 
