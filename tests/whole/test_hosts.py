@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pty
 import resource
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from helpers import QUIET, no_descriptors_left, py, sh
+from test_plan import torchrun
 
 from aioelastic import Command, Function, Group, Restart, SpecError, Stop, events, supervise
 from aioelastic.child.worker.stack_dump import SIGNAL
@@ -431,6 +433,31 @@ if __name__ == "__main__":
     words = "cannot be used, as it cannot be forked after its imports: threads run in it (agent), and a forked copy"
     remedy = 'would have their locks but not them; mend that first, or use start="spawn"'
     assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
+
+
+# --- a job around it ---
+
+
+@pytest.mark.parametrize("start", ["command", "zygote", "spawn", "fork"])
+def test_a_group_within_a_job_of_torchrun(tmp_path: Path, start: str) -> None:
+    """What a worker of torchrun has, each as of another job: nothing of that is left."""
+    keys = [key for key in torchrun(25) if key != "LOCAL_RANK"]  # that is 1 here, too
+    program = """
+SHOW = Command(sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))")
+def body(): return dict(os.environ)
+if __name__ == "__main__":
+    if sys.argv[1] == "command":
+        print(str(asyncio.run(supervise(SHOW, n=2, logs=QUIET))[1].stdout))
+    else:
+        print(json.dumps(asyncio.run(supervise(Function(body), n=2, logs=QUIET, start=sys.argv[1]))[1].value))
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    outer = torchrun(25)
+    out, err = ran(sys.executable, tmp_path / "program.py", start, env=os.environ | outer)
+    assert err == ""
+    told = json.loads(out)
+    assert [key for key in keys if told.get(key) == outer[key]] == []
+    assert (told["RANK"], told["ROLE_RANK"], told["TORCHELASTIC_USE_AGENT_STORE"]) == ("1", "1", "False")
 
 
 # --- system calls that are missing, or forbidden in a sandbox ---
