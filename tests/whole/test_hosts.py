@@ -545,6 +545,53 @@ for start in ("zygote", "spawn", "fork"):
     assert run(program, cwd=tempfile.mkdtemp()) == "hello\n" + "1\n" * 3
 
 
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "executor", "fork", "direct", "elsewhere"])
+def test_a_working_directory_that_may_not_be_entered(tmp_path: Path, how: str) -> None:
+    """As after `sudo -u app` in the home of root: a child stays there, but no child of a guardian gets there."""
+    program = """
+import ctypes
+from aioelastic import WorkerExecutor
+def give_up_rights():
+    libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)
+    libc.capget(header, data)
+    for at in range(3):
+        data[at] &= ~0b110
+    libc.capset(header, data)
+def body(): return 7
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            print(await executor.run(body))
+    elif how in ("command", "direct"):
+        launcher = "direct" if how == "direct" else "guardian"
+        print(str((await supervise(Command("echo", "7"), logs=QUIET, launcher=launcher))[0].stdout), end="")
+    elif how == "elsewhere":
+        print(str((await supervise(Command("echo", "7", cwd="/"), logs=QUIET))[0].stdout), end="")
+    else:
+        print((await supervise(Function(body), logs=QUIET, start=how))[0].value)
+if __name__ == "__main__":
+    os.chdir(sys.argv[2])
+    give_up_rights()
+    os.chmod(".", 0)
+    try:
+        asyncio.run(main(sys.argv[1]))
+    except SpecError as exc:
+        print(exc)
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    (tmp_path / "private").mkdir()
+    out, err = ran(sys.executable, tmp_path / "program.py", how, tmp_path / "private")
+    assert err == ""
+    if how in ("fork", "direct", "elsewhere"):
+        assert out == "7\n"
+    else:
+        words = 'is where this program stands, and may not be entered by this user; give another one, as cwd="/"'
+        assert out.endswith(f"={str(tmp_path / 'private')!r} {words}\n")
+        assert out.startswith("cwd of rank ")
+
+
 def test_no_proc() -> None:
     """Commands are started without a guardian, and so nothing is proven; functions by a zygote all the same."""
     mounted = "mount --make-rprivate / && mount -t tmpfs none /proc && exec"
