@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import resource
@@ -17,6 +18,7 @@ from ..child.guardian import process_start
 from ..child.kernel import process_marks
 from ..child.kernel.child_processes import is_still_copy, pidfd_or_none, send_signal, status_of_dead
 from ..child.wire import datagrams
+from ..model.errors import SpecError
 from ..planning import Who, WorkerPlan
 from ..system import forked_copies
 from ..system.descriptors import shut
@@ -76,11 +78,24 @@ class DirectLauncher:
             except OSError:
                 pass  # not glibc 2.34: Popen it is
 
-    def start(self, worker: WorkerPlan, here: bool = False) -> asyncio.Future[DirectProcess]:
-        """See `Launcher.start`. `here`: not in the helper thread."""
+    def start(self, worker: WorkerPlan, anew: bool = False) -> asyncio.Future[DirectProcess]:
+        """See `Launcher.start`.
+
+        Args:
+            anew: not in the helper thread, which is older, but in one that is born now: a process begins with what the
+                thread has that starts it.
+        """
         loop = asyncio.get_running_loop()
-        if self._thread is not None and not here:
+        if self._thread is not None and not anew:
             return self._thread.submit(lambda: self._start(worker, loop))
+        if self._thread is not None:
+            thread = HelperThread(loop, "aioelastic-start")
+            try:
+                return thread.submit(lambda: self._start(worker, loop))
+            except SpecError as exc:
+                raise OSError(errno.EAGAIN, str(exc)) from None
+            finally:
+                thread.end()
         done: asyncio.Future[DirectProcess] = loop.create_future()
         try:
             done.set_result(self._start(worker, loop))

@@ -231,6 +231,47 @@ def run(program: str, *args: str, before: tuple[str, ...] = ()) -> str:
     return ran.stdout
 
 
+@pytest.mark.parametrize("how", ["command", "direct", "zygote", "spawn", "fork"])
+def test_a_later_attempt_is_restricted_as_its_program_is_by_then(tmp_path: Path, how: str) -> None:
+    """The guardian, the zygote and the helper thread of that group are older."""
+    program = (
+        PROGRAM.partition("CHANGES =")[0]
+        + """
+from aioelastic import Restart, events
+def make():
+    open(os.environ["MADE"] + os.environ["AIOELASTIC_ATTEMPT"], "x").close()
+    raise SystemExit(1)
+def restrict(event):
+    if isinstance(event, events.Restarting):
+        try:
+            landlock(1 << 8)  # no files are made
+        except OSError:
+            print("not here")
+async def main(how):
+    given = dict(logs=QUIET, restart=Restart.on_failure(1), on_event=restrict, check=False, timeout=60)
+    if how in ("command", "direct"):
+        given["launcher"] = "direct" if how == "direct" else "guardian"
+        entry = Command("sh", "-c", 'touch "$MADE$AIOELASTIC_ATTEMPT"; exit 1')
+    else:
+        entry, given["start"] = Function(make), how
+    prctl(38, 1)  # no_new_privs
+    result = await supervise(entry, **given)
+    print([os.path.exists(os.environ["MADE"] + one) for one in "01"])
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
+"""
+    )
+    (tmp_path / "probe.py").write_text("")
+    (tmp_path / "program.py").write_text(program)
+    words = [sys.executable, str(tmp_path / "program.py"), how]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, timeout=100, env={**os.environ, "MADE": str(tmp_path / "made")}
+    )
+    if "not here" in ran.stdout:
+        pytest.skip("needs root, or a kernel that has it: Landlock")
+    assert (ran.stdout, ran.stderr) == ("[True, False]\n", "")
+
+
 def test_children_in_another_pid_namespace() -> None:
     """After unshare(CLONE_NEWPID) a process can start no thread (clone(2)): said at once, and nothing waits."""
     out = run(
