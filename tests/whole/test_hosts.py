@@ -435,6 +435,29 @@ if __name__ == "__main__":
     assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
 
 
+# --- the command line ---
+
+
+@pytest.mark.parametrize("module", ["aioelastic.cli._main", "asyncio", "aioelastic.supervisor.group"])
+def test_an_early_ctrl_c_ends_the_command_line_without_a_word(tmp_path: Path, module: str) -> None:
+    """Whatever is just being imported."""
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            print("went on", flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["aioelastic", "run", "--", "true"]
+from aioelastic.cli import program
+program()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 # --- a job around it ---
 
 
