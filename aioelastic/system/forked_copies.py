@@ -107,9 +107,9 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _running, _is_copy
     running, _running = _running, None
+    held = list(_held)  # before the calls, which may let go of the last that has one of them
     for call in _calls:
         call()
-    held = list(_held)
     _held.clear()
     if not held:
         return

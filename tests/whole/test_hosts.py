@@ -405,6 +405,12 @@ def test_each_file_has_an_encoding(every_way: Path, how: str) -> None:
     assert ran(sys.executable, *strict, every_way, how) == ("2\n", "")
 
 
+@pytest.mark.parametrize("ways", [("command",), ("zygote", "spawn", "fork", "executor", "zygote")])
+def test_development_mode_finds_nothing(every_way: Path, ways: tuple[str, ...]) -> None:
+    """No file or socket of ours is left to the collector, in forked copies too."""
+    assert ran(sys.executable, "-X", "dev", "-W", "error", every_way, *ways) == ("2\n" * len(ways), "")
+
+
 AGENT = "import threading; threading.Thread(target=threading.Event().wait, daemon=True, name='agent').start()\n"
 
 
