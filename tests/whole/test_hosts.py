@@ -441,6 +441,17 @@ if __name__ == "__main__":
     assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
 
 
+# --- other systems ---
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
+@pytest.mark.parametrize("what", ["aioelastic", "aioelastic.cli", "aioelastic.sharing"])
+def test_another_system_is_told_in_one_line(platform: str, what: str) -> None:
+    code = f"import sys; sys.platform = {platform!r}\ntry: import {what}\nexcept ImportError as exc: print(exc)"
+    words = f"aioelastic needs Linux, and this is {platform}: run it in a container, or in WSL 2 on Windows\n"
+    assert ran(sys.executable, "-c", code) == (words, "")
+
+
 # --- the command line ---
 
 
