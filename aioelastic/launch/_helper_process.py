@@ -19,7 +19,6 @@ from ..child.kernel.child_processes import send_signal
 from ..child.wire import datagrams, requests
 from ..planning import WorkerPlan
 from ..system import forked_copies
-from ..system.descriptors import shut
 from ..watch import Poller
 from ._contract import RawExit
 from ._direct import early_status, status_of_others
@@ -262,7 +261,7 @@ class Server:
             try:
                 body, given = requests.decode(packet, fds)
                 if given is not fds:
-                    shut(fds[0])
+                    datagrams.close(fds[: len(fds) - len(given)])
                     fds = given
                 self._take(packet[:1], body, fds)  # what is kept is taken out of them
             except Exception:  # not a message of ours

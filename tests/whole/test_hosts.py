@@ -475,6 +475,39 @@ program()
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+# --- a limit on the size of files, which one in memory obeys, too ---
+
+
+@pytest.mark.parametrize("most", [0, 4096, 3_000_000])
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_what_goes_through_memory_has_no_limit_on_files(tmp_path: Path, how: str, most: int) -> None:
+    """Arguments, values, tasks and environments of workers go by pipes then."""
+    program = """
+import resource
+from aioelastic import WorkerExecutor
+LARGE = b"x" * 5_000_000
+def body(x): return bytearray(x) * 2
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            value = await executor.run(body, LARGE)
+    elif how == "command":
+        env = {f"V{one}": "y" * 100_000 for one in range(10)}
+        await supervise(Command("sh", "-c", "test ${#V9} = 100000", env=env), logs=QUIET)
+        value = LARGE * 2
+    else:
+        value = (await supervise(Function(body, LARGE), logs=QUIET, start=how))[0].value
+    print(value == LARGE * 2)
+if __name__ == "__main__":
+    most = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    asyncio.run(main(sys.argv[1]))
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # Python would leave halves of files there
+    assert ran(sys.executable, tmp_path / "program.py", how, str(most), env=env) == ("True\n", "")
+
+
 # --- a job around it ---
 
 
