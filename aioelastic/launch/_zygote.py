@@ -94,8 +94,12 @@ class Zygote(Server):
                     datagrams.send(control, packet, fds)
             finally:
                 datagrams.close(fds)
-        except BaseException:
+        except BaseException as exc:
             self.end()
+            if isinstance(exc, OSError) and exc.errno == errno.E2BIG:
+                size = sum(len(os.fsencode(f"{name}={value}")) + 1 for name, value in environ.items())
+                problem = "are more bytes than execve(2) takes, and a zygote begins with them"
+                raise SpecError("env", size, problem, 'give less, by a file, or use start="fork"') from None
             raise
         finally:
             if theirs >= 0:

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -506,6 +507,61 @@ if __name__ == "__main__":
     (tmp_path / "program.py").write_text(HEAD + program)
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # Python would leave halves of files there
     assert ran(sys.executable, tmp_path / "program.py", how, str(most), env=env) == ("True\n", "")
+
+
+# --- launchers that run the script, and names that the locale cannot write ---
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+@pytest.mark.parametrize("launcher", ["cProfile -o {}/profile", "trace --count -C {}/counts", "pdb -c c -c q"])
+def test_a_launcher_runs_the_script(every_way: Path, tmp_path: Path, how: str, launcher: str) -> None:
+    out, err = ran(sys.executable, "-m", *launcher.format(tmp_path).split(), every_way, how)
+    assert (out.partition("\n")[0], err) == ("2", "")
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+@pytest.mark.parametrize("name", [b"n\xc3\xa4me", b"n\xe4me"])
+def test_a_name_that_the_locale_cannot_write(every_way: Path, tmp_path: Path, how: str, name: bytes) -> None:
+    home = tmp_path / os.fsdecode(name)
+    home.mkdir()
+    shutil.copy(every_way, home)
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    path = home / every_way.name
+    done = subprocess.run([sys.executable, path, how], cwd=home, env=env, capture_output=True, timeout=100)
+    assert (done.stdout, done.stderr) == (b"2\n", b"")
+
+
+# --- environments ---
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_environment_with_odd_entries(every_way: Path, how: str) -> None:
+    """Without a name, without a value, and in no encoding."""
+    code = """
+import ctypes, os, sys
+found = [b"=C:=odd", b"novalue", b"=", b"BASH_FUNC_x%%=() { :; }", b"A\\xff=\\xfe", b"PATH=" + os.environb[b"PATH"]]
+argv = [os.fsencode(one) for one in (sys.executable, *sys.argv[1:])]
+texts = [(ctypes.c_char_p * (len(one) + 1))(*one, None) for one in (argv, found)]
+ctypes.CDLL(None).execve(argv[0], *texts)
+"""
+    assert ran(sys.executable, "-c", code, every_way, how) == ("2\n", "")
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_environment_beyond_what_execve_takes(tmp_path: Path, every_way: Path, how: str) -> None:
+    """The program has set it for itself; only a fork can have it."""
+    program = f"""
+import os
+for one in range(80):
+    os.environ[f"V{{one}}"] = "x" * 100_000
+exec(compile(open({str(every_way)!r}).read(), __file__, "exec"))
+"""
+    (tmp_path / "program.py").write_text(program)
+    out, err = ran(sys.executable, tmp_path / "program.py", how)
+    if how == "fork":
+        assert (out, err) == ("2\n", "")
+    else:
+        assert re.search(r"SpecError: (argv and )?env( of rank 0)?=\d+ are more bytes than execve\(2\) takes", err), err
 
 
 # --- a job around it ---
