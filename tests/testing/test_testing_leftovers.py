@@ -176,10 +176,11 @@ def test_a_thread_that_was_told_to_end_is_waited_for(block: Callable[[], None]) 
 
 async def test_a_helper_thread_that_was_told_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although a stop with too little time (`Stop(bound=0)`) no longer does."""
-    go, join = threading.Event(), JobThread.join
+    begun, go, join = threading.Event(), threading.Event(), JobThread.join
     thread = HelperThread(asyncio.get_running_loop(), "the-helper")
     before = Holdings.now()
-    thread.put(lambda: (go.wait(), None)[1])
+    thread.put(lambda: (begun.set(), go.wait(), None)[-1])
+    begun.wait()  # before, it has a file of /proc open
     assert list(Holdings.now().leaks(before, ["*"])) == ["thread"]
     ended = thread.end()
     monkeypatch.setattr(JobThread, "join", lambda self, timeout=None: (go.set(), join(self, timeout)))
