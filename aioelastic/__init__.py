@@ -15,7 +15,13 @@ leave nothing behind::
 Names are loaded when first used, so a worker that only wants `aioelastic.record` never pays for asyncio.
 """
 
+import sys
 from typing import TYPE_CHECKING
+
+if not sys.platform.startswith("linux"):
+    raise ImportError(
+        f"aioelastic needs Linux, and this is {sys.platform}: run it in a container, or in WSL 2 on Windows"
+    )
 
 from .system import first_streams as _first_streams  # noqa: F401  # looked at now, before anything is closed
 

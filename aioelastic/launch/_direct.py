@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import resource
@@ -15,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..child.guardian import process_start
 from ..child.kernel import process_marks
-from ..child.kernel.child_processes import is_still_copy, status_of_dead
+from ..child.kernel.child_processes import is_still_copy, pidfd_or_none, send_signal, status_of_dead
 from ..child.wire import datagrams
+from ..model.errors import SpecError
 from ..planning import Who, WorkerPlan
 from ..system import forked_copies
 from ..system.descriptors import shut
 from ..system.helper_thread import HelperThread
 from ..system.interpreter import interpreter
 from ..system.waiting import nothing
-from ..watch import Poller, ThreadWatch, Watch, pidfd_or_none
+from ..watch import Poller, ThreadWatch, Watch
 from ._contract import RawExit
 from ._pipe_ends import Ends, disowned
 from ._spawn import Spawner, defaults
@@ -76,11 +78,24 @@ class DirectLauncher:
             except OSError:
                 pass  # not glibc 2.34: Popen it is
 
-    def start(self, worker: WorkerPlan, here: bool = False) -> asyncio.Future[DirectProcess]:
-        """See `Launcher.start`. `here`: not in the helper thread."""
+    def start(self, worker: WorkerPlan, anew: bool = False) -> asyncio.Future[DirectProcess]:
+        """See `Launcher.start`.
+
+        Args:
+            anew: not in the helper thread, which is older, but in one that is born now: a process begins with what the
+                thread has that starts it.
+        """
         loop = asyncio.get_running_loop()
-        if self._thread is not None and not here:
+        if self._thread is not None and not anew:
             return self._thread.submit(lambda: self._start(worker, loop))
+        if self._thread is not None:
+            thread = HelperThread(loop, "aioelastic-start")
+            try:
+                return thread.submit(lambda: self._start(worker, loop))
+            except SpecError as exc:
+                raise OSError(errno.EAGAIN, str(exc)) from None
+            finally:
+                thread.end()
         done: asyncio.Future[DirectProcess] = loop.create_future()
         try:
             done.set_result(self._start(worker, loop))
@@ -244,7 +259,7 @@ class DirectProcess:
             return False
         try:
             if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, signum)
+                send_signal(self._pidfd, self.pid, signum)
             else:
                 os.kill(self.pid, signum)  # it is not reaped, so the pid is its own
         except ProcessLookupError:

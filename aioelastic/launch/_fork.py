@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 
+from ..child.kernel.child_processes import pidfd_or_none
 from ..child.kernel.forking import fork
 from ..child.wire import datagrams
 from ..child.worker import function_run
 from ..planning import WorkerPlan
 from ..system import forked_copies
-from ..watch import Poller, pidfd_or_none
+from ..watch import Poller, ThreadWatch
 from ._direct import DirectProcess, reap_soon
 from ._pipe_ends import Ends
 
@@ -54,8 +55,6 @@ class ForkLauncher:
                 pid = fork(partial(_become, worker, ends, environ), stop=worker.stop_signal, dies_with_us=True)
             try:
                 pidfd = pidfd_or_none(pid)
-                if pidfd is None:
-                    raise OSError("this kernel has no pidfds, which start='fork' needs")
             except OSError:
                 os.kill(pid, signal.SIGKILL)
                 reap_soon(pid)
@@ -65,7 +64,8 @@ class ForkLauncher:
             raise
         finally:
             ends.close_theirs()
-        forked_copies.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, self._poller))
+        watch = self._poller if pidfd is not None else ThreadWatch(asyncio.get_running_loop())
+        forked_copies.register(process := DirectProcess(pid, pidfd, ends, started_ns, started_at, watch))
         return process
 
 

@@ -72,6 +72,7 @@ class Guardian:
                 shut(program)
             self.session = start_helper(_argv(), os.environ, theirs)
             self._pidfd = os.pidfd_open(self.session)
+            _host_state.witness(self.session, state.domain)
         except BaseException:
             self._outbox.close()
             if self.session:
@@ -174,6 +175,7 @@ class Guardian:
 
     def leave(self, ends: bool) -> None:
         """It is to go, and whatever it still holds ends before; not waited for. `ends`: this program ends, too."""
+        _host_state.unseen(self.session)
         with contextlib.suppress(OSError):
             self._send(requests.LEAVE, (ends,), [])
         self._outbox.close()

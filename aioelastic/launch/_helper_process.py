@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from ..child.kernel.child_processes import send_signal
 from ..child.wire import datagrams, requests
 from ..planning import WorkerPlan
 from ..system import forked_copies
-from ..system.descriptors import shut
 from ..watch import Poller
 from ._contract import RawExit
 from ._direct import early_status, status_of_others
@@ -261,7 +261,7 @@ class Server:
             try:
                 body, given = requests.decode(packet, fds)
                 if given is not fds:
-                    shut(fds[0])
+                    datagrams.close(fds[: len(fds) - len(given)])
                     fds = given
                 self._take(packet[:1], body, fds)  # what is kept is taken out of them
             except Exception:  # not a message of ours
@@ -370,7 +370,7 @@ class ServedProcess:
         if self._has_ended():
             return False
         try:
-            signal.pidfd_send_signal(self._pidfd, signum)
+            send_signal(self._pidfd, self.pid, signum)
         except ProcessLookupError:
             return False
         return True
@@ -414,7 +414,7 @@ class ServedProcess:
         self._orphan = why
         if self._told is None and not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                send_signal(self._pidfd, self.pid, signal.SIGKILL)
             self._poller.remove(self._pidfd)
             try:
                 self._poller.add_exit(self._pidfd, self._orphan_ended)

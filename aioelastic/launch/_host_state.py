@@ -21,7 +21,8 @@ from ..child.kernel import libc, process_setup
 from ..system import forked_copies
 from ..system.descriptors import shut
 
-_PR_GET_SECUREBITS = 27  # linux/prctl.h
+_PR_GET_SECUREBITS, _PR_GET_MDWE = 27, 66  # linux/prctl.h
+_LINK = 256  # bytes of a link's target that are enough
 _AT_FDCWD, _STATX_INO = -100, 0x100  # fcntl.h, linux/stat.h
 _CAP_SYS_ADMIN = 1 << 21  # capabilities(7): without it no namespace can be entered but a new user namespace
 # that of control groups changes what /proc/self/cgroup says
@@ -36,7 +37,8 @@ class HostState(NamedTuple):
     """At one moment, as values that can be compared.
 
     Attributes:
-        fixed: ids, groups, capabilities, no_new_privs, seccomp(2) filters, control group, namespaces, root directory.
+        fixed: ids, groups, capabilities, no_new_privs, seccomp(2) filters, control group, whether memory may be made
+            executable, the number of its domain (`witness`), namespaces, root directory.
         given: what `process_setup.become` takes.
     """
 
@@ -51,14 +53,19 @@ class HostState(NamedTuple):
         own, childrens = self.fixed[-1][2:4]  # of pids: see unshare(2), CLONE_NEWPID
         return "" if own == childrens else "children of this program begin in another pid namespace"
 
+    @property
+    def domain(self) -> int:
+        """See `witness`; 0: there is no /proc here."""
+        return int(self.fixed[-2]) if self.fixed[-1] is not None else 0
+
     def within(self, other: HostState) -> bool:
         """Whether a child of a process that has been in the state `other` can be in this one, without privileges."""
         if self.fixed != other.fixed:
             return False
         if self.given == other.given:
             return True
-        _, nice, policy, ioprio, oom, _, _, limits, _ = self.given
-        _, least_nice, had_policy, had_ioprio, least_oom, _, _, most, _ = other.given
+        _, nice, policy, ioprio, oom, *_, limits, _ = self.given
+        _, least_nice, had_policy, had_ioprio, least_oom, *_, most, _ = other.given
         most_files = dict(most)[resource.RLIMIT_NOFILE][0]  # an older process opens descriptors of its own for a start
         return (
             _at_most(dict(limits)[resource.RLIMIT_NOFILE][0], most_files)
@@ -80,8 +87,10 @@ class Reader:
     def __init__(self) -> None:
         self.users = 0
         self._fds: list[int] = []
-        self._buffer = libc.buffer(256)
+        self._buffer = libc.buffer(_LINK)
         self._open()
+        self._habits = process_setup.Habits()
+        self._domain = _domain_of_this_thread()
         self._get_ioprio = (process_setup.IOPRIO.get(os.uname().machine) or (0, 0))[1]
         self._raw: tuple[Any, ...] = ()
         self._last: HostState | None = None
@@ -130,14 +139,22 @@ class Reader:
             b"" if filter_fd < 0 else os.pread(filter_fd, 16, 0),
             os.getpriority(os.PRIO_PROCESS, 0),
             (policy, 0 if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE) else _priority()),
-            _syscall(self._get_ioprio, 1, 0) if self._get_ioprio else 0,
+            max(_syscall(self._get_ioprio, 1, 0), 0) if self._get_ioprio else 0,  # in a sandbox it may be forbidden
             os.sched_getaffinity(0),
-            _prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
+            self._habits.now(),
+            (_prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), _prctl(_PR_GET_MDWE, 0, 0, 0, 0)),
+            self._same_domain(),
             self._links(rights),
         )
         if self._last is None or raw != self._raw:
             self._raw, self._last = raw, _parsed(raw)
         return self._last
+
+    def _same_domain(self) -> int:
+        known = list(_witnesses.items())
+        if any(domain == self._domain and _is_out_of_sight(pid, self._buffer) for pid, domain in known):
+            self._domain = _domain_of_this_thread()
+        return self._domain
 
     # neither waits for a disk; `os.readlink` and `os.stat` might, and are noticed by those who look for such calls
 
@@ -222,6 +239,45 @@ def now() -> HostState:
         release(one)
 
 
+def witness(pid: int, domain: int) -> None:
+    """That child of ours was born with what this thread has, in the domain of that number, and lives until `unseen`.
+
+    Nothing tells of a restriction by Landlock (landlock(7)) or its like. But who restricts himself may not look into
+    those any more who are not (ptrace(2), PTRACE_MODE_READ): then he is in another domain, by a number of ours.
+    """
+    if not _is_out_of_sight(pid, libc.buffer(_LINK)):
+        _witnesses[pid] = domain
+
+
+def unseen(pid: int) -> None:
+    """It ends, and its number may be another's."""
+    _witnesses.pop(pid, None)
+
+
+def _is_out_of_sight(pid: int, buffer: Any) -> bool:
+    if _readlinkat(_AT_FDCWD, b"/proc/%d/cwd" % pid, buffer, _LINK) >= 0:
+        return False
+    try:
+        os.readlink(f"/proc/{pid}/cwd")
+    except PermissionError:
+        return True
+    except OSError:
+        pass  # it has ended
+    return False
+
+
+def _domain_of_this_thread() -> int:
+    """That of the newest witness in sight; a new one where all are out of sight."""
+    global _newest
+    buffer = libc.buffer(_LINK)
+    known = list(_witnesses.items())
+    for pid, domain in reversed(known):
+        if not _is_out_of_sight(pid, buffer):
+            return domain
+    _newest += bool(known)
+    return _newest
+
+
 def without_proc() -> HostState:
     """As far as system calls tell it. (The umask is told by nothing else, and must be set to be asked for.)"""
     umask = os.umask(0o077)
@@ -239,6 +295,7 @@ def without_proc() -> HostState:
         None,
         None,
         tuple(sorted(os.sched_getaffinity(0))),
+        *process_setup.Habits().now(),
         tuple((one, resource.getrlimit(one)) for one in _LIMITS),
         ignored,
     )
@@ -246,7 +303,7 @@ def without_proc() -> HostState:
 
 
 def _parsed(raw: tuple[Any, ...]) -> HostState:
-    umask, ids, groups, ignored, rights, cgroup, _, oom, dumped, nice, policy, ioprio, cpus, secure, links = raw
+    umask, ids, groups, ignored, rights, cgroup, _, oom, dumped, nice, policy, ioprio, cpus, habits, *held = raw
     mask = int(ignored[8:] or b"0", 16)
     limits = tuple((one, resource.getrlimit(one)) for one in _LIMITS)
     policy, nice = _as_a_child(policy, nice)
@@ -260,10 +317,11 @@ def _parsed(raw: tuple[Any, ...]) -> HostState:
         int(oom or b"0"),
         int(dumped, 16) if dumped else None,
         tuple(sorted(cpus)),
+        *habits,
         limits,
         tuple(one for one in range(1, 65) if mask >> (one - 1) & 1),
     )
-    return HostState((ids, groups, rights, cgroup, secure, links), given)
+    return HostState((ids, groups, rights, cgroup, *held), given)
 
 
 def _as_a_child(policy: tuple[int, int], nice: int) -> tuple[tuple[int, int], int]:
@@ -303,6 +361,7 @@ def _renew() -> None:
         with contextlib.suppress(OSError):
             one.close()
     _readers.clear()
+    _witnesses.clear()
 
 
 _syscall, _prctl, _readlinkat = (libc.function(name, holds=True) for name in ("syscall", "prctl", "readlinkat"))
@@ -313,3 +372,5 @@ except OSError:  # an old C library
     _statx = None
 _lock = threading.Lock()
 _readers: dict[int, Reader] = {}
+_witnesses: dict[int, int] = {}  # by pid
+_newest = 1  # domain that has a number

@@ -216,8 +216,9 @@ class Launchers:
         elif worker.start in (None, "spawn"):
             if worker.place is not None or self._lost is not None:
                 raise OSError(errno.EPERM, "its placement or if_lost is given by the guardian, which cannot run here")
-            # its helper thread is older: what a child inherits of a thread may be something else now
-            started = self._direct.start(worker, here=self.state() != self._opened_with)
+            # its helper thread is older: what a child inherits of a thread may be something else now, and Landlock is
+            # not seen
+            started = self._direct.start(worker, anew=worker.attempt > 0 or self.state() != self._opened_with)
         else:
             started = self._fork.start(worker) if worker.start == "fork" else self.executor.start(worker)
         if keeper is None:

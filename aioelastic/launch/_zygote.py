@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..child.kernel.bounded_reads import slurp
+from ..child.kernel.child_processes import pidfd_or_none
 from ..child.wire import datagrams, requests
 from ..child.worker import host_program
 from ..child.worker.main_module import Main
@@ -57,6 +58,10 @@ class Zygote(Server):
     def __init__(
         self, key: Key, environ: Mapping[str, str], preload: tuple[str, ...], main: Main | None, state: HostState
     ) -> None:
+        if (tried := pidfd_or_none(os.getpid())) is None:
+            problem = "needs pidfd_open(2), which this kernel has not or this sandbox forbids"
+            raise SpecError("start", "zygote", problem, 'use start="spawn"')
+        shut(tried)
         argv = interpreter("aioelastic.child.zygote.main_loop:main")
         control, end = datagrams.pair()
         super().__init__(control)
@@ -89,8 +94,12 @@ class Zygote(Server):
                     datagrams.send(control, packet, fds)
             finally:
                 datagrams.close(fds)
-        except BaseException:
+        except BaseException as exc:
             self.end()
+            if isinstance(exc, OSError) and exc.errno == errno.E2BIG:
+                size = sum(len(os.fsencode(f"{name}={value}")) + 1 for name, value in environ.items())
+                problem = "are more bytes than execve(2) takes, and a zygote begins with them"
+                raise SpecError("env", size, problem, 'give less, by a file, or use start="fork"') from None
             raise
         finally:
             if theirs >= 0:
@@ -181,7 +190,7 @@ class Zygote(Server):
                 self._ready.set_result(None)
         elif kind == requests.BROKEN:
             field, value, words, trace = body
-            remedy = f"mend that first\n\n{trace}".rstrip()
+            remedy = f"mend that first\n\n{trace}".rstrip() if trace else 'mend that first, or use start="spawn"'
             self.died(SpecError(field, value, words, remedy))
         else:
             super().take(kind, body)

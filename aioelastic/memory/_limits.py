@@ -137,7 +137,7 @@ def _fields(path: str, sign: str) -> Iterator[tuple[str, str]]:
 
 def _lines(path: str) -> list[str]:
     try:
-        with open(path, errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(_LIST).splitlines()
     except OSError:
         return []

@@ -33,6 +33,8 @@ TAG = "AIOELASTIC_LINEAGE"
 
 # where a worker writes its error: `record` of ours, and torch's own
 ERROR_FILES = ("AIOELASTIC_ERROR_FILE", "TORCHELASTIC_ERROR_FILE")
+# by which a worker of torchrun speaks to its own agent, where we are one
+OUTER = ("TORCHELASTIC_TIMER_FILE",)
 ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
@@ -172,6 +174,7 @@ class WorkerPlan:
         above = mine.lineage.removesuffix(mine.owner).removesuffix(":")
         identity = Identity.of(mine.run_id, rank, mine.attempt, above)
         numbers = {f"{ours}{key}": str(rank) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
+        numbers["ROLE_RANK"] = str(rank)
         overlay = {**self.overlay, **numbers, TAG: identity.lineage}
         return replace(self, identity=identity, rank=rank, overlay=overlay, cgroup=None)
 
@@ -347,8 +350,14 @@ def plan(
         "AIOELASTIC_NAME": spec.name,
         "AIOELASTIC_ATTEMPT": str(attempt),
         "AIOELASTIC_STOP_SIGNAL": str(int(spec.stop.signum)),
-        "TORCHELASTIC_RESTART_COUNT": str(attempt),  # what scripts for torchrun ask
+        # what scripts for torchrun ask: one node, with one role
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": spec.name,
+        "TORCHELASTIC_RUN_ID": run_id,
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "TORCHELASTIC_MAX_RESTARTS": str(spec.restart.max),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 has it; torch asks for this word
     }
     ours = inherited(environ or {})
     workers = []
@@ -365,6 +374,7 @@ def plan(
         secrets, passed = (Secrets({}), ()) if command is None else (command.secrets, command.pass_fds)
         lent = None if isinstance(spec.start, str) or command is not None else spec.start
         strange = [key for key, number in ours.items() if number not in passed and lent is None]
+        strange += [key for key in OUTER if key in (environ or {})]
         overlay = {**dict.fromkeys(strange), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for key in ERROR_FILES:
             if error_file is not None:
@@ -377,6 +387,8 @@ def plan(
         overlay.update(place.env if place is not None else {})
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             overlay.setdefault(f"AIOELASTIC_{key}", overlay[key])
+        for key in ("RANK", "WORLD_SIZE"):
+            overlay.setdefault(f"ROLE_{key}", overlay[key])
         if lent is None:  # what starts in an executor of the caller's may be meant to stay
             # ours to set: it is how a stray is known as this group's
             overlay[TAG] = identity.lineage

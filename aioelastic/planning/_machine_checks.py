@@ -47,11 +47,15 @@ class Looking:
         return SpecError(*self._at, problem, "see to its mount (`stat` will hang there, too), or name another place")
 
 
-def preflight(plan: LaunchPlan, environ: Mapping[str, str], looking: Looking | None = None) -> LaunchPlan:
+def preflight(
+    plan: LaunchPlan, environ: Mapping[str, str], looking: Looking | None = None, by_helpers: bool = False
+) -> LaunchPlan:
     """The plan with each program looked up, after everything that can be known before the start was checked.
 
     Args:
         looking: told of each look before it is begun.
+        by_helpers: commands and fresh interpreters, too, are no children of this process, and have to go to where it
+            stands.
 
     Raises:
         SpecError: a program is missing, not executable or for another machine; a directory is missing; the
@@ -64,6 +68,8 @@ def preflight(plan: LaunchPlan, environ: Mapping[str, str], looking: Looking | N
     for worker in plan.workers:
         if worker.start in (None, "spawn"):  # by execve(2)
             sizes.check(worker)
+        if worker.cwd is None and (worker.start == "zygote" or (by_helpers and worker.start in (None, "spawn"))):
+            _check_here(worker)
         if worker.function is not None:
             _check_cwd(worker, looking)
             workers.append(worker)
@@ -251,6 +257,13 @@ def _total_most(worker: WorkerPlan) -> int:
     return max(min(quarter, TOTAL_MOST), TOTAL_LEAST)
 
 
+def _check_here(worker: WorkerPlan) -> None:
+    """As after `sudo -u app` in the home of root: a child would just stay there."""
+    if not may(".", os.X_OK):
+        problem = "is where this program stands, and may not be entered by this user"
+        raise SpecError(f"cwd of rank {worker.rank}", os.getcwd(), problem, 'give another one, as cwd="/"')
+
+
 def _check_cwd(worker: WorkerPlan, looking: Looking) -> None:
     if worker.cwd is None:
         return
@@ -358,16 +371,16 @@ def _tasks_of_user() -> int:
 def _pids_room() -> int | None:
     """What the tightest pids.max of our cgroup v2 and its parents leaves, or None."""
     try:
-        line = next(one for one in Path("/proc/self/cgroup").read_text().splitlines() if one.startswith("0::"))
+        line = next(one for one in Path("/proc/self/cgroup").read_bytes().split(b"\n") if one.startswith(b"0::"))
     except (OSError, StopIteration):
         return None
     rooms = []
-    here = Path("/sys/fs/cgroup") / line[3:].lstrip("/")
+    here = Path("/sys/fs/cgroup") / os.fsdecode(line[3:].lstrip(b"/"))
     while here != here.parent and here.is_relative_to("/sys/fs/cgroup"):
         try:
-            limit = (here / "pids.max").read_text().strip()
-            if limit != "max":
-                rooms.append(int(limit) - int((here / "pids.current").read_text()))
+            limit = (here / "pids.max").read_bytes().strip()
+            if limit != b"max":
+                rooms.append(int(limit) - int((here / "pids.current").read_bytes()))
         except (OSError, ValueError):
             pass
         here = here.parent

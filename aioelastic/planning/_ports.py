@@ -70,7 +70,7 @@ def _any(low: int, high: int) -> int:
 
 def _ephemeral() -> tuple[int, int]:
     try:
-        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="utf-8") as file:
             low, high = map(int, file.read().split())
     except (OSError, ValueError):
         return 32_768, 60_999

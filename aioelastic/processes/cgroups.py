@@ -111,17 +111,22 @@ class ControlGroups:
 
 def own() -> Path:
     """That of this process. Raises `OSError` where there are none."""
-    with open("/proc/self/cgroup") as file:
-        mine = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), None)
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/cgroup", "rb") as file:  # names may hold any bytes but the end of a line
+        mine = next((line[3:].rstrip(b"\n") for line in file if line.startswith(b"0::")), None)
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            words, _, kind = line.partition(" - ")
-            if mine is not None and kind.startswith("cgroup2 "):
-                root, mounted = words.split()[3:5]
+            words, _, kind = line.partition(b" - ")
+            if mine is not None and kind.startswith(b"cgroup2 "):
+                root, mounted = map(_unescaped, words.split()[3:5])
                 # in a container only a part of the hierarchy may be mounted
-                inside = mine if root == "/" else mine.removeprefix(root)
-                return Path(mounted.encode().decode("unicode_escape")) / inside.lstrip("/")
+                inside = mine if root == b"/" else mine.removeprefix(root)
+                return Path(os.fsdecode(mounted)) / os.fsdecode(inside.lstrip(b"/"))
     raise OSError("control groups of version 2 are not mounted here")
+
+
+def _unescaped(name: bytes) -> bytes:
+    """As proc(5) writes it: white space and backslashes by their numbers."""
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), name)
 
 
 def members(path: Path) -> list[Process]:
@@ -149,8 +154,8 @@ def is_populated(path: Path) -> bool:
 def kill(path: Path) -> None:
     """SIGKILL to all that is in it, at one moment."""
     try:
-        with open(path / "cgroup.kill", "w") as file:
-            file.write("1")
+        with open(path / "cgroup.kill", "wb") as file:
+            file.write(b"1")
     except OSError:
         pass  # removed: it was empty
 

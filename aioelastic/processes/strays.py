@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..child.kernel.child_processes import send_signal
 from ..model.leftovers import Process
 from ..system.descriptors import shut
 from .proc_files import describe, stat
@@ -82,7 +82,7 @@ class Stray:
         if self.pid in _protected:
             return
         try:
-            signal.pidfd_send_signal(self._pidfd, signum)
+            send_signal(self._pidfd, self.pid, signum)
         except (ProcessLookupError, PermissionError):
             pass  # gone meanwhile, or changed its user: then it is only reported
 

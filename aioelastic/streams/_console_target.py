@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from ..system import forked_copies
 from ..system.descriptors import shut
-from ..system.helper_thread import starts_no_more
+from ..system.helper_thread import starts_no_more, tell_kernel
 from ._console_piece import NEWLINE, Account, Piece
 from ._writers import Key, Writer, blocked, words
 
@@ -320,14 +320,28 @@ class Target:
     # --- the thread ---
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError), open("/proc/thread-self/comm", "w") as file:
-            file.write(f"aioelastic-{self._name}")
+        try:
+            tell_kernel(f"aioelastic-{self._name}")
+            self._write_all()
+        except BaseException as exc:  # a bug of ours: nobody shall wait for this thread
+            with self.lock:
+                self._thread, self._busy = None, False
+                self._fail(f"{type(exc).__name__}: {exc}")
+                if not self._closing:
+                    return  # whoever leaves closes
+        self.writer.close()
+        shut(self._wakeup)
+        if self._on_end is not None:
+            self._on_end(threading.current_thread())
+
+    def _write_all(self) -> None:
+        """Until it is closed."""
         while True:
             with self.lock:
                 while not self._queue and not self._closing:
                     self._work.wait()
                 if self._closing:
-                    break
+                    return
                 taken, parts = self._take()
                 self._busy = True
             try:
@@ -343,10 +357,6 @@ class Target:
                     console.wake()
             if full:
                 self._wait(self.writer.fd if problem is None or isinstance(problem, BlockingIOError) else -1)
-        self.writer.close()
-        shut(self._wakeup)
-        if self._on_end is not None:
-            self._on_end(threading.current_thread())
 
     def _take(self) -> tuple[list[tuple[Piece, bytes]], list[bytes | memoryview]]:
         """What is to be written next, each with its head."""

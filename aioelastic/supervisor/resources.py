@@ -253,7 +253,7 @@ class Resources:
     def _check(self, planned: LaunchPlan, looking: Looking) -> LaunchPlan:
         if any(self._spec.places):
             check_places(planned, self._launchers.tries)
-        checked = preflight(planned, self.environ, looking)
+        checked = preflight(planned, self.environ, looking, self._launchers.has_guardian)
         if self._changes_users and isinstance(self._launcher, str):
             from ..planning import check_users  # for start-up time: most run as this program
 

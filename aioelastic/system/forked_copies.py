@@ -107,9 +107,9 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _running, _is_copy
     running, _running = _running, None
+    held = list(_held)  # before the calls, which may let go of the last that has one of them
     for call in _calls:
         call()
-    held = list(_held)
     _held.clear()
     if not held:
         return
@@ -208,7 +208,7 @@ def _part_uvloop(loop: Any) -> None:
 def _watched(epoll: int) -> list[tuple[int, int]]:
     """What is in an epoll set, and for which events (proc(5))."""
     found = []
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{epoll}") as file:
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{epoll}", encoding="utf-8") as file:
         for line in file:
             words = line.split()
             if words[:1] == ["tfd:"]:

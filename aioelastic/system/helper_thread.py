@@ -157,9 +157,8 @@ class HelperThread:
         self._news_since = 0.0  # nothing comes after it
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError), open("/proc/thread-self/comm", "w") as file:
-            file.write(self._name)  # Python itself tells the kernel from 3.14 on
         me = threading.current_thread()
+        self._do(lambda: tell_kernel(self._name))
         while (job := self._jobs.get()) is not None:
             self._began = time.monotonic()
             self._do(job)
@@ -186,6 +185,12 @@ class HelperThread:
     def _deliver(self, news: list[tuple[Callable[..., object], tuple[Any, ...]]]) -> None:
         for callback, args in news:
             self.loop.call_soon(callback, *args)  # each by itself: one that raises costs the others nothing
+
+
+def tell_kernel(name: str) -> None:
+    """That name of this thread; Python itself does so from 3.14 on."""
+    with contextlib.suppress(OSError), open("/proc/thread-self/comm", "wb") as file:
+        file.write(name.encode())
 
 
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:

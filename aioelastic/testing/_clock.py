@@ -135,12 +135,12 @@ def _has_mark(pid: str) -> bool:
 def _counted(path: str) -> str:
     """Time on a CPU and turns there (Documentation/scheduler/sched-stats); where there are none, context switches."""
     try:
-        with open(f"/proc/{path}/schedstat") as file:
+        with open(f"/proc/{path}/schedstat", encoding="utf-8") as file:
             return file.read()
     except OSError:
         pass
     try:
-        with open(f"/proc/{path}/status") as file:
+        with open(f"/proc/{path}/status", encoding="utf-8", errors="replace") as file:
             return "".join(line for line in file if "ctxt" in line)
     except OSError:
         return ""

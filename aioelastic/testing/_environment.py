@@ -104,7 +104,7 @@ def pid_namespace() -> tuple[str, ...]:
 
 def _run(argv: list[str]) -> None:
     try:
-        run = subprocess.run(argv, capture_output=True, text=True, check=False)
+        run = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except OSError as exc:
         raise Unavailable(f"{argv[0]}: {exc.strerror}") from exc
     if run.returncode:

@@ -236,7 +236,7 @@ def _fds(kept: Container[int], files: Container[str]) -> Iterator[tuple[str, str
 
 
 def _memfds(pid: int | str = "self") -> Iterator[tuple[str, str]]:
-    text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    text = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
     for line in text.splitlines() if "memfd:" in text else ():
         if "memfd:" in line:
             _, _, _, device, inode, path = line.split(None, 5)

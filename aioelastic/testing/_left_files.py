@@ -55,7 +55,7 @@ def _held_by_strangers() -> set[str]:
         if pid in family or pid == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            for line in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines():
                 fields = line.split(None, 5)
                 major, _, minor = fields[3].partition(":")
                 held.add(f"{os.makedev(int(major, 16), int(minor, 16))}:{fields[4]}")

@@ -151,7 +151,7 @@ def _run(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
         )

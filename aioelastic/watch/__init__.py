@@ -5,8 +5,6 @@ Never here: polling, SIGCHLD, `waitpid(-1)`. Exits come by one contract (`Watch`
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,7 +17,6 @@ __all__ = [
     "Signals",
     "ThreadWatch",
     "Watch",
-    "pidfd_or_none",
 ]
 
 
@@ -34,18 +31,3 @@ class Watch(Protocol):
     def add_exit(self, child: int, callback: Callable[[], None]) -> None: ...
 
     def remove(self, child: int) -> None: ...
-
-
-def pidfd_or_none(pid: int) -> int | None:
-    """A pidfd (close-on-exec), or None where the kernel has none (Linux < 5.3, some sandboxes).
-
-    Raises:
-        ProcessLookupError: the process is gone and reaped.
-        OSError: out of file descriptors.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except OSError as exc:
-        if exc.errno in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
-            return None
-        raise

@@ -33,6 +33,19 @@ def state():
     out["policy"] = [os.sched_getscheduler(0), os.sched_getparam(0).sched_priority]
     out["cpus"] = sorted(os.sched_getaffinity(0))
     out["ioprio"] = ctypes.CDLL(None).syscall({"x86_64": 252}.get(os.uname().machine, 31), 1, 0)
+    libc, mode, nodes = ctypes.CDLL(None), ctypes.c_int(), (ctypes.c_char * 512)()
+    libc.syscall({"x86_64": 239}.get(os.uname().machine, 236), ctypes.byref(mode), nodes, 4096, None, 0)
+    out["memory policy"] = [mode.value, bytes(nodes).hex().rstrip("0")]
+    out["personality"] = libc.personality(-1)
+    out["timer slack, huge pages, executable memory"] = [libc.prctl(one, 0, 0, 0, 0) for one in (30, 42, 66)]
+    for what, make, undo in (("file", lambda path: os.close(os.open(path, os.O_CREAT)), os.unlink),
+                             ("directory", os.mkdir, os.rmdir)):
+        made = f"{os.path.dirname(__file__)}/made-{what}-{os.getpid()}"
+        try:
+            make(made)
+            undo(made)
+        except PermissionError:
+            out[f"a {what} that is made"] = "is not permitted"
     out["oom_score_adj"] = open("/proc/self/oom_score_adj").read().strip()
     out["coredump_filter"] = open("/proc/self/coredump_filter").read().strip()
     out["limits"] = [resource.getrlimit(one) for one in range(15)]
@@ -90,6 +103,15 @@ def moved():
             return
     raise OSError("no control groups")
 
+def landlock(access):
+    handled = ctypes.c_uint64(access)
+    ruleset = libc.syscall(444, ctypes.byref(handled), 8, 0)
+    checked(ruleset < 0)
+    try:
+        checked(libc.syscall(446, ruleset, 0))
+    finally:
+        os.close(ruleset)
+
 def unshared(flag):
     checked(libc.unshare(flag))
 
@@ -117,6 +139,13 @@ CHANGES = {
     "SIGUSR1 blocked": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1}),
     "dumped too": lambda: write("/proc/self/coredump_filter", "33"),
     "control group": moved,
+    "memory policy": lambda: syscall({"x86_64": 238}.get(os.uname().machine, 237), 2, (1).to_bytes(8, "little"), 65),
+    "memory policy back": lambda: syscall({"x86_64": 238}.get(os.uname().machine, 237), 0, None, 0),
+    "personality": lambda: checked(libc.personality(0x0040000) < 0),  # ADDR_NO_RANDOMIZE
+    "another personality": lambda: checked(libc.personality(0x4000000) < 0),  # STICKY_TIMEOUTS
+    "timer slack": lambda: prctl(29, 70_000),
+    "no huge pages": lambda: prctl(41, 1),
+    "huge pages": lambda: prctl(41, 0),
     "host name": lambda: unshared(0x04000000),
     "IPC": lambda: unshared(0x08000000),
     "network": lambda: unshared(0x40000000),
@@ -130,7 +159,10 @@ CHANGES = {
     "capabilities": lambda: drop(22),  # CAP_SYS_BOOT
     "root directory": lambda: os.chroot("/"),
     "no_new_privs": lambda: prctl(38, 1),
+    "Landlock": lambda: landlock(1 << 8),  # no files are made; nothing in /proc tells it
+    "more of Landlock": lambda: landlock(1 << 7),  # nor directories
     "user namespace": lambda: unshared(0x10000000),
+    "no memory that becomes executable": lambda: prctl(65, 1),
 }
 
 async def both():
@@ -157,9 +189,9 @@ async def main():
         except Exception as exc:
             print(json.dumps([name, "raised", f"{type(exc).__name__}: {exc}"]), flush=True)
             continue
-        differ = [f"{kind} {key}: {got[key]!r}, not {want[key]!r}"
+        differ = [f"{kind} {key}: {got.get(key)!r}, not {want.get(key)!r}"
                   for kind, got in (("command", command), ("function", function))
-                  for key in want if got[key] != want[key]]
+                  for key in {**want, **got} if got.get(key) != want.get(key)]
         print(json.dumps([name, "differs" if differ else "same", "; ".join(differ)]), flush=True)
 
 if __name__ == "__main__":
@@ -199,6 +231,47 @@ def run(program: str, *args: str, before: tuple[str, ...] = ()) -> str:
     return ran.stdout
 
 
+@pytest.mark.parametrize("how", ["command", "direct", "zygote", "spawn", "fork"])
+def test_a_later_attempt_is_restricted_as_its_program_is_by_then(tmp_path: Path, how: str) -> None:
+    """The guardian, the zygote and the helper thread of that group are older."""
+    program = (
+        PROGRAM.partition("CHANGES =")[0]
+        + """
+from aioelastic import Restart, events
+def make():
+    open(os.environ["MADE"] + os.environ["AIOELASTIC_ATTEMPT"], "x").close()
+    raise SystemExit(1)
+def restrict(event):
+    if isinstance(event, events.Restarting):
+        try:
+            landlock(1 << 8)  # no files are made
+        except OSError:
+            print("not here")
+async def main(how):
+    given = dict(logs=QUIET, restart=Restart.on_failure(1), on_event=restrict, check=False, timeout=60)
+    if how in ("command", "direct"):
+        given["launcher"] = "direct" if how == "direct" else "guardian"
+        entry = Command("sh", "-c", 'touch "$MADE$AIOELASTIC_ATTEMPT"; exit 1')
+    else:
+        entry, given["start"] = Function(make), how
+    prctl(38, 1)  # no_new_privs
+    result = await supervise(entry, **given)
+    print([os.path.exists(os.environ["MADE"] + one) for one in "01"])
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
+"""
+    )
+    (tmp_path / "probe.py").write_text("")
+    (tmp_path / "program.py").write_text(program)
+    words = [sys.executable, str(tmp_path / "program.py"), how]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, timeout=100, env={**os.environ, "MADE": str(tmp_path / "made")}
+    )
+    if "not here" in ran.stdout:
+        pytest.skip("needs root, or a kernel that has it: Landlock")
+    assert (ran.stdout, ran.stderr) == ("[True, False]\n", "")
+
+
 def test_children_in_another_pid_namespace() -> None:
     """After unshare(CLONE_NEWPID) a process can start no thread (clone(2)): said at once, and nothing waits."""
     out = run(
@@ -223,9 +296,10 @@ for what in (Command("true"), Function(abs, -1)):
 
 def test_without_proc_system_calls_tell_the_same() -> None:
     """But for what only files there tell: I/O priority, what the kernel kills first, what it dumps."""
-    umask, nice, policy, _, _, _, cpus, limits, ignored = _host_state.now().given
+    umask, nice, policy, _, _, _, cpus, *habits, limits, ignored = _host_state.now().given
     _host_state.close_idle()
     told = _host_state.without_proc()
     of_python = (signal.SIGPIPE, signal.SIGXFSZ)
-    assert told.given == (umask, nice, policy, 0, None, None, cpus, limits, tuple(set(ignored) - set(of_python)))
+    ignored = tuple(set(ignored) - set(of_python))
+    assert told.given == (umask, nice, policy, 0, None, None, cpus, *habits, limits, ignored)
     assert told.no_guardian == "there is no /proc here"

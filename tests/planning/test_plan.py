@@ -108,6 +108,49 @@ def test_environment_of_each_rank() -> None:
         assert (env["AIOELASTIC_RUN_ID"], env["AIOELASTIC_NAME"], env["AIOELASTIC_ATTEMPT"]) == ("r", "g", "1")
 
 
+def torchrun(rank: int) -> dict[str, str]:
+    """All that a worker of torchrun has (docs of torchrun, and `_start_workers` of its agent), as by another job."""
+    words = {"MASTER_ADDR": "192.0.2.7", "MASTER_PORT": "29500", "RANK": str(rank), "LOCAL_RANK": "1"}
+    words |= {"WORLD_SIZE": "64", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "3", "GROUP_WORLD_SIZE": "8"}
+    words |= {"ROLE_NAME": "default", "ROLE_RANK": str(rank), "ROLE_WORLD_SIZE": "64"}
+    words |= {"TORCHELASTIC_RUN_ID": "outer", "TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_MAX_RESTARTS": "9"}
+    words |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_ERROR_FILE": "/tmp/outer/error.json"}
+    return words | {"TORCHELASTIC_TIMER_FILE": "/tmp/watchdog_timer_outer"}
+
+
+def test_what_scripts_for_torchrun_read() -> None:
+    outer = torchrun(25)
+    spec = GroupSpec.of(Command("x"), 2, name="g")
+    env = plan(spec, run_id="r", master_port=29_400, attempt=1, environ=outer).workers[1].environ(outer)
+    assert {key: env.get(key) for key in outer} == {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29400",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "g",
+        "ROLE_RANK": "1",
+        "ROLE_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "r",
+        "TORCHELASTIC_RESTART_COUNT": "1",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_ERROR_FILE": None,
+        "TORCHELASTIC_TIMER_FILE": None,
+    }
+
+
+def test_a_role_has_the_ranks_that_the_caller_gives() -> None:
+    spec = GroupSpec.of(lambda rank: Command("x", env={"RANK": str(8 + rank)}), 2, env={"WORLD_SIZE": "16"})
+    env = plan(spec).workers[1].environ({})
+    assert (env["ROLE_RANK"], env["ROLE_WORLD_SIZE"]) == ("9", "16")
+    env = plan(GroupSpec.of(Command("x"), env={"ROLE_RANK": "5", "GROUP_RANK": "2"})).workers[0].environ({})
+    assert (env["ROLE_RANK"], env["GROUP_RANK"], env["RANK"]) == ("5", "2", "0")
+
+
 def test_names_of_workers() -> None:
     made = plan(GroupSpec.of([Command("x", name="web"), Command("y"), Command("z", name="web")]))
     assert [one.name for one in made.workers] == ["web.1", "", "web.2"]

@@ -10,17 +10,20 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from helpers import QUIET, sh, until
 
-from aioelastic import supervise
+from aioelastic import events, supervise
 from aioelastic.child.wire import datagrams, messages, requests, sent_objects
 from aioelastic.launch import _descriptor_exchange, _function_channel, _helper_process
 from aioelastic.planning import TAG
 from aioelastic.processes import census as census_module
 from aioelastic.processes.census import Census
+from aioelastic.streams import _console_target
+from aioelastic.system import helper_thread
 from aioelastic.system.helper_thread import HelperThread
 from aioelastic.watch import Poller
 
@@ -55,6 +58,30 @@ async def test_a_look_that_fails_is_answered_and_told(monkeypatch: pytest.Monkey
         await until(lambda: [type(one["exception"]) for one in told] == [IndexError])
         assert (await census.take(60)).by_session
         census.close()
+
+
+async def test_a_thread_that_fails_before_its_first_job_does_it_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning that is an error to the program, for one."""
+    async with helper() as (thread, told):
+        monkeypatch.setattr(helper_thread, "tell_kernel", broken)
+        assert await thread.submit(lambda: 7) == 7
+        await until(lambda: [type(one["exception"]) for one in told] == [EncodingWarning])
+
+
+async def test_a_console_whose_thread_fails_is_told_and_waited_for_by_nobody(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_console_target, "tell_kernel", broken)
+    problems: list[str] = []
+    with open(tmp_path / "out", "w") as out, contextlib.redirect_stdout(out):
+        result = await supervise(
+            sh("echo lost"),
+            on_event=lambda event: problems.append(event.problem) if isinstance(event, events.SinkTrouble) else None,
+        )
+    assert result.ok
+    assert ["EncodingWarning" in one for one in problems] == [True]
+
+
+def broken(*args: Any) -> None:
+    raise EncodingWarning
 
 
 def test_an_exchange_without_descriptors_serves_those_that_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +161,7 @@ async def test_a_process_that_was_told_in_vain_has_its_descriptor_closed_once(mo
     packet, _ = requests.encode(requests.STARTED, (1, os.getpid(), 0))
     datagrams.send(there, packet, [pidfd, pidfd])
     real(pidfd)
-    monkeypatch.setattr("signal.pidfd_send_signal", lambda *args: None)
+    monkeypatch.setattr(_helper_process, "send_signal", lambda *args: None)
     monkeypatch.setattr(os, "close", close)
     server.hear()
     assert server.gone

@@ -5,8 +5,11 @@ once."""
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +24,7 @@ from typing import Any
 
 import pytest
 from helpers import QUIET, child_process, no_descriptors_left, py, sh
+from test_plan import torchrun
 
 from aioelastic import Command, Function, Group, Restart, SpecError, Stop, events, supervise
 from aioelastic.child.worker.stack_dump import SIGNAL
@@ -363,6 +367,300 @@ for start in ("zygote", "spawn", "fork"):
     assert run(program) == "1\n" * 3
 
 
+# --- how the interpreter was started ---
+
+EVERY_WAY = """
+from aioelastic import WorkerExecutor
+def body(x): return x + 1
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            print(await executor.run(body, 1))
+    elif how == "command":
+        print(str((await supervise(Command("echo", "2"), logs=QUIET))[0].stdout), end="")
+    else:
+        print((await supervise(Function(body, 1), logs=QUIET, start=how))[0].value)
+if __name__ == "__main__":
+    for how in sys.argv[1:]:
+        asyncio.run(main(how))
+"""
+
+
+@pytest.fixture
+def every_way(tmp_path: Path) -> Path:
+    """A program that starts workers in the ways that it is given by name, each of which prints 2."""
+    path = tmp_path / "every_way.py"
+    path.write_text(HEAD + EVERY_WAY)
+    return path
+
+
+def ran(*words: str | Path, **kwargs: Any) -> tuple[str, str]:
+    """What a program prints to both of its streams."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL, **kwargs)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_each_file_has_an_encoding(every_way: Path, how: str) -> None:
+    strict = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+    assert ran(sys.executable, *strict, every_way, how) == ("2\n", "")
+
+
+@pytest.mark.parametrize("ways", [("command",), ("zygote", "spawn", "fork", "executor", "zygote")])
+def test_development_mode_finds_nothing(every_way: Path, ways: tuple[str, ...]) -> None:
+    """No file or socket of ours is left to the collector, in forked copies too."""
+    assert ran(sys.executable, "-X", "dev", "-W", "error", every_way, *ways) == ("2\n" * len(ways), "")
+
+
+AGENT = "import threading; threading.Thread(target=threading.Event().wait, daemon=True, name='agent').start()\n"
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_agent_with_a_thread_in_every_interpreter(every_way: Path, how: str, tmp_path: Path) -> None:
+    """Its thread is not in a forked copy, as everywhere; and what Python says of that from 3.12 on is no news."""
+    (tmp_path / "sitecustomize.py").write_text(AGENT)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert ran(sys.executable, "-W", "error", every_way, how, env=env) == ("2\n", "")
+
+
+@pytest.mark.parametrize("where", ["program", "preload"])
+def test_threads_that_imports_start_are_refused_in_words(tmp_path: Path, where: str) -> None:
+    (tmp_path / "agent.py").write_text(AGENT)
+    program = f"""
+{"import agent" * (where == "program")}
+def body(): pass
+if __name__ == "__main__":
+    try:
+        asyncio.run(supervise(Function(body), logs=QUIET, preload={["agent"] * (where == "preload")}))
+    except SpecError as exc:
+        print(exc)
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    field = "start='zygote'" if where == "program" else "preload=['agent']"
+    words = "cannot be used, as it cannot be forked after its imports: threads run in it (agent), and a forked copy"
+    remedy = 'would have their locks but not them; mend that first, or use start="spawn"'
+    assert ran(sys.executable, tmp_path / "program.py") == (f"{field} {words} {remedy}\n", "")
+
+
+# --- other systems ---
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
+@pytest.mark.parametrize("what", ["aioelastic", "aioelastic.cli", "aioelastic.sharing"])
+def test_another_system_is_told_in_one_line(platform: str, what: str) -> None:
+    code = f"import sys; sys.platform = {platform!r}\ntry: import {what}\nexcept ImportError as exc: print(exc)"
+    words = f"aioelastic needs Linux, and this is {platform}: run it in a container, or in WSL 2 on Windows\n"
+    assert ran(sys.executable, "-c", code) == (words, "")
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize("module", ["aioelastic.cli._main", "asyncio", "aioelastic.supervisor.group"])
+def test_an_early_ctrl_c_ends_the_command_line_without_a_word(tmp_path: Path, module: str) -> None:
+    """Whatever is just being imported."""
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            print("went on", flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["aioelastic", "run", "--", "true"]
+from aioelastic.cli import program
+program()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+# --- a limit on the size of files, which one in memory obeys, too ---
+
+
+@pytest.mark.parametrize("most", [0, 4096, 3_000_000])
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_what_goes_through_memory_has_no_limit_on_files(tmp_path: Path, how: str, most: int) -> None:
+    """Arguments, values, tasks and environments of workers go by pipes then."""
+    program = """
+import resource
+from aioelastic import WorkerExecutor
+LARGE = b"x" * 5_000_000
+def body(x): return bytearray(x) * 2
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            value = await executor.run(body, LARGE)
+    elif how == "command":
+        env = {f"V{one}": "y" * 100_000 for one in range(10)}
+        await supervise(Command("sh", "-c", "test ${#V9} = 100000", env=env), logs=QUIET)
+        value = LARGE * 2
+    else:
+        value = (await supervise(Function(body, LARGE), logs=QUIET, start=how))[0].value
+    print(value == LARGE * 2)
+if __name__ == "__main__":
+    most = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    asyncio.run(main(sys.argv[1]))
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # Python would leave halves of files there
+    assert ran(sys.executable, tmp_path / "program.py", how, str(most), env=env) == ("True\n", "")
+
+
+# --- launchers that run the script, and names that the locale cannot write ---
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+@pytest.mark.parametrize("launcher", ["cProfile -o {}/profile", "trace --count -C {}/counts", "pdb -c c -c q"])
+def test_a_launcher_runs_the_script(every_way: Path, tmp_path: Path, how: str, launcher: str) -> None:
+    out, err = ran(sys.executable, "-m", *launcher.format(tmp_path).split(), every_way, how)
+    assert (out.partition("\n")[0], err) == ("2", "")
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+@pytest.mark.parametrize("name", [b"n\xc3\xa4me", b"n\xe4me"])
+def test_a_name_that_the_locale_cannot_write(every_way: Path, tmp_path: Path, how: str, name: bytes) -> None:
+    home = tmp_path / os.fsdecode(name)
+    home.mkdir()
+    shutil.copy(every_way, home)
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    path = home / every_way.name
+    done = subprocess.run([sys.executable, path, how], cwd=home, env=env, capture_output=True, timeout=100)
+    assert (done.stdout, done.stderr) == (b"2\n", b"")
+
+
+# --- environments ---
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_environment_with_odd_entries(every_way: Path, how: str) -> None:
+    """Without a name, without a value, and in no encoding."""
+    code = """
+import ctypes, os, sys
+found = [b"=C:=odd", b"novalue", b"=", b"BASH_FUNC_x%%=() { :; }", b"A\\xff=\\xfe", b"PATH=" + os.environb[b"PATH"]]
+argv = [os.fsencode(one) for one in (sys.executable, *sys.argv[1:])]
+texts = [(ctypes.c_char_p * (len(one) + 1))(*one, None) for one in (argv, found)]
+ctypes.CDLL(None).execve(argv[0], *texts)
+"""
+    assert ran(sys.executable, "-c", code, every_way, how) == ("2\n", "")
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "fork", "executor"])
+def test_an_environment_beyond_what_execve_takes(tmp_path: Path, every_way: Path, how: str) -> None:
+    """The program has set it for itself; only a fork can have it."""
+    program = f"""
+import os
+for one in range(80):
+    os.environ[f"V{{one}}"] = "x" * 100_000
+exec(compile(open({str(every_way)!r}).read(), __file__, "exec"))
+"""
+    (tmp_path / "program.py").write_text(program)
+    out, err = ran(sys.executable, tmp_path / "program.py", how)
+    if how == "fork":
+        assert (out, err) == ("2\n", "")
+    else:
+        assert re.search(r"SpecError: (argv and )?env( of rank 0)?=\d+ are more bytes than execve\(2\) takes", err), err
+
+
+# --- a job around it ---
+
+
+@pytest.mark.parametrize("start", ["command", "zygote", "spawn", "fork"])
+def test_a_group_within_a_job_of_torchrun(tmp_path: Path, start: str) -> None:
+    """What a worker of torchrun has, each as of another job: nothing of that is left."""
+    keys = [key for key in torchrun(25) if key != "LOCAL_RANK"]  # that is 1 here, too
+    program = """
+SHOW = Command(sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))")
+def body(): return dict(os.environ)
+if __name__ == "__main__":
+    if sys.argv[1] == "command":
+        print(str(asyncio.run(supervise(SHOW, n=2, logs=QUIET))[1].stdout))
+    else:
+        print(json.dumps(asyncio.run(supervise(Function(body), n=2, logs=QUIET, start=sys.argv[1]))[1].value))
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    outer = torchrun(25)
+    out, err = ran(sys.executable, tmp_path / "program.py", start, env=os.environ | outer)
+    assert err == ""
+    told = json.loads(out)
+    assert [key for key in keys if told.get(key) == outer[key]] == []
+    assert (told["RANK"], told["ROLE_RANK"], told["TORCHELASTIC_USE_AGENT_STORE"]) == ("1", "1", "False")
+
+
+# --- system calls that are missing, or forbidden in a sandbox ---
+
+DENIED = """
+import ctypes, os, struct, sys
+number, code = map(int, sys.argv[1:3])
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | code), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in words))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program)) == 0  # seccomp(2)
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+CALLS = {"pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "faccessat2": (439, 439), "ioprio_get": (252, 31)}
+CALLS |= {"memfd_create": (319, 279)}
+without_calls = pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "aarch64"), reason="the numbers of its system calls are not known"
+)
+
+
+def denied(call: str, code: int, *words: str | Path) -> tuple[str, str]:
+    """What a program prints for which that call fails."""
+    number = CALLS[call][os.uname().machine == "aarch64"]
+    return ran(sys.executable, "-c", DENIED, str(number), str(code), *words)
+
+
+@without_calls
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_call_that_fails(every_way: Path, call: str, code: int) -> None:
+    """Workers start in another way."""
+    ways = ["command", "zygote", "spawn", "fork", "executor"]
+    if call == "pidfd_open":
+        ways = ["command", "spawn", "fork"]
+    assert denied(call, code, every_way, *ways) == ("2\n" * len(ways), "")
+
+
+@without_calls
+@pytest.mark.parametrize("how", ["zygote", "executor"])
+def test_no_zygote_without_pidfds(every_way: Path, how: str) -> None:
+    """One error with the remedy, before anything has begun."""
+    _, err = denied("pidfd_open", errno.ENOSYS, every_way, how)
+    words = "start='zygote' needs pidfd_open(2), which this kernel has not or this sandbox forbids; use start=\"spawn\""
+    assert err.splitlines()[-1] == f"aioelastic.errors.SpecError: {words}"
+
+
+@without_calls
+@pytest.mark.parametrize("launcher", ["guardian", "direct"])
+def test_signals_by_number_reach_workers_and_what_they_leave(tmp_path: Path, launcher: str) -> None:
+    program = """
+def runs(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+async def main():
+    script = "trap 'exit 7' TERM; setsid sh -c 'echo $$; exec sleep 1000' & wait"
+    async with Group(Command("sh", "-c", script), logs=QUIET, check=False, launcher=sys.argv[1]) as group:
+        async for line in group.lines():
+            left = int(line.text)
+            break
+        assert runs(left)
+        async with Group(Function(signal.pause), logs=QUIET, check=False) as functions:
+            other = await functions.stop()
+        result = await group.stop()
+    print(result[0].exit.code, runs(left), other[0].exit.signal)
+asyncio.run(main())
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    out, err = denied("pidfd_send_signal", errno.EPERM, tmp_path / "program.py", launcher)
+    assert (out, err) == ("7 False 15\n", "")
+
+
 # --- what is missing ---
 
 
@@ -374,6 +672,53 @@ for start in ("zygote", "spawn", "fork"):
     print(asyncio.run(supervise(Function(abs, -1), logs=QUIET, start=start))[0].value)
 """
     assert run(program, cwd=tempfile.mkdtemp()) == "hello\n" + "1\n" * 3
+
+
+@pytest.mark.parametrize("how", ["command", "zygote", "spawn", "executor", "fork", "direct", "elsewhere"])
+def test_a_working_directory_that_may_not_be_entered(tmp_path: Path, how: str) -> None:
+    """As after `sudo -u app` in the home of root: a child stays there, but no child of a guardian gets there."""
+    program = """
+import ctypes
+from aioelastic import WorkerExecutor
+def give_up_rights():
+    libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)
+    libc.capget(header, data)
+    for at in range(3):
+        data[at] &= ~0b110
+    libc.capset(header, data)
+def body(): return 7
+async def main(how):
+    if how == "executor":
+        async with WorkerExecutor(1) as executor:
+            print(await executor.run(body))
+    elif how in ("command", "direct"):
+        launcher = "direct" if how == "direct" else "guardian"
+        print(str((await supervise(Command("echo", "7"), logs=QUIET, launcher=launcher))[0].stdout), end="")
+    elif how == "elsewhere":
+        print(str((await supervise(Command("echo", "7", cwd="/"), logs=QUIET))[0].stdout), end="")
+    else:
+        print((await supervise(Function(body), logs=QUIET, start=how))[0].value)
+if __name__ == "__main__":
+    os.chdir(sys.argv[2])
+    give_up_rights()
+    os.chmod(".", 0)
+    try:
+        asyncio.run(main(sys.argv[1]))
+    except SpecError as exc:
+        print(exc)
+"""
+    (tmp_path / "program.py").write_text(HEAD + program)
+    (tmp_path / "private").mkdir()
+    out, err = ran(sys.executable, tmp_path / "program.py", how, tmp_path / "private")
+    assert err == ""
+    if how in ("fork", "direct", "elsewhere"):
+        assert out == "7\n"
+    else:
+        words = 'is where this program stands, and may not be entered by this user; give another one, as cwd="/"'
+        assert out.endswith(f"={str(tmp_path / 'private')!r} {words}\n")
+        assert out.startswith("cwd of rank ")
 
 
 def test_no_proc() -> None:

@@ -279,6 +279,23 @@ def test_only_the_plugin_imports_pytest() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_each_text_has_an_encoding() -> None:
+    """Where `EncodingWarning` is an error, one that has none raises; in whatever thread that is."""
+    for path in sources().values():
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            name, given = ast.unparse(call.func), {one.arg: ast.unparse(one.value) for one in call.keywords}
+            if name in ("open", "io.open", "os.fdopen"):
+                mode = ast.unparse(call.args[1]) if len(call.args) > 1 else given.get("mode", "'r'")
+                fine = "b" in mode
+            elif name.endswith((".read_text", ".write_text")):
+                fine = len(call.args) > name.endswith(".write_text")
+            else:
+                fine = not name.startswith("subprocess.") or not {"text", "universal_newlines"} & {*given}
+            assert fine or "encoding" in given, f"{path}:{call.lineno}: {ast.unparse(call)}"
+
+
 def test_typed() -> None:
     assert (HOUSE / "py.typed").exists()
 

@@ -1,11 +1,12 @@
-"""The children of this process, those it has adopted too: who they are, and their end."""
+"""The children of this process, those it has adopted too: who they are, and their end; signals to one, and no other."""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import errno
 import os
 import select
 import time
-from _signal import SIGCHLD, sigtimedwait  # type: ignore[import-not-found]
 
 from ...system import shared_memory_names
 from ...system.descriptors import shut
@@ -16,6 +17,7 @@ _LOOK = 1.0  # seconds between two looks at what does not die
 LOOKS = 20  # in a second, for what the program has left
 _FORKED_NO_EXEC = 0x40  # among the flags of proc(5) (PF_FORKNOEXEC, linux/sched.h)
 _READ = os.O_RDONLY | os.O_CLOEXEC
+_MISSING = (errno.ENOSYS, errno.EPERM, errno.EINVAL)  # also in sandboxes that forbid the call
 
 
 def end_all(graces: dict[int, float] | None, program: int | None, temporary: str, pid: int) -> None:
@@ -80,7 +82,7 @@ def end_children(graces: dict[int, float] | None = None) -> None:
             if not pid and children(me) == there:
                 return  # there are none, or debuggers hold them, and may do so for ever
         elif not pid:
-            sigtimedwait((SIGCHLD,), min(min(graces.values()) - now, _LOOK) if graces else _LOOK)
+            _signal.sigtimedwait((_signal.SIGCHLD,), min(min(graces.values()) - now, _LOOK) if graces else _LOOK)
         while pid:  # all that have ended, before the next look
             killed.discard(pid)
             graces.pop(pid, None)
@@ -162,3 +164,38 @@ def by_search(parent: int) -> list[int]:
             if data and int(data[data.rindex(b")") + 2 :].split(None, 2)[1]) == parent:
                 found.append(int(name))
     return found
+
+
+def pidfd_or_none(pid: int) -> int | None:
+    """A pidfd (close-on-exec), or None where the kernel has none (Linux < 5.3, some sandboxes).
+
+    Raises:
+        ProcessLookupError: the process is gone and reaped.
+        OSError: out of file descriptors.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as exc:
+        if exc.errno in _MISSING:
+            return None
+        raise
+
+
+def send_signal(pidfd: int, pid: int, signum: int) -> None:
+    """To the process of that pidfd, and to no other. Where pidfd_send_signal(2) is missing or forbidden, by its number,
+    which is its own as long as the pidfd does not say that it has ended.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        PermissionError: it changed its user.
+    """
+    try:
+        _signal.pidfd_send_signal(pidfd, signum)
+    except OSError as exc:
+        if exc.errno not in _MISSING:
+            raise
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        if ended.poll(0):
+            raise ProcessLookupError from None
+        os.kill(pid, signum)

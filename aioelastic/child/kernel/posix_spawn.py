@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 
+from ...system.permissions import may
 from . import process_setup
 from .forking import moves
 from .libc import function
@@ -109,7 +110,7 @@ class PosixSpawn:
         finally:
             self._destroy(actions)
         if code:
-            lost = cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK, effective_ids=True))
+            lost = cwd is not None and not (os.path.isdir(cwd) and may(os.fsdecode(cwd), os.X_OK))
             raise OSError(code, os.strerror(code), os.fsdecode(cwd if lost and cwd is not None else program))
         return int(pid.value)
 

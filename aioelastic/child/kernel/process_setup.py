@@ -13,7 +13,7 @@ import sys
 
 from ...system.descriptors import shut
 from .bounded_reads import slurp
-from .libc import errno_of, function
+from .libc import buffer, errno_of, function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,17 @@ BLOCKED = tuple(_signal.valid_signals())  # in helpers from their first instruct
 # numbers of ioprio_set(2) and ioprio_get(2)
 IOPRIO = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283)}
 _BOUND = 5000  # ms; what does not die within that will not
-_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
+# numbers of set_mempolicy(2) and get_mempolicy(2)
+_MEMPOLICY = {
+    "x86_64": (238, 239),
+    "aarch64": (237, 236),
+    "riscv64": (237, 236),
+    "ppc64le": (261, 260),
+    "s390x": (270, 269),
+}
+_NODES = 512  # bytes of a set of NUMA nodes: enough for any kernel
+# linux/prctl.h
+_PR_SET_TIMERSLACK, _PR_GET_TIMERSLACK, _PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 29, 30, 41, 42
 
 
 def move(cgroup: str) -> None:
@@ -37,8 +47,8 @@ def move(cgroup: str) -> None:
         OSError: it may not; its `filename` says what.
     """
     try:
-        with open(f"{cgroup}/cgroup.procs", "w") as file:
-            file.write("0")
+        with open(f"{cgroup}/cgroup.procs", "wb") as file:
+            file.write(b"0")
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, "Placement.cgroup") from None
 
@@ -74,8 +84,8 @@ def _remove_files(path: str) -> None:
 def empty(cgroup: str) -> None:
     """Kill all that is in it, and wait for that as long as it goes on dying."""
     events = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-    with open(f"{cgroup}/cgroup.kill", "w") as file:
-        file.write("1")
+    with open(f"{cgroup}/cgroup.kill", "wb") as file:
+        file.write(b"1")
     changed = select.poll()
     changed.register(events, select.POLLPRI)
     while b"populated 1" in os.pread(events, 4096, 0) and changed.poll(_BOUND):
@@ -94,8 +104,8 @@ def take(orders: tuple[Any, ...]) -> None:
     try:
         if oom_score_adj is not None:
             where = "oom_score_adj"
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write(str(oom_score_adj))
+            with open("/proc/self/oom_score_adj", "wb") as file:
+                file.write(b"%d" % oom_score_adj)
         if nice is not None:
             where = "nice"
             os.setpriority(os.PRIO_PROCESS, 0, nice)
@@ -146,15 +156,62 @@ def limit_name(number: int) -> str:
 
 def bind_memory(nodes: tuple[int, ...]) -> None:
     """Memory of this thread, and of what it starts, comes from these NUMA nodes. Raises `OSError`."""
-    number = _SET_MEMPOLICY.get(os.uname().machine)
-    if number is None:
+    _set_memory_policy((_MPOL_BIND, sum(1 << one for one in nodes)))
+
+
+def _set_memory_policy(policy: tuple[int, int]) -> None:
+    numbers = _MEMPOLICY.get(os.uname().machine)
+    if numbers is None:
         raise OSError(38, os.strerror(38))
-    mask = sum(1 << one for one in nodes)
-    size = max(nodes) // 64 * 8 + 8
+    mode, mask = policy
+    size = mask.bit_length() // 64 * 8 + 8
     # the kernel takes one bit less than it is told
-    if function("syscall")(number, _MPOL_BIND, mask.to_bytes(size, sys.byteorder), size * 8 + 1):
-        code = errno_of()
-        raise OSError(code, os.strerror(code))
+    nodes = (mask.to_bytes(size, sys.byteorder), size * 8 + 1) if mask else (None, 0)
+    _check(function("syscall")(numbers[0], mode, *nodes))
+
+
+class Habits:
+    """What a thread has that only system calls tell, and a child of it begins with: its memory policy (mode and NUMA
+    nodes), its personality(2), its timer slack, and whether it wants no huge pages. None: the system does not tell."""
+
+    def __init__(self) -> None:
+        self._syscall, self._prctl = function("syscall", holds=True), function("prctl", holds=True)
+        self._personality = function("personality", holds=True)
+        self._mode, self._nodes = buffer(4), buffer(_NODES)
+        self._get_mempolicy = (_MEMPOLICY.get(os.uname().machine) or (0, 0))[1]
+
+    def now(self) -> tuple[tuple[int, int] | None, int | None, int | None, int | None]:
+        """Those of this thread."""
+        policy = None
+        if self._get_mempolicy and not self._syscall(self._get_mempolicy, self._mode, self._nodes, 8 * _NODES, None, 0):
+            mode = int.from_bytes(bytes(self._mode), sys.byteorder)
+            policy = mode, int.from_bytes(bytes(self._nodes), sys.byteorder) if mode else 0
+        others = (
+            self._personality(-1),
+            self._prctl(_PR_GET_TIMERSLACK, 0, 0, 0, 0),
+            self._prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0),
+        )
+        personality, slack, pages = (one if one >= 0 else None for one in others)
+        return policy, personality, slack, pages
+
+
+def _take_habits(wanted: tuple[Any, ...]) -> None:
+    """Raises `OSError`."""
+    has = Habits().now()
+    policy, personality, slack, pages = (new if new != old else None for new, old in zip(wanted, has, strict=True))
+    if policy is not None:
+        _set_memory_policy(policy)
+    if personality is not None:
+        _check(min(function("personality")(personality), 0))
+    if slack is not None:
+        _check(function("prctl")(_PR_SET_TIMERSLACK, slack, 0, 0, 0))
+    if pages is not None:
+        _check(function("prctl")(_PR_SET_THP_DISABLE, pages & 1, pages & ~1, 0, 0))
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(errno_of(), os.strerror(errno_of()))
 
 
 def become(state: tuple[Any, ...]) -> None:
@@ -163,14 +220,14 @@ def become(state: tuple[Any, ...]) -> None:
     Raises:
         OSError: its `filename` is what the system refused.
     """
-    umask, nice, policy, ioprio, oom_score_adj, dumped, cpus, limits, _ = state
+    umask, nice, policy, ioprio, oom_score_adj, dumped, cpus, *habits, limits, _ = state
     what = ""
     try:
         os.umask(umask)
         for what, wanted, base in (("oom_score_adj", oom_score_adj, 10), ("coredump_filter", dumped, 16)):
             if wanted is not None and int(slurp(f"/proc/self/{what}") or b"0", base) != wanted:
-                with open(f"/proc/self/{what}", "w") as file:
-                    file.write(str(wanted))
+                with open(f"/proc/self/{what}", "wb") as file:
+                    file.write(b"%d" % wanted)
         what = "CPU affinity"
         if tuple(sorted(os.sched_getaffinity(0))) != cpus:
             os.sched_setaffinity(0, cpus)
@@ -184,6 +241,8 @@ def become(state: tuple[Any, ...]) -> None:
         numbers = IOPRIO.get(os.uname().machine)
         if ioprio and numbers is not None and function("syscall")(numbers[0], 1, 0, ioprio):
             raise OSError(errno_of(), "")
+        what = "memory policy, personality, timer slack or huge pages"
+        _take_habits(tuple(habits))
         what = "resource limits"
         for number, limit in limits:
             if resource.getrlimit(number) != limit:
@@ -198,7 +257,9 @@ def taken() -> tuple[Any, ...]:
     umask = os.umask(0o077)
     os.umask(umask)
     numbers = IOPRIO.get(os.uname().machine)
-    nice, ioprio = os.getpriority(os.PRIO_PROCESS, 0), 0 if numbers is None else function("syscall")(numbers[1], 1, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    # in a sandbox it may be forbidden
+    ioprio = 0 if numbers is None else max(function("syscall")(numbers[1], 1, 0), 0)
     return (
         umask,
         nice,
@@ -207,6 +268,7 @@ def taken() -> tuple[Any, ...]:
         int(slurp("/proc/self/oom_score_adj") or b"0"),
         int(slurp("/proc/self/coredump_filter") or b"0", 16),
         tuple(sorted(os.sched_getaffinity(0))),
+        *Habits().now(),
         tuple((one, resource.getrlimit(one)) for one in range(resource.RLIMIT_RTTIME)),
     )
 

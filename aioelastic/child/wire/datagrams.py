@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import struct
 import time
 from _socket import (
@@ -20,7 +21,7 @@ from _socket import (
     SOL_SOCKET,
 )
 from _socket import socket as AnySocket
-from errno import EAGAIN, EMSGSIZE, ENOBUFS, ENOMEM, ENOTCONN, ETOOMANYREFS
+from errno import EAGAIN, EFBIG, EMSGSIZE, ENOBUFS, ENOMEM, ENOTCONN, ETOOMANYREFS
 
 from ...system.descriptors import into, shut, shut_all
 
@@ -45,6 +46,78 @@ _NOBODY = struct.pack("iI", 0, 65_534)  # as the kernel says when it does not kn
 _known = {bytes(4)}  # users, as they stand there, whose messages are taken: root, and us
 _FOREIGN = "not a message of aioelastic's"
 _MORE = b"+"  # in front of a datagram: its descriptors are in a socket, which is what came with it
+
+
+_MOST_IN_ONE = 1 << 20  # bytes in one pipe, as the system has it (sysctl fs.pipe-max-size)
+
+
+def in_pipes(pieces: Sequence[memoryview]) -> list[int]:
+    """The bytes of these, in pipes: in memory as in a memfd, which obeys the limit on the size of files (RLIMIT_FSIZE).
+    For `out_of_pipes`, once.
+
+    Raises:
+        OSError: no descriptors are left; or it is more than one datagram can take along.
+    """
+    import fcntl  # hardly anybody needs this
+
+    fds: list[int] = []
+    try:
+        left = sum(one.nbytes for one in pieces)
+        writer, room = -1, 0
+        for piece in pieces:
+            rest = piece.cast("B")
+            while rest:
+                if not room:
+                    if writer >= 0:
+                        shut(writer)
+                    if len(fds) == FDS // 2:
+                        raise OSError(EFBIG, os.strerror(EFBIG))
+                    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                    fds.append(reader)
+                    try:
+                        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, min(max(left, 4096), _MOST_IN_ONE))
+                    except OSError:
+                        pass  # this user has so much in pipes already: then it is what it is
+                    room = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+                done = os.write(writer, rest[:room])
+                rest, room, left = rest[done:], room - done, left - done
+        if writer >= 0:
+            shut(writer)
+        return fds
+    except BaseException:
+        shut_all(fds)
+        if writer >= 0:
+            shut(writer)
+        raise
+
+
+def is_pipe(fd: int) -> bool:
+    """Whether it is one of `in_pipes`."""
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def out_of_pipes(fds: Sequence[int]) -> bytearray:
+    """What is in them, up to what pipes have room for; whoever has the other ends is not waited for.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    import fcntl  # as in `in_pipes`
+
+    data = bytearray()
+    for fd in fds:
+        # opened anew: whether ours waits, is also the sender's to say
+        mine = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            room = fcntl.fcntl(mine, fcntl.F_GETPIPE_SZ)
+            while room > 0 and (part := os.read(mine, room)):
+                data += part
+                room -= len(part)
+        except BlockingIOError:
+            pass  # the other end is open
+        finally:
+            shut(mine)
+    return data
 
 
 class Missing(ValueError):

@@ -10,6 +10,7 @@ segments, in front of those of the copies.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pickle
@@ -23,7 +24,7 @@ from typing import Any, cast
 from ...system import shared_memory_names
 from ...system.descriptors import into, shut_all
 from ..kernel.libc import mapped
-from . import main_names, pickling
+from . import datagrams, main_names, pickling
 
 # supervisor → worker, both before it starts
 SETUP = b"U"  # (what `host_program.own` says, main, whether locals are wanted)
@@ -244,16 +245,42 @@ def packed(
             packet += piece
     else:
         packet = bytearray(kind + bytes((_MEMFD | what,)))
-        if store is not None and sum([one.nbytes for one in body]) >= ALONE:
+    others = len(fds)
+    try:
+        if packet[1] & _MEMFD and store is not None and sum([one.nbytes for one in body]) >= ALONE:
             store([body], fds, now=True)  # the pickle may be looked at
-        else:
+        elif packet[1] & _MEMFD:
             _memfd(body, fds)
-    if store is not None and bodies:
-        store(bodies, fds, _GAP)
-    else:
-        for one in bodies:
-            _memfd(one, fds, _GAP)
+        if store is not None and bodies:
+            store(bodies, fds, _GAP)
+        else:
+            for one in bodies:
+                _memfd(one, fds, _GAP)
+    except (OSError, MemoryError) as exc:
+        if not _is_too_large(exc):
+            raise
+        shut_all(fds[others:])
+        del fds[others:]
+        return _in_pipes(kind, what & ~_ALONE, pieces, fds, arrays)
     return bytes(packet + bytes((len(alone),)) if alone else packet)
+
+
+def _is_too_large(exc: BaseException) -> bool:
+    """For RLIMIT_FSIZE."""
+    return errno.EFBIG in (getattr(exc, "errno", 0), getattr(exc.__cause__, "errno", 0))
+
+
+def _in_pipes(kind: bytes, what: int, pieces: list[memoryview], fds: list[int], arrays: int) -> bytes:
+    """The datagram of these pieces, in as many pipes as its last byte says, but for the first."""
+    sizes = [one.nbytes for one in pieces]
+    body = [memoryview(struct.pack(f"<{len(sizes) + 2}Q", len(sizes), arrays, *sizes))]
+    at = body[0].nbytes
+    for piece in pieces:
+        body += [memoryview(bytes(-at % _ALIGN)), piece]
+        at += -at % _ALIGN + piece.nbytes
+    pipes = datagrams.in_pipes(body)
+    fds += pipes
+    return kind + bytes((_MEMFD | what | _ALONE, len(pipes) - 1))
 
 
 def _memfd(pieces: list[memoryview], fds: list[int], gap: int = 0) -> None:
@@ -270,7 +297,13 @@ def _memfd(pieces: list[memoryview], fds: list[int], gap: int = 0) -> None:
 
 
 def taken_in(fd: int) -> memoryview:
-    """What is in the memfd of a message that is not sent yet: it is kept so without a descriptor."""
+    """What is in the memfd of a message that is not sent yet: it is kept so without a descriptor.
+
+    Raises:
+        OSError: it is in a pipe, from which it could be read once.
+    """
+    if datagrams.is_pipe(fd):
+        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
     return shared_memory_names.contents(fd, os.fstat(fd).st_size)
 
 
@@ -373,7 +406,10 @@ def unpacked(packet: bytes, fds: Sequence[int], private: bool) -> tuple[list[mem
         whole = memoryview(packet)[2:]
     elif where == _MEMFD and alone:
         fd = alone.pop(0)
-        whole = mapped(fd, shared_memory_names.check_fixed(fd).st_size, True)
+        if datagrams.is_pipe(fd):
+            whole = memoryview(datagrams.out_of_pipes([fd, *alone]))
+        else:
+            whole = mapped(fd, shared_memory_names.check_fixed(fd).st_size, True)
     else:
         raise ValueError(FOREIGN)
     try:

@@ -2,16 +2,19 @@
 
 A datagram (unix(7), SOCK_SEQPACKET) is a kind (one byte), where its body is (one byte), and the body, by marshal: both
 ends are the same interpreter, and to import pickle takes as long as to start Python. A body that is
-too large for a datagram is in a memfd that travels beside it, in front of the other descriptors; then its first item is
-in the datagram, too: whose descriptors could not be taken can be told by it.
+too large for a datagram is in a memfd that travels beside it, in front of the other descriptors, or in as many pipes as
+the second byte says (`datagrams.in_pipes`); then its first item is in the datagram, too: whose descriptors could not be
+taken can be told by it.
 """
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 
 from ...system.descriptors import shut
+from . import datagrams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ HERE, _MEMFD = b"\0", b"\1"
 
 
 def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
-    """A datagram, and the memfd to send in front of its other descriptors, which the caller closes.
+    """A datagram, and the memfd (or pipes) to send in front of its other descriptors, which the caller closes.
 
     Raises:
         OSError: out of memory or descriptors.
@@ -64,15 +67,22 @@ def encode(kind: bytes, body: tuple[Any, ...]) -> tuple[bytes, list[int]]:
     data = marshal.dumps(body)
     if len(data) <= INLINE:
         return kind + HERE + data, []
+    first = marshal.dumps(body[0] if isinstance(body[0], int) else 0)
     fd = os.memfd_create("aioelastic", os.MFD_CLOEXEC)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
+    except OSError as exc:
+        shut(fd)
+        if exc.errno != errno.EFBIG:
+            raise
+        fds = datagrams.in_pipes([memoryview(data)])
+        return kind + bytes((len(fds),)) + first, fds
     except BaseException:
         shut(fd)
         raise
-    return kind + _MEMFD + marshal.dumps(body[0] if isinstance(body[0], int) else 0), [fd]
+    return kind + _MEMFD + first, [fd]
 
 
 def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
@@ -83,9 +93,12 @@ def decode(packet: bytes, fds: list[int]) -> tuple[tuple[Any, ...], list[int]]:
     """
     if packet[1:2] == HERE:
         body, rest = marshal.loads(memoryview(packet)[2:]), fds
-    elif packet[1:2] == _MEMFD and fds:
-        size = os.fstat(fds[0]).st_size
-        body, rest = marshal.loads(os.pread(fds[0], size, 0)), fds[1:]
+    elif packet[1:2] > HERE and len(fds) >= packet[1]:
+        large, rest = fds[: packet[1]], fds[packet[1] :]
+        if datagrams.is_pipe(large[0]):
+            body = marshal.loads(datagrams.out_of_pipes(large))
+        else:
+            body = marshal.loads(os.pread(large[0], os.fstat(large[0]).st_size, 0))
     else:
         raise ValueError("not a message of aioelastic's")
     if not isinstance(body, tuple):

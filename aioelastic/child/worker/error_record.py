@@ -183,7 +183,7 @@ def clock() -> str:
     """Which clock `time.monotonic_ns` reads: that of one boot of one machine, in one time namespace
     (time_namespaces(7)). Stamps of two processes can be compared if this is equal in both."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             boot = file.read().strip()
         return f"{boot} {os.readlink('/proc/self/ns/time') if os.path.lexists('/proc/self/ns/time') else ''}"
     except OSError:

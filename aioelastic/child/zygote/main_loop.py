@@ -22,11 +22,12 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 import weakref
 from typing import Any, NoReturn, TypeAlias
 
 from ...system.descriptors import shut
-from ..kernel.child_processes import status_of_dead
+from ..kernel.child_processes import send_signal, status_of_dead
 from ..kernel.forking import fork
 from ..wire import datagrams, messages, requests
 from ..wire.links import Link, complain
@@ -34,6 +35,9 @@ from ..worker import function_run, host_program, interpreter_exit
 from .imported_state import Imported
 
 _importing = True
+# threads that ran before we had done anything, as those of an agent that comes into each interpreter (site, .pth):
+# it lives with forks in any program. They are not in the copies, and what imports start is another matter.
+_agents: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 Problem: TypeAlias = "tuple[str, Any, str, str]"  # field and value as of a `SpecError`, words, traceback
 _HIGH = 200  # from which on our own descriptors are
 REAP = 1.0  # seconds between two looks at whether a debugger has let go of who has ended
@@ -58,6 +62,7 @@ def main() -> NoReturn:
 
 def _main() -> None:
     global _importing
+    _agents.update(threading.enumerate())  # this one, too
     control = socket.socket(fileno=_out_of_the_way())
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -186,7 +191,7 @@ class Zygote:
                 continue
             for signum in (lost[0], signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    signal.pidfd_send_signal(pidfd, signum)
+                    send_signal(pidfd, pid, signum)
             graces[pidfd] = now + lost[1]
         if graces:
             self._epoll.unregister(self._control)
@@ -210,12 +215,15 @@ class Zygote:
         stderr = next(ends) if streams & 2 else None
         words = unsafe()
         if words:
-            self._link.say(requests.REFUSED, (number, 0, words))
+            self._link.say(requests.REFUSED, (number, 0, f'{words}; start="spawn" can be used'))
             return
 
         imported = self._imported
 
+        filters = warnings.filters
+
         def become(_: str) -> None:
+            warnings.filters = filters
             self._disown()
             there, given = imported.cwd(cwd), imported.state(state)
             function_run.copied(
@@ -224,6 +232,8 @@ class Zygote:
 
         pid, pidfd = 0, -1
         try:
+            if threading.active_count() > 1:  # of which Python warns from 3.12 on: see `_agents`
+                warnings.filters = [("ignore", None, DeprecationWarning, None, 0)]
             pid = fork(become, ignored=state[-1], stop=stop, dies_with_us=True)
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
@@ -235,6 +245,8 @@ class Zygote:
             datagrams.close((pidfd,) if pidfd >= 0 else ())
             self._refuse(number, exc)
             return
+        finally:
+            warnings.filters = filters
         self._children[pidfd] = (number, pid, lost)
         self._pids[number] = pid
 
@@ -308,14 +320,14 @@ def _out_of_the_way() -> int:
 
 def _kill(pidfd: int, pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        send_signal(pidfd, pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # not reaped, so the group is its own
 
 
 def unsafe() -> str:
     """Why this process must not be forked, in words; empty when it may."""
-    others = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
+    others = [one.name for one in threading.enumerate() if one not in _agents]
     if others:
         return f"threads run in it ({', '.join(others)}), and a forked copy would have their locks but not them"
     try:
@@ -355,7 +367,8 @@ def _warm_up(program: host_program.Program, preload: list[str], where: tuple[str
         importlib.import_module("aioelastic.system.forked_copies")  # and those for which a loop was made here, that
     words = unsafe()
     if words:
-        return "preload", preload, f"it cannot be forked after its imports: {words}", ""
+        field, value = ("preload", preload) if preload else ("start", "zygote")
+        return field, value, f"cannot be used, as it cannot be forked after its imports: {words}", ""
     function_run.flush()  # or each worker would say it
     _spare_exit_work()
     gc.collect()
