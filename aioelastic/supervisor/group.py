@@ -291,6 +291,14 @@ class Group:
         self._supervisor.check_ours()
         return await self._supervisor.dump_stacks(check_timeout("timeout", timeout))
 
+    def limit(self, timeout: float | None) -> None:
+        """Stop the group so many seconds from now, also if it is only being entered then.
+
+        Args:
+            timeout: seconds; None, or infinity, for no limit.
+        """
+        self._supervisor.limit(timeout)
+
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait.
 
