@@ -22,6 +22,7 @@ from ..child.worker import function_run
 from ..model.errors import SpecError
 from ..model.text import shown, told
 from ..model.validation import check_bool, check_path, check_timeout, check_users
+from ..system import forked_copies
 from ..system.descriptors import shut
 from ..system.waiting import insist
 
@@ -30,7 +31,7 @@ _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of what 
 _REST = 0.1  # seconds until it is tried again
 
 
-class Endpoint:
+class Endpoint(forked_copies.Owned):
     """Offers objects (shared arrays, queues, anything that can be pickled) to other processes, by a path.
 
     Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
@@ -104,9 +105,23 @@ class Endpoint:
             listener.close()
             raise
         self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(listener.fileno(), self._accept)
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_reader(listener.fileno(), self._accept)
+        forked_copies.register(self)
         return self
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`: the name, and who has come, are the original's."""
+        if self._listener is None:  # it has not been entered, or it was left: the copy may enter its own
+            return []
+        self.lost = forked_copies.error(f"the endpoint {self.path}")
+        if self._rest is not None:
+            self._rest.cancel()
+        fds = [one.detach() for one in (self._listener, *self._peers)]
+        fds += [*self._processes.values(), *self._name.disown()]
+        self._peers.clear()
+        self._processes.clear()
+        return fds
 
     def _check(self, trial: bool) -> None:
         for name, one in dict(self._objects).items():
@@ -120,12 +135,15 @@ class Endpoint:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.lost is not None:
+            return  # the original will
         assert self._listener is not None
-        self._loop.remove_reader(self._listener.fileno())
+        self.loop.remove_reader(self._listener.fileno())
         if self._rest is not None:
             self._rest.cancel()
         self._name.remove()  # while it listens: so nobody takes it for a left-over in between
         self._listener.close()
+        self._listener = None
         for one in self._offering:
             one.cancel()
         while self._offering:
@@ -141,8 +159,8 @@ class Endpoint:
             peer, _ = self._listener.accept()
         except OSError as exc:
             if exc.errno in _NO_MORE:  # it stays in the line, and the loop would be told of it all the time
-                self._loop.remove_reader(self._listener.fileno())
-                self._rest = self._loop.call_later(_REST, self._listen_again)
+                self.loop.remove_reader(self._listener.fileno())
+                self._rest = self.loop.call_later(_REST, self._listen_again)
             return
         peer.setblocking(False)
         pid, uid, _ = _who(peer)
@@ -160,16 +178,16 @@ class Endpoint:
                 pass  # no descriptor left, or no process of ours to see: then the end of its connection has to do
             else:
                 self._processes[pid] = pidfd
-                self._loop.add_reader(pidfd, self._ended, pid)
+                self.loop.add_reader(pidfd, self._ended, pid)
         self._peers.add(peer)
-        self._loop.add_reader(peer.fileno(), self._left, peer)  # it has nothing to say
-        offering = self._loop.create_task(self._offer(peer))
+        self.loop.add_reader(peer.fileno(), self._left, peer)  # it has nothing to say
+        offering = self.loop.create_task(self._offer(peer))
         self._offering.add(offering)
         offering.add_done_callback(self._offering.discard)
 
     def _listen_again(self) -> None:
         assert self._listener is not None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self.loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _offer(self, peer: socket.socket) -> None:
         """Send it all, when GPUs have done what they were asked for arrays in it."""
@@ -193,18 +211,18 @@ class Endpoint:
                 with contextlib.suppress(OSError):
                     datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
                 self._left(peer)
-            self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
+            self.loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
 
     def _left(self, peer: socket.socket) -> None:
         """It has ended its connection."""
-        self._loop.remove_reader(peer.fileno())
+        self.loop.remove_reader(peer.fileno())
         self._peers.discard(peer)
         peer.close()
         memory.peer_gone()
 
     def _ended(self, pid: int) -> None:
         pidfd = self._processes.pop(pid)
-        self._loop.remove_reader(pidfd)
+        self.loop.remove_reader(pidfd)
         shut(pidfd)
         memory.peer_gone()
 
@@ -248,7 +266,12 @@ class _Name:
         """Take it away, unless the name is another's by now, or gone."""
         with contextlib.suppress(OSError):
             self._remove(self._which)
-        shut(self._home)
+        shut(*self.disown())
+
+    def disown(self) -> list[int]:
+        """It is the original's. Returns its descriptor, to be closed."""
+        home, self._home = self._home, -1
+        return [home]
 
     def _appear(self, made: str) -> None:
         try:
@@ -299,12 +322,27 @@ class _Name:
         return f".aioelastic-{os.getpid()}-{os.urandom(4).hex()}"
 
 
+class _Connection:
+    """By which an endpoint knows that the one who has come is there."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        forked_copies.register(self)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`: it tells of the original."""
+        return [fd for fd in (self._connection.detach(),) if fd >= 0]
+
+
 class Attachment(Mapping[str, Any]):
     """What an `Endpoint` offers, by name. What was taken out stays valid after `close()`, and after the other's end."""
 
     def __init__(self, objects: dict[str, Any], connection: socket.socket) -> None:
         self._objects = objects
-        self._over = weakref.finalize(self, connection.close)
+        self._over = weakref.finalize(self, _Connection(connection).close)
 
     def close(self) -> None:
         """Let go of it."""

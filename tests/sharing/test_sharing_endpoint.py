@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -302,3 +303,64 @@ except PermissionError as exc:
             out, _ = await process.communicate()
             assert said in out.decode()
     gc.collect()
+
+
+COPIES = """
+import asyncio, contextlib, os, sys, uvloop
+from aioelastic import sharing
+loop, end, path, fifo = sys.argv[1:]
+
+def held():
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {one for one in found if one.startswith(("socket", "anon_inode:[pidfd]"))}
+
+async def main():
+    before = held()
+    async with sharing.Endpoint(path, {"a": 1}) as endpoint:
+        with await asyncio.to_thread(sharing.attach, path) as offered:
+            theirs = held() - before
+            pid = os.fork()
+            if pid == 0:
+                kept = theirs & held()
+                assert not kept and offered["a"] == 1, kept
+                if end == "sys.exit":
+                    sys.exit(0)
+                if end == "return":
+                    return
+                await endpoint.__aexit__(None, None, None)
+                open(fifo).read()  # it lives longer than the original
+                os._exit(0)
+            if end != "lives":
+                assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+            with await asyncio.to_thread(sharing.attach, path) as again:
+                assert again["a"] == 1
+        while endpoint._peers:  # the copy has none of their ends
+            await asyncio.sleep(0)
+    assert not os.path.exists(path)
+
+me = os.getpid()
+(asyncio if loop == "asyncio" else uvloop).run(main())
+if os.getpid() == me:
+    print("original")
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("end", ["sys.exit", "return", "lives"])
+def test_a_forked_copy_has_nothing_of_it(end: str, loop: str, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    argv = ("-W", "ignore::DeprecationWarning", "-c", COPIES, loop, end, tmp_path / "name", fifo)
+    with subprocess.Popen(
+        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        said = program.stdout.readline()
+        if end == "lives" and said:
+            program.wait()
+            fifo.write_text("")
+        assert (said, program.stderr.read()) == ("original\n", "")
