@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 from collections import Counter
@@ -265,13 +266,18 @@ class Group:
         return await self.wait()
 
     def send_signal(self, signum: int) -> int:
-        """Send a signal to each running worker (not to its children); returns how many got it.
+        """Send a signal to each running worker (not to its children); returns how many got it. One that has changed its
+        user may not get it; the others do.
 
         Args:
             signum: its number, or a member of `signal.Signals`.
         """
         self._supervisor.check_ours()
-        return sum(worker.send_signal(signum) for worker in self._supervisor.workers)
+        count = 0
+        for worker in self._supervisor.workers:
+            with contextlib.suppress(PermissionError):
+                count += worker.send_signal(signum)
+        return count
 
     async def dump_stacks(self, timeout: float | None = BOUND) -> dict[int, str]:
         """Where is everybody? rank → the Python stacks of all threads of each worker that runs, taken in parallel.
