@@ -62,6 +62,14 @@ def leaves_a_copy() -> int:
     return pid
 
 
+def leaves_a_copy_when(path: str) -> int:
+    """The same, when somebody has opened and closed this FIFO."""
+    pid = leaves_a_copy()
+    with open(path) as file:
+        file.read()
+    return pid
+
+
 def leaves_a_daemon() -> int:
     """One that only its mark tells to be ours."""
     null = subprocess.DEVNULL
