@@ -31,7 +31,7 @@ _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of what 
 _REST = 0.1  # seconds until it is tried again
 
 
-class Endpoint(forked_copies.Owned):
+class Endpoint:
     """Offers objects (shared arrays, queues, anything that can be pickled) to other processes, by a path.
 
     Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
@@ -80,48 +80,20 @@ class Endpoint(forked_copies.Owned):
         check_bool("read_only", read_only)
         self._for_others = len(self._allowed) > 1
         self._read_only = read_only
-        self._peers: set[socket.socket] = set()
-        self._processes: dict[int, int] = {}  # the pidfds of those that have come
-        self._offering: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
-        self._rest: asyncio.TimerHandle | None = None
+        self._service: _Service | None = None
 
     async def __aenter__(self) -> Self:
         if self._for_others or self._read_only:
             for trial in (True, False):  # nothing is sealed where something is refused
                 self._check(trial)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
-            listener.setblocking(False)
-            try:
-                self._name = _Name(self.path, listener, 0o666 if self._for_others else 0o600)
-            except FileExistsError:
-                remedy = "give another, or end who offers there"
-                raise SpecError("path", self.path, "is in use", remedy) from None
-            except OSError as exc:
-                raise OSError(exc.errno, os.strerror(exc.errno or 0), self.path) from None
-        except BaseException:
-            listener.close()
-            raise
-        self._listener = listener
-        self.loop = asyncio.get_running_loop()
-        self.loop.add_reader(listener.fileno(), self._accept)
-        forked_copies.register(self)
+        self._service = _Service(self.path, self._objects, self._allowed, self._read_only)
         return self
 
-    def disown(self) -> list[int]:
-        """See `forked_copies`: the name, and who has come, are the original's."""
-        if self._listener is None:  # it has not been entered, or it was left: the copy may enter its own
-            return []
-        self.lost = forked_copies.error(f"the endpoint {self.path}")
-        if self._rest is not None:
-            self._rest.cancel()
-        fds = [one.detach() for one in (self._listener, *self._peers)]
-        fds += [*self._processes.values(), *self._name.disown()]
-        self._peers.clear()
-        self._processes.clear()
-        return fds
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._service is not None
+        await self._service.end()
 
     def _check(self, trial: bool) -> None:
         for name, one in dict(self._objects).items():
@@ -132,18 +104,55 @@ class Endpoint(forked_copies.Owned):
             except pickling.FAILURES:
                 pass  # whoever comes is told
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+
+class _Service(forked_copies.Owned):
+    """One that is open: its socket, and who has come."""
+
+    def __init__(self, path: str, objects: Mapping[str, Any], allowed: Collection[int], read_only: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._path, self._objects = path, objects
+        self._allowed, self._read_only = allowed, read_only
+        self._for_others = len(allowed) > 1
+        self._peers: set[socket.socket] = set()
+        self._processes: dict[int, int] = {}  # the pidfds of those that have come
+        self._offering: set[asyncio.Task[None]] = set()
+        self._rest: asyncio.TimerHandle | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            os.fchmod(self._listener.fileno(), 0o600)  # before there is a name: nobody can come too early
+            self._listener.setblocking(False)
+            try:
+                self._name = _Name(path, self._listener, 0o666 if self._for_others else 0o600)
+            except FileExistsError:
+                raise SpecError("path", path, "is in use", "give another, or end who offers there") from None
+            except OSError as exc:
+                raise OSError(exc.errno, os.strerror(exc.errno or 0), path) from None
+        except BaseException:
+            self._listener.close()
+            raise
+        self._listen()
+        forked_copies.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`: the name, and who has come, are the original's."""
+        self.lost = forked_copies.error(f"the endpoint {self._path}")
+        if self._rest is not None:
+            self._rest.cancel()
+        fds = [one.detach() for one in (self._listener, *self._peers)]
+        fds += [*self._processes.values(), *self._name.disown()]
+        self._peers.clear()
+        self._processes.clear()
+        return [fd for fd in fds if fd >= 0]
+
+    async def end(self) -> None:
+        """In a forked copy: nothing; the original will."""
         if self.lost is not None:
-            return  # the original will
-        assert self._listener is not None
+            return
         self.loop.remove_reader(self._listener.fileno())
         if self._rest is not None:
             self._rest.cancel()
         self._name.remove()  # while it listens: so nobody takes it for a left-over in between
         self._listener.close()
-        self._listener = None
         for one in self._offering:
             one.cancel()
         while self._offering:
@@ -153,14 +162,16 @@ class Endpoint(forked_copies.Owned):
         for pid in list(self._processes):
             self._ended(pid)
 
+    def _listen(self) -> None:
+        self.loop.add_reader(self._listener.fileno(), self._accept)
+
     def _accept(self) -> None:
-        assert self._listener is not None
         try:
             peer, _ = self._listener.accept()
         except OSError as exc:
             if exc.errno in _NO_MORE:  # it stays in the line, and the loop would be told of it all the time
                 self.loop.remove_reader(self._listener.fileno())
-                self._rest = self.loop.call_later(_REST, self._listen_again)
+                self._rest = self.loop.call_later(_REST, self._listen)
             return
         peer.setblocking(False)
         pid, uid, _ = _who(peer)
@@ -185,10 +196,6 @@ class Endpoint(forked_copies.Owned):
         self._offering.add(offering)
         offering.add_done_callback(self._offering.discard)
 
-    def _listen_again(self) -> None:
-        assert self._listener is not None
-        self.loop.add_reader(self._listener.fileno(), self._accept)
-
     async def _offer(self, peer: socket.socket) -> None:
         """Send it all, when GPUs have done what they were asked for arrays in it."""
         try:
@@ -211,7 +218,7 @@ class Endpoint(forked_copies.Owned):
                 with contextlib.suppress(OSError):
                     datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
                 self._left(peer)
-            self.loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
+            self.loop.call_exception_handler({"message": f"what {self._path} offers cannot be sent", "exception": exc})
 
     def _left(self, peer: socket.socket) -> None:
         """It has ended its connection."""

@@ -33,6 +33,11 @@ def tmp_path() -> Iterator[Path]:
 HOUSE = str(Path(sharing.__file__).parents[2])
 
 
+def service_of(endpoint: sharing.Endpoint) -> _endpoint._Service:
+    assert endpoint._service is not None
+    return endpoint._service
+
+
 async def stranger(code: str, *argv: str) -> Any:
     env = {**os.environ, "PYTHONPATH": HOUSE}
     pipe = asyncio.subprocess.PIPE
@@ -134,11 +139,12 @@ async def test_a_successor_that_comes_at_the_last_moment_keeps_its_name(tmp_path
     path = tmp_path / "name"
     first, second = sharing.Endpoint(path, {"a": 1}), sharing.Endpoint(path, {"a": 2})
     await first.__aenter__()
-    inode = first._name._inode
+    name = service_of(first)._name
+    inode = name._inode
     entering: list[Any] = []
 
-    def replaced(name: str) -> Any:
-        found = inode(name)
+    def replaced(which: str) -> Any:
+        found = inode(which)
         if not entering:
             path.unlink()
             entering.append(second.__aenter__())
@@ -146,7 +152,7 @@ async def test_a_successor_that_comes_at_the_last_moment_keeps_its_name(tmp_path
                 entering[0].send(None)
         return found
 
-    monkeypatch.setattr(first._name, "_inode", replaced)
+    monkeypatch.setattr(name, "_inode", replaced)
     await first.__aexit__(None, None, None)
     with await asyncio.to_thread(sharing.attach, path) as offered:
         assert offered["a"] == 2
@@ -262,9 +268,10 @@ async def test_without_descriptors_the_loop_goes_on_and_nobody_is_turned_away(tm
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
             with no_descriptors_left():
                 peer.connect(os.fspath(tmp_path / "full"))
-                await until(lambda: endpoint._rest is not None)
-                assert endpoint._listener is not None
-                assert not loop.remove_reader(endpoint._listener.fileno())  # else it were told of it in each turn
+                await until(lambda: service_of(endpoint)._rest is not None)
+                assert not loop.remove_reader(
+                    service_of(endpoint)._listener.fileno()
+                )  # else it were told of it in each turn
             peer.setblocking(False)
             assert await loop.sock_recv(peer, 100)
 
@@ -337,7 +344,7 @@ async def main():
                 assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
             with await asyncio.to_thread(sharing.attach, path) as again:
                 assert again["a"] == 1
-        while endpoint._peers:  # the copy has none of their ends
+        while endpoint._service._peers:  # the copy has none of their ends
             await asyncio.sleep(0)
     assert not os.path.exists(path)
 

@@ -68,4 +68,4 @@ def test_what_holds_a_descriptor_is_known() -> None:
 
 def test_the_test_sees_those_that_hold_one() -> None:
     found = {where.partition(":")[2] for where, _ in holders()}
-    assert {"Endpoint", "Poller", "Guardian", "Server", "Port", "Stray", "Target", "Segment"} <= found
+    assert {"_Service", "Poller", "Guardian", "Server", "Port", "Stray", "Target", "Segment"} <= found
