@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
 import struct
+import sys
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -37,6 +39,9 @@ class Endpoint:
     Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
     the socket's own mode is 0600, or 0666 with `uids`. The socket appears when it can be connected to, and is removed
     at the end unless another has been put in its place; one that a process which died has left is replaced.
+
+    At most half of the descriptors that this program may have (RLIMIT_NOFILE) are for those who have come, one or two
+    for each; who comes then is told so.
 
     Other users get what is offered and nothing else: shared arrays are `isolated` ones (`sharing.empty`), and others
     are refused; the rest is copied into memory that nothing else was in. A queue is empty when it is offered to them
@@ -178,6 +183,10 @@ class _Service(forked_copies.Owned):
         if uid not in self._allowed:
             peer.close()
             return
+        if len(self._peers) + len(self._processes) >= _most():
+            self._refuse(peer, "as many processes as it has descriptors for are connected")
+            peer.close()
+            return
         if pid not in self._processes:
             try:
                 # its connection may end before its other descriptors do
@@ -215,10 +224,13 @@ class _Service(forked_copies.Owned):
                 words = told(exc)
                 if self._for_others and not isinstance(exc, memory.SharingError):
                     words = "it cannot be pickled"  # what the code of others says is not theirs
-                with contextlib.suppress(OSError):
-                    datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
+                self._refuse(peer, words)
                 self._left(peer)
             self.loop.call_exception_handler({"message": f"what {self._path} offers cannot be sent", "exception": exc})
+
+    def _refuse(self, peer: socket.socket, words: str) -> None:
+        with contextlib.suppress(OSError):
+            datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
 
     def _left(self, peer: socket.socket) -> None:
         """It has ended its connection."""
@@ -232,6 +244,12 @@ class _Service(forked_copies.Owned):
         self.loop.remove_reader(pidfd)
         shut(pidfd)
         memory.peer_gone()
+
+
+def _most() -> int:
+    """Descriptors that those who come may cost this program, which has other uses for them: half of all."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(most // 2, 2)
 
 
 class _Name:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,19 @@ def test_a_forked_copy_has_nothing_of_it(end: str, loop: str, tmp_path: Path) ->
             program.wait()
             fifo.write_text("")
         assert (said, program.stderr.read()) == ("original\n", "")
+
+
+async def test_those_who_come_do_not_use_up_the_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_endpoint, "_most", lambda: 4)
+    async with sharing.Endpoint(tmp_path / "many", {"a": 1}) as endpoint:
+        attach = partial(asyncio.to_thread, sharing.attach, endpoint.path)
+        came = [await attach() for _ in range(3)]  # and one for this process
+        with pytest.raises(sharing.ShareLost, match="as many processes as it has descriptors for"):
+            await attach()
+        came.pop().close()
+        service = service_of(endpoint)
+        await until(lambda: len(service._peers) == 2)
+        came.append(await attach())
+        for one in came:
+            one.close()
+    await asyncio.get_running_loop().shutdown_default_executor()
