@@ -62,6 +62,14 @@ def leaves_a_copy() -> int:
     return pid
 
 
+def leaves_a_copy_when(path: str) -> int:
+    """The same, when somebody has opened and closed this FIFO."""
+    pid = leaves_a_copy()
+    with open(path) as file:
+        file.read()
+    return pid
+
+
 def leaves_a_daemon() -> int:
     """One that only its mark tells to be ours."""
     null = subprocess.DEVNULL
@@ -563,3 +571,17 @@ def _opened(path: str) -> Opened:
 
 def has_and_fails(one: Opened) -> None:
     raise ValueError(one.path)
+
+
+def waits_unless(path: str) -> None:
+    """For ever, unless there is such a file."""
+    while not os.path.exists(path):
+        signal.pause()
+
+
+def kills_its_parent(seen: str) -> None:
+    """Whoever has started it, and with that one itself; one byte more is in the file then."""
+    with open(seen, "a") as file:
+        file.write("x")
+    os.kill(os.getppid(), signal.SIGKILL)
+    signal.pause()

@@ -98,8 +98,9 @@ async def _run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool,
     handlers |= {one: partial(stop, one) for one in STOPPERS}
     handlers |= {one: partial(group.send_signal, one) for one in PASSED_ON}
     with Signals(loop, handlers):
+        group.limit(timeout)
         async with group:
-            await group.finish(timeout)
+            await group.finish()
         result = await group.wait()
     dismiss_guardian()
     error = result.first_failure.exception if result.first_failure else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -77,6 +78,12 @@ class TaskQueue(Protocol):
     def like(self, plan: LaunchPlan, seat: int) -> WorkerPlan: ...
 
 
+def _ended_with_parent(worker: WorkerLife | None, why: BaseException) -> bool:
+    """Whether it was not itself that ended, but the zygote or the guardian that had started it, or was about to."""
+    refused = isinstance(why, LaunchFailed) and why.cause.errno == errno.ESRCH
+    return refused or (worker is not None and worker.parent != "")
+
+
 class OwnerWithoutFiles:
     """The part of an owner of workers that has no files, and nobody to tell of trouble with what is printed."""
 
@@ -121,6 +128,7 @@ class Owner(OwnerWithoutFiles):
         self._plan: LaunchPlan | None = None
         self._slots = Slots()
         self._false_starts = self._lacks = 0
+        self._blamed = 0  # those before this rank that ended with whoever had started them are one false start
         self._rest: asyncio.TimerHandle | None = None  # until another start is tried
         self._bug: BaseException | None = None
         self._deadline = Deadline()  # of the end
@@ -450,15 +458,16 @@ class Owner(OwnerWithoutFiles):
             except Exception as exc:  # its task is told in any case
                 why = exc
         if was_starting and why is not None and not self._pool.stopping:
-            self._not_started(worker, why)
+            self._not_started(slot, why)
         if task is not None and why is not None:
             slot.task = None
             task.settle(None, why)
         self._deadline.notice()
         self.wake()
 
-    def _not_started(self, worker: WorkerLife | None, why: BaseException) -> None:
+    def _not_started(self, slot: Slot, why: BaseException) -> None:
         """One that was to be a worker is none: whether another is to be tried, and when."""
+        worker = slot.worker
         crashed = isinstance(why, WorkerFailed)  # perhaps as a copy of a program that lacks something
         if isinstance(why, Exception) and (is_short() if crashed else is_lack(why)):
             self._lacks += 1
@@ -466,6 +475,10 @@ class Owner(OwnerWithoutFiles):
                 self._pool.fail_all(why.cause if isinstance(why, LaunchFailed) else why)
             self._rest = self._rest or self.loop.call_later(REST, self._rested)
             return
+        if _ended_with_parent(worker, why):
+            if slot.rank < self._blamed:
+                return
+            self._blamed = self._slots.count
         self._false_starts += 1
         known = crashed or isinstance(why, LaunchFailed)  # else it is no matter of luck
         if not known or (worker is not None and worker.error) or self._false_starts >= FALSE_STARTS:

@@ -114,6 +114,7 @@ class Slots:
         idle: those that are; the last is the one that was given a task last.
         starting: how many are.
         alive: how many are, or are about to be, and are not leaving.
+        count: how many there have been: the rank of the next.
     """
 
     def __init__(self) -> None:
@@ -121,14 +122,14 @@ class Slots:
         self.idle: dict[Slot, None] = {}
         self.starting = 0
         self.alive = 0
-        self._count = 0
+        self.count = 0
 
     def add(self) -> Slot:
         """One more."""
         taken = {one.seat for one in self.all.values() if one.state not in LEAVING}
         seat = next(number for number in itertools.count() if number not in taken)
-        slot = self.all[self._count] = Slot(self._count, seat)
-        self._count += 1
+        slot = self.all[self.count] = Slot(self.count, seat)
+        self.count += 1
         self.starting += 1
         self.alive += 1
         return slot

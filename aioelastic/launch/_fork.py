@@ -47,7 +47,6 @@ class ForkLauncher:
     def _start(self, worker: WorkerPlan) -> DirectProcess:
         ends = Ends(worker)
         try:
-            function_run.flush()  # or both would write it
             environ = worker.environ(self._environ)
             started_at, started_ns = time.time(), time.monotonic_ns()
             with warnings.catch_warnings():

@@ -355,6 +355,8 @@ class FunctionChannel(CallOutcome):
         if self._channel is not None:
             if not self._full:
                 self._poller.remove(self._channel.fileno())
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)  # who waits for room is told, though others have the other end
             datagrams.close((self._channel.detach(),))
             self._channel = None
             self._on_ready, self._on_task = nothing, None  # who has us shall not be held by us

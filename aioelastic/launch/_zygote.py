@@ -28,6 +28,7 @@ from ..system import forked_copies
 from ..system.descriptors import shut
 from ..system.helper_thread import HelperThread
 from ..system.interpreter import interpreter
+from ..system.waiting import settle
 from ..watch import Poller
 from ._direct import reap_soon
 from ._guardian import Guardian, end_guardian, guardian, here, is_current, let_go
@@ -72,8 +73,8 @@ class Zygote(Server):
         self.idle_since = 0.0
         self._files: list[tuple[str, int, int]] = []  # from which it has imported
         self._preload = preload
-        self._ready: asyncio.Future[None] | None = None
         self._is_ready = False
+        self._waiting: set[asyncio.Future[None]] = set()  # until it is: each who waits, on a loop of their own
         self.guardian: Guardian | None = None  # to which falls what its workers leave behind
         self._pid = 0  # where this process has started it itself
         self._number = 0
@@ -131,11 +132,12 @@ class Zygote(Server):
         """
         if self._is_ready:
             return
-        if self._ready is None:
-            assert self.loop is not None
-            self._ready = self.loop.create_future()
-            self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(self._ready)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
 
     def start(
         self, worker: WorkerPlan, cwd: str, poller: Poller, lost: Lost, state: HostState
@@ -186,8 +188,8 @@ class Zygote(Server):
             self._there = self._pid or body[0]
             self._files = body[1]
             protect(self._there)
-            if self._ready is not None and not self._ready.done():
-                self._ready.set_result(None)
+            for waiter in self._waiting:
+                settle(waiter, None, None)
         elif kind == requests.BROKEN:
             field, value, words, trace = body
             remedy = f"mend that first\n\n{trace}".rstrip() if trace else 'mend that first, or use start="spawn"'
@@ -199,7 +201,7 @@ class Zygote(Server):
         if self.gone:
             return
         _forget(self)
-        if self._ready is not None and not self._ready.done():
+        if not self._is_ready:
             if why is None and self._preload:
                 words = "killed the zygote that was importing them"
                 remedy = "import them in a Python of your own to see why"
@@ -207,7 +209,8 @@ class Zygote(Server):
             elif why is None:
                 words = "ended before it was ready: it could not be started, or importing the main module killed it"
                 why = SpecError("start", "zygote", words, 'look at stderr, or use start="spawn"')
-            self._ready.set_exception(why)
+            for waiter in self._waiting:
+                settle(waiter, None, why)
         super().died()
 
     def pid_of(self, told: int, pidfd: int) -> int:
@@ -262,9 +265,10 @@ class ZygoteLauncher:
             found = [one for one in _zygotes if one.key == key and one.has_files]
         if found:
             looked = self._thread.submit(lambda: [one for one in found if one.is_old()])
-            old = await self._thread.known(looked, LOOK, [])
+            if not (await asyncio.wait({looked}, timeout=LOOK))[0]:
+                self._thread.relieve()
             with _lock:
-                for one in old:
+                for one in looked.result() if looked.done() else ():
                     if one in _zygotes:
                         _zygotes.remove(one)
                     if one.users == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ..system.descriptors import shut
+from ..system.descriptors import into, shut, shut_all
 from .shared_segments import PLACES, made_by, named, segments
 
 
@@ -29,20 +29,25 @@ def _in_child() -> None:
 
 def _let_go() -> None:
     """In a forked copy: of messages that were under way. Their numbers stay taken: somebody may still close them."""
+    null: list[int] = []
     try:
-        mine = set(descriptors())
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        into(null, os.open, os.devnull, os.O_RDWR | os.O_CLOEXEC)
         found = [int(one) for one in os.listdir("/proc/self/fd")]
     except OSError:
-        return  # no descriptors left: it holds them as long as it lives
+        shut_all(null)  # no descriptors left: it holds them as long as it lives
+        return
+    mine = set(descriptors())
     for fd in found:
         try:
             name = named(os.readlink(f"/proc/self/fd/{fd}"))
-            if fd not in mine and (name == PLACES or made_by(name) is not None):
-                os.dup2(null, fd, inheritable=False)
         except OSError:
-            pass  # that of the list itself
-    shut(null)
+            continue  # that of the list itself
+        if fd not in mine and (name == PLACES or made_by(name) is not None):
+            try:
+                os.dup2(null[0], fd, inheritable=False)
+            except OSError:
+                shut(fd)  # above the limit of now: nobody gets that number
+    shut_all(null)
 
 
 def descriptors() -> list[int]:

@@ -23,6 +23,8 @@ from .leftovers import Process, Remains, Unkillable
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 
 
+NEVER_STARTED = "never started"
+
 ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
 
 
@@ -91,7 +93,7 @@ class Result:
         if self.failure is not None:
             return self.failure.cause
         if self.exit is None:
-            return "never started" if self.pid is None and self.unkillable is None else "would not die"
+            return NEVER_STARTED if self.pid is None and self.unkillable is None else "would not die"
         return str(self.exit)
 
 
@@ -277,7 +279,7 @@ class GroupTimeout(TimeoutError):
         self.result = result
 
     def __str__(self) -> str:
-        return (
-            f"group {self.result.name!r} was stopped: it did not end within {self.timeout:g} s "
-            f"({sum(r.stopped for r in self.result)} of {len(self.result)} workers were still running)"
-        )
+        running = f"{sum(r.stopped for r in self.result)} of {len(self.result)} workers were still running"
+        if self.result.results and all(r.outcome == NEVER_STARTED for r in self.result):
+            running = "no worker was started by then: what is imported and looked at before takes that long, or hangs"
+        return f"group {self.result.name!r} was stopped: it did not end within {self.timeout:g} s ({running})"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..child.kernel.child_processes import send_signal
 from ..model.leftovers import Process
+from ..system import forked_copies
 from ..system.descriptors import shut
 from .proc_files import describe, stat
 
@@ -52,13 +53,19 @@ def _is_protected(pid: int, session: int) -> bool:
 class Stray:
     """A process that is not our child, held by a pidfd, so that a signal can reach no other."""
 
-    __slots__ = ("_pidfd", "lineage", "pid", "process")
+    __slots__ = ("__weakref__", "_pidfd", "lineage", "pid", "process")
 
     def __init__(self, pidfd: int, process: Process, lineage: tuple[str, ...]) -> None:
         self._pidfd = pidfd
         self.pid = process.pid
         self.process = process
         self.lineage = lineage
+        forked_copies.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`."""
+        fds, self._pidfd = [self._pidfd], -1
+        return [fd for fd in fds if fd >= 0]
 
     @classmethod
     def catch(cls, seen: Seen) -> Stray | None:
@@ -79,7 +86,7 @@ class Stray:
         return cls(pidfd, describe(seen.pid), seen.lineage)
 
     def signal(self, signum: int) -> None:
-        if self.pid in _protected:
+        if self.pid in _protected or self._pidfd < 0:
             return
         try:
             send_signal(self._pidfd, self.pid, signum)
@@ -96,5 +103,6 @@ class Stray:
         loop.add_reader(self._pidfd, ended)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.remove_reader(self._pidfd)
-        shut(self._pidfd)
+        if self._pidfd >= 0:  # else this is a forked copy
+            loop.remove_reader(self._pidfd)
+            shut(*self.disown())

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
 import struct
+import sys
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +24,7 @@ from ..child.worker import function_run
 from ..model.errors import SpecError
 from ..model.text import shown, told
 from ..model.validation import check_bool, check_path, check_timeout, check_users
+from ..system import forked_copies
 from ..system.descriptors import shut
 from ..system.waiting import insist
 
@@ -36,6 +39,9 @@ class Endpoint:
     Only processes of the same user, or of `uids`, get them: the kernel says who connects (SO_PEERCRED, unix(7)), and
     the socket's own mode is 0600, or 0666 with `uids`. The socket appears when it can be connected to, and is removed
     at the end unless another has been put in its place; one that a process which died has left is replaced.
+
+    At most half of the descriptors that this program may have (RLIMIT_NOFILE) are for those who have come, one or two
+    for each; who comes then is told so.
 
     Other users get what is offered and nothing else: shared arrays are `isolated` ones (`sharing.empty`), and others
     are refused; the rest is copied into memory that nothing else was in. A queue is empty when it is offered to them
@@ -79,34 +85,20 @@ class Endpoint:
         check_bool("read_only", read_only)
         self._for_others = len(self._allowed) > 1
         self._read_only = read_only
-        self._peers: set[socket.socket] = set()
-        self._processes: dict[int, int] = {}  # the pidfds of those that have come
-        self._offering: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
-        self._rest: asyncio.TimerHandle | None = None
+        self._service: _Service | None = None
 
     async def __aenter__(self) -> Self:
         if self._for_others or self._read_only:
             for trial in (True, False):  # nothing is sealed where something is refused
                 self._check(trial)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            os.fchmod(listener.fileno(), 0o600)  # before there is a name: nobody can come too early
-            listener.setblocking(False)
-            try:
-                self._name = _Name(self.path, listener, 0o666 if self._for_others else 0o600)
-            except FileExistsError:
-                remedy = "give another, or end who offers there"
-                raise SpecError("path", self.path, "is in use", remedy) from None
-            except OSError as exc:
-                raise OSError(exc.errno, os.strerror(exc.errno or 0), self.path) from None
-        except BaseException:
-            listener.close()
-            raise
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(listener.fileno(), self._accept)
+        self._service = _Service(self.path, self._objects, self._allowed, self._read_only)
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._service is not None
+        await self._service.end()
 
     def _check(self, trial: bool) -> None:
         for name, one in dict(self._objects).items():
@@ -117,11 +109,51 @@ class Endpoint:
             except pickling.FAILURES:
                 pass  # whoever comes is told
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._listener is not None
-        self._loop.remove_reader(self._listener.fileno())
+
+class _Service(forked_copies.Owned):
+    """One that is open: its socket, and who has come."""
+
+    def __init__(self, path: str, objects: Mapping[str, Any], allowed: Collection[int], read_only: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._path, self._objects = path, objects
+        self._allowed, self._read_only = allowed, read_only
+        self._for_others = len(allowed) > 1
+        self._peers: set[socket.socket] = set()
+        self._processes: dict[int, int] = {}  # the pidfds of those that have come
+        self._offering: set[asyncio.Task[None]] = set()
+        self._rest: asyncio.TimerHandle | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            os.fchmod(self._listener.fileno(), 0o600)  # before there is a name: nobody can come too early
+            self._listener.setblocking(False)
+            try:
+                self._name = _Name(path, self._listener, 0o666 if self._for_others else 0o600)
+            except FileExistsError:
+                raise SpecError("path", path, "is in use", "give another, or end who offers there") from None
+            except OSError as exc:
+                raise OSError(exc.errno, os.strerror(exc.errno or 0), path) from None
+        except BaseException:
+            self._listener.close()
+            raise
+        self._listen()
+        forked_copies.register(self)
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`: the name, and who has come, are the original's."""
+        self.lost = forked_copies.error(f"the endpoint {self._path}")
+        if self._rest is not None:
+            self._rest.cancel()
+        fds = [one.detach() for one in (self._listener, *self._peers)]
+        fds += [*self._processes.values(), *self._name.disown()]
+        self._peers.clear()
+        self._processes.clear()
+        return [fd for fd in fds if fd >= 0]
+
+    async def end(self) -> None:
+        """In a forked copy: nothing; the original will."""
+        if self.lost is not None:
+            return
+        self.loop.remove_reader(self._listener.fileno())
         if self._rest is not None:
             self._rest.cancel()
         self._name.remove()  # while it listens: so nobody takes it for a left-over in between
@@ -135,18 +167,24 @@ class Endpoint:
         for pid in list(self._processes):
             self._ended(pid)
 
+    def _listen(self) -> None:
+        self.loop.add_reader(self._listener.fileno(), self._accept)
+
     def _accept(self) -> None:
-        assert self._listener is not None
         try:
             peer, _ = self._listener.accept()
         except OSError as exc:
             if exc.errno in _NO_MORE:  # it stays in the line, and the loop would be told of it all the time
-                self._loop.remove_reader(self._listener.fileno())
-                self._rest = self._loop.call_later(_REST, self._listen_again)
+                self.loop.remove_reader(self._listener.fileno())
+                self._rest = self.loop.call_later(_REST, self._listen)
             return
         peer.setblocking(False)
         pid, uid, _ = _who(peer)
         if uid not in self._allowed:
+            peer.close()
+            return
+        if len(self._peers) + len(self._processes) >= _most():
+            self._refuse(peer, "as many processes as it has descriptors for are connected")
             peer.close()
             return
         if pid not in self._processes:
@@ -160,16 +198,12 @@ class Endpoint:
                 pass  # no descriptor left, or no process of ours to see: then the end of its connection has to do
             else:
                 self._processes[pid] = pidfd
-                self._loop.add_reader(pidfd, self._ended, pid)
+                self.loop.add_reader(pidfd, self._ended, pid)
         self._peers.add(peer)
-        self._loop.add_reader(peer.fileno(), self._left, peer)  # it has nothing to say
-        offering = self._loop.create_task(self._offer(peer))
+        self.loop.add_reader(peer.fileno(), self._left, peer)  # it has nothing to say
+        offering = self.loop.create_task(self._offer(peer))
         self._offering.add(offering)
         offering.add_done_callback(self._offering.discard)
-
-    def _listen_again(self) -> None:
-        assert self._listener is not None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _offer(self, peer: socket.socket) -> None:
         """Send it all, when GPUs have done what they were asked for arrays in it."""
@@ -190,23 +224,32 @@ class Endpoint:
                 words = told(exc)
                 if self._for_others and not isinstance(exc, memory.SharingError):
                     words = "it cannot be pickled"  # what the code of others says is not theirs
-                with contextlib.suppress(OSError):
-                    datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
+                self._refuse(peer, words)
                 self._left(peer)
-            self._loop.call_exception_handler({"message": f"what {self.path} offers cannot be sent", "exception": exc})
+            self.loop.call_exception_handler({"message": f"what {self._path} offers cannot be sent", "exception": exc})
+
+    def _refuse(self, peer: socket.socket, words: str) -> None:
+        with contextlib.suppress(OSError):
+            datagrams.send(peer, *function_run.pack(messages.OBJECT, (words[:_LONGEST],)))
 
     def _left(self, peer: socket.socket) -> None:
         """It has ended its connection."""
-        self._loop.remove_reader(peer.fileno())
+        self.loop.remove_reader(peer.fileno())
         self._peers.discard(peer)
         peer.close()
         memory.peer_gone()
 
     def _ended(self, pid: int) -> None:
         pidfd = self._processes.pop(pid)
-        self._loop.remove_reader(pidfd)
+        self.loop.remove_reader(pidfd)
         shut(pidfd)
         memory.peer_gone()
+
+
+def _most() -> int:
+    """Descriptors that those who come may cost this program, which has other uses for them: half of all."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(most // 2, 2)
 
 
 class _Name:
@@ -248,7 +291,12 @@ class _Name:
         """Take it away, unless the name is another's by now, or gone."""
         with contextlib.suppress(OSError):
             self._remove(self._which)
-        shut(self._home)
+        shut(*self.disown())
+
+    def disown(self) -> list[int]:
+        """It is the original's. Returns its descriptor, to be closed."""
+        home, self._home = self._home, -1
+        return [home]
 
     def _appear(self, made: str) -> None:
         try:
@@ -299,12 +347,27 @@ class _Name:
         return f".aioelastic-{os.getpid()}-{os.urandom(4).hex()}"
 
 
+class _Connection:
+    """By which an endpoint knows that the one who has come is there."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        forked_copies.register(self)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def disown(self) -> list[int]:
+        """See `forked_copies`: it tells of the original."""
+        return [fd for fd in (self._connection.detach(),) if fd >= 0]
+
+
 class Attachment(Mapping[str, Any]):
     """What an `Endpoint` offers, by name. What was taken out stays valid after `close()`, and after the other's end."""
 
     def __init__(self, objects: dict[str, Any], connection: socket.socket) -> None:
         self._objects = objects
-        self._over = weakref.finalize(self, connection.close)
+        self._over = weakref.finalize(self, _Connection(connection).close)
 
     def close(self) -> None:
         """Let go of it."""

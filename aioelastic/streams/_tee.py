@@ -68,7 +68,7 @@ class ConsoleTap:
             data, self._carry = b"\r" + data, self._carry[:-1]
         if b"\r" in data:
             held = b"\r" if data.endswith(b"\r") else b""  # perhaps one half of \r\n
-            data = _LONE_CR.sub(lambda _: b"\r" + prefix, data[: len(data) - len(held)]) + held
+            data = _after_returns(prefix, data[: len(data) - len(held)]) + held
         end = data.rfind(b"\n")
         if end < 0:
             self._carry += data
@@ -122,6 +122,14 @@ class ConsoleTap:
             self._arm()  # it was busy meanwhile: most likely the line goes on
         else:
             self._show(self._now(), None)
+
+
+def _after_returns(prefix: bytes, data: bytes) -> bytes:
+    """With the prefix after each carriage return that ends no line. A read may hold nothing else."""
+    if _LONE_CR.search(data) is None:
+        return data
+    begins = b"\r" + prefix
+    return data.replace(b"\r", begins).replace(begins + b"\n", b"\r\n")
 
 
 class JsonTap(LineTap):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 from collections import Counter
@@ -265,13 +266,18 @@ class Group:
         return await self.wait()
 
     def send_signal(self, signum: int) -> int:
-        """Send a signal to each running worker (not to its children); returns how many got it.
+        """Send a signal to each running worker (not to its children); returns how many got it. One that has changed its
+        user may not get it; the others do.
 
         Args:
             signum: its number, or a member of `signal.Signals`.
         """
         self._supervisor.check_ours()
-        return sum(worker.send_signal(signum) for worker in self._supervisor.workers)
+        count = 0
+        for worker in self._supervisor.workers:
+            with contextlib.suppress(PermissionError):
+                count += worker.send_signal(signum)
+        return count
 
     async def dump_stacks(self, timeout: float | None = BOUND) -> dict[int, str]:
         """Where is everybody? rank → the Python stacks of all threads of each worker that runs, taken in parallel.
@@ -290,6 +296,14 @@ class Group:
         """
         self._supervisor.check_ours()
         return await self._supervisor.dump_stacks(check_timeout("timeout", timeout))
+
+    def limit(self, timeout: float | None) -> None:
+        """Stop the group so many seconds from now, also if it is only being entered then.
+
+        Args:
+            timeout: seconds; None, or infinity, for no limit.
+        """
+        self._supervisor.limit(timeout)
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait.

@@ -69,7 +69,8 @@ async def supervise(
             ranks, by a builder `rank -> answer`, or a list with one per rank. `check` raises what failed either way.
         on_success: when one has succeeded: `"continue"` until all have ended, or `"stop"` the others: for processes of
             which none is to end; or, with `on_failure="continue"`, trials of which one is enough.
-        timeout: seconds after which the group is stopped; None, or infinity, for never.
+        timeout: seconds from the call after which the group is stopped, or its start given up; None, or infinity, for
+            never.
         check: raise when a worker failed or the time was over; else look at the result.
         on_event: called on the loop with each event (`aioelastic.events`); must be quick.
         launcher: who starts commands and fresh interpreters: `"guardian"`, a small process that outlives this one for
@@ -88,10 +89,8 @@ async def supervise(
         result = await supervise(Command("python", "train.py"), n=4, logs=Logs(dir="runs", tee=Std.ALL))
         print(result[2].exit.code, result[2].usage.max_rss)
     """
-    from ..model.validation import check_timeout  # as below
     from .any_group import Group  # asyncio and all that is below: who only imports a name of ours does not wait for it
 
-    check_timeout("timeout", timeout)
     group = Group(
         entry,
         n,
@@ -111,8 +110,9 @@ async def supervise(
         launcher=launcher,
     )
     group._supervisor.begin_reading()  # each worker from its start on
+    group.limit(timeout)
     async with group:
-        await group.finish(timeout)
+        await group.finish()
     result = await group.wait()
     group._supervisor.forget()
     if check:

@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import inspect
 import math
 import re
 import signal
+import socket
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Literal
 
+from ..diagnosis import Evidence
 from ..events import Event, GroupDone, Leaked, SinkTrouble
 from ..launch import By, Launcher, reap_abandoned
 from ..model.failures import Failure
 from ..model.group_spec import GroupSpec
-from ..model.leftovers import Process
+from ..model.leftovers import Process, Remains
 from ..model.logs import Std
 from ..model.results import GroupResult, Reason
 from ..model.states import State
 from ..model.stop_policy import Stop
 from ..model.text import printable, told
 from ..model.validation import check_timeout
-from ..planning import LaunchPlan, new_run_id
+from ..planning import LaunchPlan, new_run_id, plan
 from ..streams import Feeds, FileSink, LineFeed, Tap
 from ..system import forked_copies
 from ..system.waiting import anyio_shield, settled
@@ -63,6 +66,8 @@ class Supervisor(forked_copies.Owned):
         self._feeds = Feeds(self.attempts)
         self._leaked: list[Process] = []
         self._timeout: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # that stops the group when that is over
+        self._opening: asyncio.Timeout | None = None  # while all is made ready for the first start
         forked_copies.register(self)
         self._outcome: asyncio.Future[GroupResult] | None = None  # made when the loop is known
 
@@ -78,10 +83,14 @@ class Supervisor(forked_copies.Owned):
             reap_abandoned()
             self.resources = Resources(self.loop, self.spec, self.sink_trouble, self._launcher)
             self.census, self.poller = self.resources.census, self.resources.poller
-            self.plan = await self.resources.open(self.run_id)
+            self.plan = await self._open()
         except BaseException:
             self._outcome = None
+            self._end_timer()
             raise
+        if self.plan is None:
+            await self._none_started()
+            return
         _alive.add(self)
         try:
             await self.attempts.begin(self.plan, self.resources, self.resources.launcher())
@@ -143,6 +152,8 @@ class Supervisor(forked_copies.Owned):
         self._reason = reason
         if stop is not None:
             self.stop_policy = stop
+        if self._opening is not None:
+            self._opening.reschedule(self.loop.time())
         self.attempts.stop_all()
         self._feeds.look()  # none restarts any more
 
@@ -152,10 +163,14 @@ class Supervisor(forked_copies.Owned):
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the end; after `timeout` seconds stop the group, then wait."""
-        self._timeout = timeout if check_timeout("timeout", timeout) < math.inf else None
-        if self._timeout is not None and not (await asyncio.wait({self.end}, timeout=timeout))[0]:
-            self.begin_stop("timeout")
+        self.limit(timeout)
         await asyncio.shield(self.end)
+
+    def limit(self, timeout: float | None) -> None:
+        """See `Group.limit`."""
+        if check_timeout("timeout", timeout) < math.inf and timeout is not None:
+            self._timeout = timeout
+            self._timer = asyncio.get_running_loop().call_later(timeout, self.begin_stop, "timeout")
 
     def begin_reading(self) -> None:
         """Read the workers' output from now on (it happens by itself once the block's body awaits something)."""
@@ -299,6 +314,32 @@ class Supervisor(forked_copies.Owned):
             self.kill_at_exit()
             self.end.set_exception(problem)
 
+    async def _open(self) -> LaunchPlan | None:
+        """Make all ready for the first start. None: a stop came first, and all is closed again."""
+        asked = asyncio.timeout(0 if self._stopping else None)
+        try:
+            async with asked as self._opening:
+                return await self.resources.open(self.run_id)
+        except TimeoutError:
+            if not asked.expired():
+                raise
+            return None
+        finally:
+            self._opening = None
+
+    async def _none_started(self) -> None:
+        """A result of workers that have never been started."""
+        self._closing = True
+        self.plan = dataclasses.replace(plan(self.spec, run_id=self.run_id, host=socket.gethostname()), run_dir=None)
+        try:
+            await self.attempts.begin(self.plan, self.resources, self.resources.launcher())
+        finally:
+            await self._tell_end([], {})
+
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def _until_done(self, cancels: int) -> None:
         """Wait for the end through cancellations. The first is one more reason to stop; a second skips the grace."""
         cancelled: asyncio.CancelledError | None = None
@@ -330,6 +371,11 @@ class Supervisor(forked_copies.Owned):
         ended_badly = [one for one in everyone if one.failed or (one.exit is not None and not one.exit.ok)]
         found = await resources.close(attempts.deadline, self.stop_policy.bound, ended_badly)
         _alive.discard(self)
+        await self._tell_end(remains, found)
+
+    async def _tell_end(self, remains: list[Remains], found: dict[WorkerLife, Evidence]) -> None:
+        self._end_timer()
+        attempts = self.attempts
         assert self.plan is not None
         result = await build_result(
             self.plan,

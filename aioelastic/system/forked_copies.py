@@ -129,21 +129,38 @@ def _close(numbers: set[int], loops: list[AbstractEventLoop]) -> None:
         for fd in numbers:
             shut(fd)
         return
-    try:
-        null = select.epoll()
-    except OSError:  # no descriptors left
-        shut(numbers.pop())
-        null = select.epoll()
-    kept = [fd for fd in numbers if fd != null.fileno()]
-    for fd in kept:
-        os.dup2(null.fileno(), fd, inheritable=False)
-    null.close()
+    null = _never_ready(numbers)
+    kept = []
+    for fd in numbers:
+        try:
+            if null is not None and fd != null.fileno():
+                os.dup2(null.fileno(), fd, inheritable=False)
+                kept.append(fd)
+        except OSError:  # above the limit of now: nobody gets that number
+            shut(fd)
+    if null is not None:
+        null.close()
     _kept.append(kept)
     gone = [len(loops)]
     for loop in loops:
         _lost.add(loop)
-        part(loop)
+        try:
+            part(loop)
+        except OSError:  # it cannot have one
+            _blind(loop)
         weakref.finalize(loop, _loop_gone, gone, kept).atexit = False
+
+
+def _never_ready(numbers: set[int]) -> select.epoll | None:
+    """Something that is never ready. Where no descriptor is left, some of these are closed for it; None: there is none
+    though all of them are."""
+    while True:
+        try:
+            return select.epoll()
+        except OSError:
+            if not numbers:
+                return None
+            shut(numbers.pop())
 
 
 def _loop_gone(gone: list[int], kept: list[int]) -> None:
@@ -173,6 +190,14 @@ def part(loop: Any) -> None:
                     with contextlib.suppress(OSError):
                         fresh.register(fd, mask)
             os.dup2(fresh.fileno(), number, inheritable=False)
+
+
+def _blind(loop: Any) -> None:
+    """What its copy shares with the original is closed: it is of no use then, and no harm."""
+    shared: list[Any] = [getattr(loop, name, None) for name in ("_selector", "_ssock", "_csock")]
+    for one in shared:
+        if hasattr(one, "fileno"):
+            shut(one.fileno())
 
 
 # `ctypes` itself takes a millisecond to import

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..model.errors import SpecError
 from . import forked_copies
-from .waiting import T, _settle, nothing, settled
+from .waiting import T, nothing, settle, settled
 
 GATHER = 0.002  # seconds
 
@@ -87,9 +87,9 @@ class HelperThread:
             try:
                 value = work()
             except BaseException as exc:  # it is the caller's
-                self.tell(_settle, future, None, exc)
+                self.tell(settle, future, None, exc)
             else:
-                self.tell(_settle, future, value, None)
+                self.tell(settle, future, value, None)
 
         self.put(job)
         return future
@@ -195,4 +195,4 @@ def tell_kernel(name: str) -> None:
 
 def _ended(thread: threading.Thread, ended: asyncio.Future[None]) -> None:
     thread.join()  # it has nothing left to do but return
-    _settle(ended, None, None)
+    settle(ended, None, None)

@@ -135,14 +135,15 @@ def _seen(future: asyncio.Future[Any]) -> None:
 
 
 def _settle_by(waiter: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
-    _settle(waiter, None, None)
+    settle(waiter, None, None)
 
 
 def nothing(*_: object) -> None:
     """The callback of who needs none, or shall be told nothing more."""
 
 
-def _settle(future: asyncio.Future[Any], value: Any, exc: BaseException | None) -> None:
+def settle(future: asyncio.Future[Any], value: Any, exc: BaseException | None) -> None:
+    """Tell who waits for it, unless nobody does any more."""
     if future.done():
         return
     if exc is None:

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import BrokenExecutor, CancelledError, Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jobs
 import numpy as np
+import psutil
 import pytest
 from fake_pool import AGES, FakePool, FakeWorker
 from helpers import until
@@ -766,6 +768,32 @@ def test_a_preload_that_hangs_ends_with_the_executor(tmp_path: Path, monkeypatch
         executor._pool.stop()
     executor.shutdown(cancel_futures=True)
     assert future.cancelled()
+
+
+# --- the death of whoever had started the workers is one event ---
+
+
+@pytest.mark.parametrize("start", ["zygote", "spawn"])
+async def test_workers_whose_parent_dies_while_they_begin_are_begun_again(start: Any, tmp_path: Path) -> None:
+    goes_on = tmp_path / "goes_on"
+    initializer = partial(jobs.waits_unless, str(goes_on))
+    many = 2 * FALSE_STARTS
+    async with WorkerExecutor(many, start=start, initializer=initializer) as executor:
+        futures = [executor.submit(abs, -number) for number in range(2 * many)]
+        await until(lambda: len(executor.pids) == many)
+        parent = psutil.Process(executor.pids[0]).ppid()
+        goes_on.touch()
+        os.kill(parent, signal.SIGKILL)
+        assert await asyncio.gather(*map(asyncio.wrap_future, futures)) == [*range(2 * many)]
+
+
+def test_workers_that_end_their_zygote_each_time_are_not_begun_for_ever(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    with WorkerExecutor(1, initializer=jobs.kills_its_parent, initargs=(str(seen),)) as executor:
+        told = executor.submit(abs, -1).exception()
+    assert isinstance(told, BrokenExecutor)
+    assert "the zygote that had started it died" in str(told)
+    assert seen.read_text() == "x" * FALSE_STARTS
 
 
 # --- the end of the interpreter, and of what nobody has ---

@@ -21,22 +21,26 @@ import psutil
 import pytest
 import warm_jobs
 from helpers import QUIET, gone, kill_and_see_it_dead, sh, until
+from test_executor import Gate
 
 from aioelastic import (
     Function,
     Group,
     GroupFailed,
     GroupResult,
+    Logs,
     RemoteError,
     Restart,
     SpecError,
+    Std,
     Stop,
+    Worker,
     WorkerExecutor,
     plan,
     supervise,
 )
 from aioelastic.events import Exited, Ready, Spawned
-from aioelastic.launch import _zygote
+from aioelastic.launch import _function_channel, _zygote
 from aioelastic.model.group_spec import GroupSpec
 
 STARTS = ["zygote", "spawn", "fork"]
@@ -630,3 +634,30 @@ async def test_a_breakpoint_of_ones_own(start: Any) -> None:
 def test_a_breakpoint_in_a_task() -> None:
     with WorkerExecutor(1) as executor, pytest.raises(RuntimeError, match="nobody to talk to"):
         executor.submit(jobs.stops_to_be_looked_at).result()
+
+
+async def test_who_sends_to_a_worker_is_told_of_its_end_while_its_child_lives(tmp_path: Path, monkeypatch: Any) -> None:
+    gate, full, real = Gate(tmp_path), asyncio.Event(), _function_channel.writable
+
+    async def writable(fd: int) -> None:
+        full.set()
+        await real(fd)
+
+    async def sends(worker: Worker) -> None:
+        while True:
+            await worker.send(b"x" * 10_000)
+
+    monkeypatch.setattr(_function_channel, "writable", writable)
+    entry, stop = Function(jobs.leaves_a_copy_when, gate.path), Stop(scope="leader")
+    async with Group(entry, logs=Logs(tee=Std.NONE, drain=0.1), stop=stop) as group:
+        sending = asyncio.ensure_future(sends(group[0]))
+        await full.wait()
+        await asyncio.to_thread(gate.entered)
+        gate.open()
+        async with asyncio.timeout(60):
+            with pytest.raises(BrokenPipeError):
+                await sending
+        pid = (await group.wait())[0].value
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+    await asyncio.get_running_loop().shutdown_default_executor()

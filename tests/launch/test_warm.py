@@ -15,9 +15,10 @@ import psutil
 import pytest
 import warm_jobs
 from helpers import QUIET, alive, program, until
+from test_executor import Gate
 
 from aioelastic import Command, Function, GroupResult, Stop, supervise
-from aioelastic.launch import end_helpers
+from aioelastic.launch import _zygote, end_helpers
 
 pytestmark = pytest.mark.fresh
 
@@ -546,3 +547,39 @@ async def test_a_long_search_path_and_environment(start: Any, monkeypatch: Any) 
     path, size = await value(Function(warm_jobs.long), start=start, env=env)
     assert path == sys.path[-1]
     assert size == 400_000
+
+
+# --- one that is warming up ---
+
+
+def test_a_warm_up_that_was_cut_off_is_waited_for_on_another_loop(modules: Path) -> None:
+    gate = Gate(modules)
+    (modules / "warm_slow.py").write_text(f"open({gate.path!r}).read()\n")
+
+    async def cut_off() -> None:
+        work = asyncio.ensure_future(run(Function(os.getpid), preload=["warm_slow"]))
+        await asyncio.to_thread(gate.entered)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    async def again() -> bool:
+        work = asyncio.ensure_future(run(Function(os.getpid), preload=["warm_slow"]))
+        await until(lambda: any(one._waiting for one in _zygote._zygotes))
+        gate.open()
+        return (await work).ok
+
+    asyncio.run(cut_off())
+    assert asyncio.run(again())
+
+
+async def test_each_who_waits_for_a_warm_up_is_told_that_it_failed(modules: Path) -> None:
+    gate = Gate(modules)
+    (modules / "warm_broken.py").write_text(f"open({gate.path!r}).read()\n1 / 0\n")
+    first, second = (asyncio.ensure_future(run(Function(os.getpid), preload=["warm_broken"])) for _ in range(2))
+    await asyncio.to_thread(gate.entered)
+    await until(lambda: sum(len(one._waiting) for one in _zygote._zygotes) == 2)
+    gate.open()
+    told = await asyncio.gather(first, second, return_exceptions=True)
+    assert [str(one).partition("\n")[0] for one in told] == [str(told[0]).partition("\n")[0]] * 2
+    assert "ZeroDivisionError" in str(told[0])

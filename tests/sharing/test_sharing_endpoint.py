@@ -7,10 +7,12 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def tmp_path() -> Iterator[Path]:
 
 
 HOUSE = str(Path(sharing.__file__).parents[2])
+
+
+def service_of(endpoint: sharing.Endpoint) -> _endpoint._Service:
+    assert endpoint._service is not None
+    return endpoint._service
 
 
 async def stranger(code: str, *argv: str) -> Any:
@@ -133,11 +140,12 @@ async def test_a_successor_that_comes_at_the_last_moment_keeps_its_name(tmp_path
     path = tmp_path / "name"
     first, second = sharing.Endpoint(path, {"a": 1}), sharing.Endpoint(path, {"a": 2})
     await first.__aenter__()
-    inode = first._name._inode
+    name = service_of(first)._name
+    inode = name._inode
     entering: list[Any] = []
 
-    def replaced(name: str) -> Any:
-        found = inode(name)
+    def replaced(which: str) -> Any:
+        found = inode(which)
         if not entering:
             path.unlink()
             entering.append(second.__aenter__())
@@ -145,7 +153,7 @@ async def test_a_successor_that_comes_at_the_last_moment_keeps_its_name(tmp_path
                 entering[0].send(None)
         return found
 
-    monkeypatch.setattr(first._name, "_inode", replaced)
+    monkeypatch.setattr(name, "_inode", replaced)
     await first.__aexit__(None, None, None)
     with await asyncio.to_thread(sharing.attach, path) as offered:
         assert offered["a"] == 2
@@ -261,9 +269,10 @@ async def test_without_descriptors_the_loop_goes_on_and_nobody_is_turned_away(tm
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
             with no_descriptors_left():
                 peer.connect(os.fspath(tmp_path / "full"))
-                await until(lambda: endpoint._rest is not None)
-                assert endpoint._listener is not None
-                assert not loop.remove_reader(endpoint._listener.fileno())  # else it were told of it in each turn
+                await until(lambda: service_of(endpoint)._rest is not None)
+                assert not loop.remove_reader(
+                    service_of(endpoint)._listener.fileno()
+                )  # else it were told of it in each turn
             peer.setblocking(False)
             assert await loop.sock_recv(peer, 100)
 
@@ -302,3 +311,80 @@ except PermissionError as exc:
             out, _ = await process.communicate()
             assert said in out.decode()
     gc.collect()
+
+
+COPIES = """
+import asyncio, contextlib, os, sys, uvloop
+from aioelastic import sharing
+loop, end, path, fifo = sys.argv[1:]
+
+def held():
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {one for one in found if one.startswith(("socket", "anon_inode:[pidfd]"))}
+
+async def main():
+    before = held()
+    async with sharing.Endpoint(path, {"a": 1}) as endpoint:
+        with await asyncio.to_thread(sharing.attach, path) as offered:
+            theirs = held() - before
+            pid = os.fork()
+            if pid == 0:
+                kept = theirs & held()
+                assert not kept and offered["a"] == 1, kept
+                if end == "sys.exit":
+                    sys.exit(0)
+                if end == "return":
+                    return
+                await endpoint.__aexit__(None, None, None)
+                open(fifo).read()  # it lives longer than the original
+                os._exit(0)
+            if end != "lives":
+                assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+            with await asyncio.to_thread(sharing.attach, path) as again:
+                assert again["a"] == 1
+        while endpoint._service._peers:  # the copy has none of their ends
+            await asyncio.sleep(0)
+    assert not os.path.exists(path)
+
+me = os.getpid()
+(asyncio if loop == "asyncio" else uvloop).run(main())
+if os.getpid() == me:
+    print("original")
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("end", ["sys.exit", "return", "lives"])
+def test_a_forked_copy_has_nothing_of_it(end: str, loop: str, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    argv = ("-W", "ignore::DeprecationWarning", "-c", COPIES, loop, end, tmp_path / "name", fifo)
+    with subprocess.Popen(
+        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        said = program.stdout.readline()
+        if end == "lives" and said:
+            program.wait()
+            fifo.write_text("")
+        assert (said, program.stderr.read()) == ("original\n", "")
+
+
+async def test_those_who_come_do_not_use_up_the_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_endpoint, "_most", lambda: 4)
+    async with sharing.Endpoint(tmp_path / "many", {"a": 1}) as endpoint:
+        attach = partial(asyncio.to_thread, sharing.attach, endpoint.path)
+        came = [await attach() for _ in range(3)]  # and one for this process
+        with pytest.raises(sharing.ShareLost, match="as many processes as it has descriptors for"):
+            await attach()
+        came.pop().close()
+        service = service_of(endpoint)
+        await until(lambda: len(service._peers) == 2)
+        came.append(await attach())
+        for one in came:
+            one.close()
+    await asyncio.get_running_loop().shutdown_default_executor()

@@ -845,3 +845,16 @@ async def test_a_reader_is_a_reader() -> None:
     assert not reader.over
     os.close(write)
     assert await reader.all() == b"one"
+
+
+@pytest.mark.parametrize("read", [b"\r" * 100_000, b"x\r" * 100_000, b"\r\r\n" * 100_000])
+def test_a_read_full_of_carriage_returns_takes_a_few_steps(read: bytes) -> None:
+    """And not one of Python's for each, while the loop waits."""
+    steps: list[str] = []
+    sys.setprofile(lambda frame, event, arg: steps.append(event))
+    try:
+        made = _tee._after_returns(b"> ", read)
+    finally:
+        sys.setprofile(None)
+    assert len(steps) < 20
+    assert made == re.sub(rb"\r(?!\n)", b"\r> ", read)

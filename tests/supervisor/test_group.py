@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shlex
 import signal
@@ -543,3 +544,22 @@ async def test_closed_feeds_are_forgotten() -> None:
             group.lines().close()
         assert group._supervisor._feeds._feeds == {}
         assert all(len(pump.taps) == 1 for pump in group[0]._life.output._pumps.values())
+
+
+async def test_one_that_may_not_be_signalled_keeps_no_signal_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has changed its user, say."""
+    send, asked = signal.pidfd_send_signal, list[int]()
+
+    def refused(pidfd: int, signum: int) -> None:
+        asked.append(pidfd)
+        if len(asked) == 1:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        send(pidfd, signum)
+
+    async with Group(sh("exec sleep 1000"), n=3, logs=QUIET, on_failure="continue", check=False) as group:
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", refused)
+            assert group.send_signal(signal.SIGKILL) == 2
+        for rank in (1, 2):
+            await group[rank].wait()
+        assert group[0].exit is None

@@ -128,6 +128,7 @@ async def test_the_end_of_the_original_is_noticed_while_its_copy_lives(end: str,
         finally:
             kill_and_see_it_dead(copy, signal.SIGKILL)
             program.kill()
+            await gone(copy)
 
 
 EXECUTOR = """
@@ -436,3 +437,70 @@ def test_a_fork_in_another_thread_while_an_executor_begins(start: str) -> None:
     """Both work: the original's executor, and one of the copy's own."""
     done = subprocess.run([*PYTHON, "-c", BEGINS, start], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "{7}\n", "")
+
+
+LOWERED = """
+import asyncio, os, resource, sys, uvloop
+from aioelastic import *
+
+def held():
+    return {int(one): os.readlink(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{one}")}
+
+async def main():
+    low = [os.open(os.devnull, os.O_RDONLY) for _ in range(200)]
+    async with Group(Command("sleep", "1000"), n=2, logs=Logs(tee=Std.NONE)):
+        high = {fd for fd in held() if fd > low[-1]}
+        for fd in low:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low[-1], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        found = (await supervise(Function(held), start="fork", logs=Logs(tee=Std.NONE)))[0].value
+        assert high and not high & set(found), found
+        pid = os.fork()
+        if pid == 0:
+            assert not high & set(held())
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+(asyncio if sys.argv[1] == "asyncio" else uvloop).run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_descriptors_above_a_limit_that_was_lowered(loop: str) -> None:
+    done = subprocess.run([*PYTHON, "-c", LOWERED, loop], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+FEW = """
+import os, resource, sys
+import numpy
+from aioelastic import sharing
+
+def free():
+    got = []
+    try:
+        while True:
+            got.append(os.dup(0))
+    except OSError:
+        pass
+    for fd in got:
+        os.close(fd)
+    return len(got)
+
+shared = sharing.copy(numpy.ones(100_000))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+blocked = [os.dup(0) for _ in range(free())]
+for fd in blocked[: int(sys.argv[1])]:
+    os.close(fd)
+pid = os.fork()
+if pid == 0:
+    os._exit(free())
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), free())
+"""
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_fork_with_few_descriptors_left_costs_none(left: int) -> None:
+    done = subprocess.run([*PYTHON, "-c", FEW, str(left)], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == (f"{left} {left}\n", "")

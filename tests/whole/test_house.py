@@ -345,8 +345,8 @@ def test_only_who_tells_what_came_of_it_closes_a_descriptor_by_itself() -> None:
 
 PUBLIC = {
     "Group": {
-        *("as_completed", "begin_stop", "dump_stacks", "events", "finish", "hurry", "line", "lines", "pids", "plan"),
-        *("run_id", "send_signal", "stop", "wait"),
+        *("as_completed", "begin_stop", "dump_stacks", "events", "finish", "hurry", "limit", "line", "lines", "pids"),
+        *("plan", "run_id", "send_signal", "stop", "wait"),
     },
     "Worker": {
         *(

@@ -40,6 +40,17 @@ def buffer(size: int) -> Any:
     return kind("Buffer", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})()
 
 
+def forget_printed() -> None:
+    """In a forked copy: what C code has printed, and is to be written by the original."""
+    library = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+    for name in ("stdout", "stderr"):
+        try:
+            stream = _Address.from_address(_ctypes.dlsym(library, name))
+            function("__fpurge")(stream)
+        except OSError:
+            return  # a C library without that
+
+
 def errno_of() -> int:
     """Why the last call failed."""
     return _ctypes.get_errno()

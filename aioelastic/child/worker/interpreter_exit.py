@@ -13,7 +13,7 @@ import threading
 from _weakref import ref
 from typing import Any, NoReturn
 
-from ..kernel.libc import function
+from ..kernel.libc import forget_printed, function
 
 flush_c = function("fflush")  # with None: what C code has printed
 _pid = 0  # of the worker: it may fork
@@ -29,12 +29,42 @@ def mine() -> None:
     _pid = os.getpid()
 
 
+class _Nowhere(io.RawIOBase):
+    """A file that takes everything."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
+
+
 def keep(*streams: Any) -> None:
-    """They were standard streams, and somebody may still print by them."""
+    """They were standard streams of the program, and somebody may still print by them. What waits in them is written by
+    the program, which has not waited for that before the fork: perhaps nobody reads."""
+    forget_printed()
     for one in streams:
         # what else is put there, as by a notebook, writes somewhere else, or waits for a thread that is not here
         if type(one) is io.TextIOWrapper and all(one is not other for other in _streams):
             _streams.append(one)
+            try:
+                _empty(one)
+            except (OSError, ValueError):
+                pass  # it is closed, or detached
+
+
+def _empty(stream: io.TextIOWrapper) -> None:
+    buffer = stream.buffer
+    if type(buffer) is not io.BufferedWriter:
+        return  # none, as with `-u`
+    raw = buffer.raw
+    io.BufferedWriter.__init__(
+        buffer, _Nowhere()
+    )  # with nothing in it, and a lock that no thread has which is not here
+    try:
+        stream.flush()
+    finally:
+        io.BufferedWriter.__init__(buffer, raw)
 
 
 def keep_files() -> None:
