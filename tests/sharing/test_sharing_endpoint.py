@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import no_descriptors_left, until
+from helpers import child_process, no_descriptors_left, until
 
 from aioelastic import SpecError, sharing
 from aioelastic.sharing import _endpoint
@@ -362,9 +362,7 @@ def test_a_forked_copy_has_nothing_of_it(end: str, loop: str, tmp_path: Path) ->
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     argv = ("-W", "ignore::DeprecationWarning", "-c", COPIES, loop, end, tmp_path / "name", fifo)
-    with subprocess.Popen(
-        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as program:
+    with child_process([sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stderr is not None
         said = program.stdout.readline()
