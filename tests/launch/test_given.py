@@ -30,6 +30,8 @@ from aioelastic.model.group_spec import GroupSpec
 from aioelastic.model.text import shown
 from aioelastic.planning import preflight
 
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
+
 HOW: dict[str, Callable[[], dict[str, Any]]] = {
     "guardian": dict,
     "guardian, forked": lambda: {"placement": Placement(nice=os.getpriority(os.PRIO_PROCESS, 0))},
@@ -449,8 +451,6 @@ def test_a_umask_is_told_in_octal() -> None:
 
 READ = """
 import os, fcntl
-
-pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 path = os.environ["TOKEN_FILE"]
 print(open(path).read(), open(path).read(), "TOKEN" in os.environ)
 try:
