@@ -30,6 +30,8 @@ from aioelastic.model.group_spec import GroupSpec
 from aioelastic.model.text import shown
 from aioelastic.planning import preflight
 
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
+
 HOW: dict[str, Callable[[], dict[str, Any]]] = {
     "guardian": dict,
     "guardian, forked": lambda: {"placement": Placement(nice=os.getpriority(os.PRIO_PROCESS, 0))},
@@ -195,6 +197,7 @@ def test_what_is_no_descriptor(given: Any, problem: str) -> None:
     assert caught.value.field == "pass_fds"
 
 
+@pytest.mark.fresh  # it counts free descriptors from the lowest on: helpers that are kept warm have some of them
 @pytest.mark.parametrize("name", ["guardian", "direct", "direct-by-popen"])
 async def test_each_descriptor_that_a_start_needs_is_missing_once(name: str) -> None:
     launcher: Any = LAUNCHERS[name]()
@@ -449,8 +452,6 @@ def test_a_umask_is_told_in_octal() -> None:
 
 READ = """
 import os, fcntl
-
-pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 path = os.environ["TOKEN_FILE"]
 print(open(path).read(), open(path).read(), "TOKEN" in os.environ)
 try:

@@ -28,6 +28,8 @@ from aioelastic.events import Exited, Ready, Spawned
 from aioelastic.launch import DirectLauncher
 from aioelastic.model.group_spec import GroupSpec
 
+pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
+
 MAKERS: dict[str, Callable[[int], Executor]] = {
     "threads": lambda n: ThreadPoolExecutor(n),
     "processes": lambda n: ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("fork")),
@@ -167,8 +169,6 @@ import asyncio, signal
 import jobs, loky
 from helpers import QUIET
 from aioelastic import Function, SpecError, supervise
-
-pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 
 async def run(function, n=1):
     return await supervise(function, n, start=executor, logs=QUIET, check=False)
