@@ -30,6 +30,7 @@ _NAMESPACES = (b"pid_for_children", b"ipc", b"mnt", b"net", b"time_for_children"
 _ENOUGH = 8192  # bytes of one of these files, but where a user has hundreds of groups
 _RESET_ON_FORK = 0x4000_0000  # SCHED_RESET_ON_FORK, sched(7)
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # which it ignores for itself
+_OF_LIBC = (32, 33)  # glibc's own: what its posix_spawn(3) starts ignores them, and nobody can handle them
 _LIMITS = tuple(range(resource.RLIMIT_RTTIME))  # the last one holds the mark (child/kernel/process_marks.py)
 
 
@@ -319,7 +320,7 @@ def _parsed(raw: tuple[Any, ...]) -> HostState:
         tuple(sorted(cpus)),
         *habits,
         limits,
-        tuple(one for one in range(1, 65) if mask >> (one - 1) & 1),
+        tuple(one for one in range(1, 65) if mask >> (one - 1) & 1 and one not in _OF_LIBC),
     )
     return HostState((ids, groups, rights, cgroup, *held), given)
 
