@@ -75,7 +75,9 @@ def home(tmp_path: Path, monkeypatch: Any) -> Path:
     (here / "package" / "starred.py").write_text("from package.jobs import *\n")
     (here / "space" / "inner").mkdir(parents=True)
     (here / "space" / "inner" / "deep.py").write_text("def f():\n    return 'deep'\n")
-    (here / "main.py").write_text("import sys\nprint(__name__, sys.argv[1:])\nraise SystemExit(3)\n")
+    # in one piece: with PYTHONUNBUFFERED, print() is several, and a worker may be stopped between them
+    main = 'import sys\nsys.stdout.write(f"{__name__} {sys.argv[1:]}\\n")\nraise SystemExit(3)\n'
+    (here / "main.py").write_text(main)
     monkeypatch.chdir(here)
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     return here
