@@ -486,9 +486,18 @@ async def test_a_failure_stops_the_others(threads: Executor) -> None:
 
 
 async def test_a_timeout(threads: Executor) -> None:
-    result = await run(Function(lent_jobs.heeds), 2, start=threads, timeout=0)
+    async with Group(Function(lent_jobs.heeds), n=2, start=threads, logs=QUIET, check=False) as group:
+        await begun(2)
+        group.limit(0)
+        result = await group.wait()
     assert result.reason == "timeout"
     assert all(one.stopped for one in result)
+
+
+async def test_a_timeout_that_is_over_before_any_has_started(threads: Executor) -> None:
+    result = await run(Function(lent_jobs.heeds), 2, start=threads, timeout=0)
+    assert result.reason == "timeout"
+    assert [one.outcome for one in result] == ["never started"] * 2
 
 
 async def test_cancelling_in_the_middle(pool: Executor) -> None:

@@ -548,7 +548,7 @@ async def test_closed_feeds_are_forgotten() -> None:
 
 async def test_one_that_may_not_be_signalled_keeps_no_signal_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has changed its user, say."""
-    send, asked = signal.pidfd_send_signal, list[int]()
+    send, kill, asked = signal.pidfd_send_signal, os.kill, list[int]()
 
     def refused(pidfd: int, signum: int) -> None:
         asked.append(pidfd)
@@ -556,9 +556,15 @@ async def test_one_that_may_not_be_signalled_keeps_no_signal_from_the_others(mon
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         send(pidfd, signum)
 
+    def refused_by_number(pid: int, signum: int) -> None:
+        if pid == group.pids[0]:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        kill(pid, signum)
+
     async with Group(sh("exec sleep 1000"), n=3, logs=QUIET, on_failure="continue", check=False) as group:
         with monkeypatch.context() as patch:
-            patch.setattr(signal, "pidfd_send_signal", refused)
+            patch.setattr("_signal.pidfd_send_signal", refused)  # what a guardian has, too: it imports no more
+            patch.setattr(os, "kill", refused_by_number)
             assert group.send_signal(signal.SIGKILL) == 2
         for rank in (1, 2):
             await group[rank].wait()
