@@ -92,7 +92,14 @@ deaf = Command("sh", "-c", "trap '' TERM; echo here; while :; do sleep 1; done")
 async with Group(deaf, 2, stop=Stop(grace=0.01), **common) as group:
     await begun(group)
 """,
-    "out of time": "with Failing(GroupTimeout): await supervise(waits, 2, timeout=0.1, **common)",
+    "out of time": """
+async with Group(waits, 2, **dict(common, check=False)) as group:
+    await begun(group)
+    group.limit(0)
+    result = await group.wait()
+with Failing(GroupTimeout):
+    result.raise_for_failures()
+""",
     "cancelled": """
 async def run():
     await supervise(waits, 2, **dict(common, on_event=told))
@@ -138,7 +145,14 @@ async with Group(Function(late.waits), 2, **one) as group:
 async with Group(Function(late.waits), 2, **one) as group:
     await begun(group)
 """,
-    "out of time": "with Failing(GroupTimeout): await supervise(Function(late.waits), 2, timeout=0.1, **one)",
+    "out of time": """
+async with Group(Function(late.waits), 2, **dict(one, check=False)) as group:
+    await begun(group)
+    group.limit(0)
+    result = await group.wait()
+with Failing(GroupTimeout):
+    result.raise_for_failures()
+""",
     "is killed": """
 with Failing(GroupFailed):
     async with Group(Function(late.waits), 2, **one) as group:

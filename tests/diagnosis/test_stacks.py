@@ -489,7 +489,10 @@ async def test_a_log_directory_that_is_gone_costs_the_file_only(tmp_path: Path) 
 
 
 async def test_a_timeout_shows_where() -> None:
-    result = await supervise(Function(jobs.hangs_in_c, False), 2, logs=QUIET, stop=DUMP, timeout=0.5, check=False)
+    async with Group(Function(jobs.hangs_in_c, False), 2, logs=QUIET, stop=DUMP, check=False) as group:
+        await here(group, 2)
+        group.limit(0)
+        result = await group.wait()
     assert result.reason == "timeout"
     assert all(one.stacks for one in result)
 

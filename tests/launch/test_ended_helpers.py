@@ -106,10 +106,14 @@ async def test_a_group_ends_in_words(kind: str, way: Callable[[], None]) -> None
 
 async def test_a_zygote_outlives_its_guardian_and_serves_its_workers() -> None:
     async with Group(Function(jobs.sleeps), logs=QUIET, check=False) as group:
+        pid = zygote(Spawned(None, None, 0, 0.0))
+        assert pid is not None
         killed(guardian, keeper)()
         group[0].send_signal(signal.SIGUSR1)
         result = await group.wait()
     assert result.failures[0].cause == "SIGUSR1"
+    end_helpers()
+    await gone(pid)  # it is nobody's child now
 
 
 @pytest.mark.parametrize("kind", ["command", "function", "fresh interpreter"])

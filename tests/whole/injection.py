@@ -396,8 +396,8 @@ def scenario() -> None:  # noqa: C901  # one program, read from above to below
     stop = Stop(grace=GRACE, bound=BOUND, dump=which == "direct")
     told: dict[str, Any] = {"error": None, "loops": []}
 
-    def command(script: str) -> Command:
-        return Command("/bin/sh", "-c", script)
+    def command(script: str, **given: Any) -> Command:
+        return Command("/bin/sh", "-c", script, **given)
 
     def python(code: str) -> Command:
         return Command(sys.executable, "-c", PRELUDE + code)
@@ -418,7 +418,9 @@ def scenario() -> None:  # noqa: C901  # one program, read from above to below
             entries = [orphans, Function(takes, b""), recorded]
             options = {"launcher": "direct", "start": "spawn", "logs": rotated, "restart": Restart.on_failure(max=1)}
         case "placed":
-            entries = [orphans, Function(forsakes, None), recorded]
+            more: dict[str, Any] = {"input": b"nobody reads it", "secrets": {"A": "b"}}
+            given = command(ORPHANS.format(lines=LINES, never=gates["never"]), **more)
+            entries = [given, Function(forsakes, None), recorded]
             options |= {"placement": place, "env": {f"LARGE{at}": "x" * 100_000 for at in range(3)}}
         case "teed" | "socket":
             entries[0] = command(
