@@ -170,6 +170,15 @@ class ForksWhilePickled:
         return str, ("itself" if pid else "copy",)
 
 
+class ForksWhileUnpickled:
+    def __reduce__(self) -> Any:
+        return forks, ("returns",)
+
+
+def same(value: Any) -> Any:
+    return value
+
+
 def returns_what_forks() -> ForksWhilePickled:
     return ForksWhilePickled()
 

@@ -253,6 +253,7 @@ class Function:
     def __init__(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(fn):
             raise SpecError("fn", fn, "cannot be called", "give a function: Function(train, config)")
+        _innermost(fn)
         put = object.__setattr__
         put(self, "fn", fn)
         put(self, "args", args)
@@ -299,9 +300,7 @@ class Function:
     @property
     def name(self) -> str:
         """Its module and its qualified name, with a colon between them."""
-        fn: Any = self.fn
-        while isinstance(fn, functools.partial | types.MethodType):
-            fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+        fn = _innermost(self.fn)
         module, qualname = _own(fn, "__module__"), _own(fn, "__qualname__")
         kind = type(fn)
         return f"{module or kind.__module__}:{qualname or kind.__qualname__}"
@@ -310,6 +309,17 @@ class Function:
     def argv(self) -> tuple[str, ...]:
         """What stands for a command line in plans, results and failures."""
         return (self.name,)
+
+
+def _innermost(fn: Any) -> Any:
+    """What partials and methods call in the end."""
+    seen = []  # to be the same, and not equal
+    while isinstance(fn, functools.partial | types.MethodType):
+        if any(fn is one for one in seen):
+            raise SpecError("fn", fn, "is a partial of itself", "give a function: Function(train, config)")
+        seen.append(fn)
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    return fn
 
 
 def _own(fn: Any, name: str) -> str:

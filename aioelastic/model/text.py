@@ -32,6 +32,7 @@ _SECRET = (
 _PLAIN = (bool, type(None), type(Ellipsis), float, complex, range, slice)
 _PLAIN_MODULES = ("datetime", "decimal", "fractions")
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_NESTED = 20  # partials within partials that are shown
 
 
 def printable(text: str) -> str:
@@ -92,9 +93,9 @@ def _argument(value: Any) -> str:
     return repr(value) if type(value) is int and -_LARGE < value < _LARGE else shown(value, 40)
 
 
-def _function_name(fn: Any) -> str:
-    if isinstance(fn, functools.partial):
-        return f"partial({_function_name(fn.func)})"
+def _function_name(fn: Any, depth: int = 0) -> str:
+    if isinstance(fn, functools.partial):  # it may hold itself
+        return f"partial({_function_name(fn.func, depth + 1) if depth < _NESTED else '…'})"
     try:
         name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
     except Exception:  # of the code of others

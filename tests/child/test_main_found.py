@@ -193,9 +193,9 @@ if __name__ == "__main__":
 
 @pytest.mark.long
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("kind", ["script", "-m", "package", "folder", "zip", "stdin", "frozen"])
+@pytest.mark.parametrize("kind", ["script", "-m", "package", "folder", "zip", "stdin", "/dev/stdin", "frozen"])
 def test_all_of_the_main_module_travels_and_comes_back(kind: str, start: str, tmp_path: Path) -> None:
-    text = APP.replace("START", repr(start)).replace("BY_VALUE", str(kind in ("stdin", "frozen")))
+    text = APP.replace("START", repr(start)).replace("BY_VALUE", str(kind in ("stdin", "/dev/stdin", "frozen")))
     given = None
     match kind:
         case "script":
@@ -214,8 +214,8 @@ def test_all_of_the_main_module_travels_and_comes_back(kind: str, start: str, tm
             written(tmp_path / "pack/__main__.py", text)
             subprocess.run([sys.executable, "-m", "zipapp", "pack", "-o", "app.pyz"], cwd=tmp_path, check=True)
             argv = ["app.pyz"]
-        case "stdin":
-            argv, given = ["-"], text
+        case "stdin" | "/dev/stdin":
+            argv, given = ["-" if kind == "stdin" else kind], text
         case _:
             # as of PyInstaller: its main module is nowhere
             argv = ["-c", f"import sys; sys.frozen = True; __file__ = 'app.py'\n{text}"]

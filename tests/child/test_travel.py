@@ -222,6 +222,18 @@ ODD: dict[str, tuple[Any, Any, str]] = {
 }
 
 
+def test_a_partial_of_itself_is_refused(executor: WorkerExecutor) -> None:
+    itself = functools.partial(abs)
+    itself.__setstate__((itself, (), {}, {}))
+    with pytest.raises(SpecError, match="is a partial of itself") as caught:
+        Function(itself, 1)
+    assert caught.value.field == "fn"
+    with pytest.raises(RecursionError):
+        executor.submit(itself, 1)
+    assert executor.submit(abs, -1).result() == 1
+    itself.__setstate__((abs, (), {}, {}))  # it would be kept for ever
+
+
 @pytest.mark.parametrize("name", ODD)
 async def test_odd_callables_run_or_are_refused_in_words(name: str, executor: WorkerExecutor) -> None:
     fn, value, called = ODD[name]

@@ -426,6 +426,19 @@ def test_the_copy_of_a_task_does_not_go_on_serving(how: str) -> None:
         assert [one.result(BOUND) for one in rest] == list(range(20))
 
 
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("how", ["returns", "raises", "exits"])
+def test_the_copy_of_an_initializer_does_not_serve(how: str, start: Any) -> None:
+    with WorkerExecutor(1, initializer=jobs.forks, initargs=(how,), start=start) as executor:
+        assert [one.result(BOUND) for one in [executor.submit(abs, -i) for i in range(20)]] == list(range(20))
+
+
+def test_the_copy_of_what_is_unpickled_does_not_do_the_task() -> None:
+    with WorkerExecutor(1) as executor:
+        assert executor.submit(jobs.same, jobs.ForksWhileUnpickled()).result(BOUND) == "itself"
+        assert [one.result(BOUND) for one in [executor.submit(abs, -i) for i in range(20)]] == list(range(20))
+
+
 def test_a_task_that_forks_while_its_result_is_pickled() -> None:
     with WorkerExecutor(1) as executor:
         first, rest = executor.submit(jobs.returns_what_forks), [executor.submit(abs, -i) for i in range(20)]

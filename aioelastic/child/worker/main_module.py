@@ -45,7 +45,10 @@ def _way_to(module: Any) -> Main | None:
     if not isinstance(path, str):
         return None
     kind, path = ("folder", os.path.dirname(path) or os.curdir) if name == NAME else ("script", path)
-    return (kind, os.path.abspath(path)) if os.path.exists(path) else None
+    path = os.path.abspath(path)
+    if path.startswith(("/dev/", "/proc/")):  # /dev/stdin, `<(...)`: one of our descriptors
+        path = os.path.realpath(path)
+    return (kind, path) if os.path.isfile(path) or os.path.isdir(path) else None
 
 
 def import_main(main: Main | None) -> None:

@@ -41,6 +41,8 @@ def serve(
         begun = initializer(*initargs)
         if type(begun) is types.CoroutineType:
             function_run.run(begun)
+    if _copies:
+        return  # the worker itself says that it is ready, and has the tasks
     context.ready()
     receive, send = datagrams.receive, datagrams.deliver
     decode = functools.partial(host_program.importing, messages.decode)  # it imports what a task needs
@@ -65,6 +67,8 @@ def serve(
             finally:
                 if fds:
                     datagrams.close(fds)
+            if _copies:
+                return  # made by what was imported, or unpickled: the worker itself does the task
             phase = function_run.RUN
             value = fn(*args, **kwargs)
             if type(value) is types.CoroutineType:
