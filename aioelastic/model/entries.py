@@ -313,7 +313,7 @@ class Function:
 
 def _innermost(fn: Any) -> Any:
     """What partials and methods call in the end."""
-    seen = []  # to be the same, and not equal
+    seen: list[Any] = []  # to be the same, and not equal
     while isinstance(fn, functools.partial | types.MethodType):
         if any(fn is one for one in seen):
             raise SpecError("fn", fn, "is a partial of itself", "give a function: Function(train, config)")
