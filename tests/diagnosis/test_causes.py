@@ -161,7 +161,10 @@ def kernel_log_is_readable() -> bool:
 
 @pytest.mark.skipif(not kernel_log_is_readable(), reason="/dev/kmsg is not for this user, or its pids are not ours")
 async def test_the_kernels_own_word_about_a_crash() -> None:
-    why = await died(py("import ctypes; ctypes.string_at(0)"))
+    for _ in range(200):  # ten crashes in five seconds, of the whole machine, are all that the kernel writes down
+        why = await died(py("import ctypes; ctypes.string_at(0)"))
+        if why.certain:
+            break
     assert why.certain
     assert "kernel log: " in str(why)
     assert "segfault at 0 ip" in str(why)
