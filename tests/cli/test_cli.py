@@ -694,6 +694,7 @@ sys.exit(main(["run", *sys.argv[5:]]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
 @pytest.mark.parametrize(
@@ -823,6 +824,7 @@ def test_a_full_disk_under_the_logs_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "counts"),
     [("-- true", range(4, 41)), ("--no-uvloop -- true", (4, 7, 11, 16)), ("-m os:getpid", (4, 8, 12, 24))],

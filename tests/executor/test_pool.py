@@ -617,6 +617,7 @@ def test_a_handler_may_submit_cancel_and_shut_down(ends: int) -> None:
     assert (done.stdout, done.stderr) == ("all refused\n", "")
 
 
+@pytest.mark.long
 def test_a_handler_of_a_real_signal(tmp_path: Path) -> None:
     futures, mine = list[Future[int]](), list[Future[int]]()
 

@@ -258,6 +258,7 @@ def test_small_ones_share_blocks(fake: Any) -> None:
     assert [x.address for x in arrived] == [x.address for x in arrays]
 
 
+@pytest.mark.long
 def test_ten_thousand_small_sends_hold_nothing(fake: Any) -> None:
     x = sharing.empty(100, "f4", device="cuda")
     travelled(x)

@@ -140,6 +140,7 @@ def begins(path: Path) -> None:
     signal.pause()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [*WAYS.values(), killed(zygote)], ids=[*WAYS, "zygote killed"])
 def test_an_executor_tells_its_tasks_and_goes_on(way: Callable[[], None], tmp_path: Path) -> None:
     paths = [tmp_path / "one", tmp_path / "two"]

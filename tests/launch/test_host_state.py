@@ -216,6 +216,7 @@ def told(tmp_path_factory: Any) -> dict[str, tuple[str, str]]:
 NAMES = [line.split('"')[1] for line in PROGRAM.splitlines() if line.startswith('    "') and '": ' in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["nothing", *NAMES])
 def test_it_is_that_of_the_program_now(told: dict[str, tuple[str, str]], name: str) -> None:
     verdict, words = told[name]

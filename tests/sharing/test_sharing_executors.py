@@ -78,6 +78,7 @@ async def test_what_is_born_there(pool: Executor) -> None:
     assert [float(np.asarray(one.value)[-1]) for one in result] == [0, 1]  # it outlives its owner
 
 
+@pytest.mark.long
 async def test_private_ones_are_copied_for_each(pool: Executor) -> None:
     if isinstance(pool, ThreadPoolExecutor):
         return  # a thread has the objects themselves

@@ -428,6 +428,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("when", "loop"), [("start", "asyncio"), ("loop", "asyncio"), ("loop", "uvloop")]
 )  # libuv aborts when it is to close a descriptor below 3

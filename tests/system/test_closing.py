@@ -53,6 +53,7 @@ async def test_groups_and_what_they_leave(closing_fails: list[int], tmp_path: Pa
     assert closing_fails
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
 async def test_functions(closing_fails: list[int], start: str) -> None:
     result = await supervise(Function(jobs.product, 2, 3), 2, start=start, logs=Logs(tee=Std.NONE))  # type: ignore[arg-type]

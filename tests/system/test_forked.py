@@ -106,6 +106,7 @@ async def main():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", ["command", "zygote"])
 @pytest.mark.parametrize("end", ["kill", "exec"])

@@ -163,6 +163,7 @@ def test_what_is_had_at_once_is_told_of_the_test(tests: pytest.Pytester) -> None
     result.assert_outcomes(passed=9, failed=1, errors=5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [(), ("-n", "2", "--dist", "worksteal")], ids=["alone", "xdist"])
 def test_the_rest_is_told_of_the_file_with_its_culprits(
     tests: pytest.Pytester, detached: None, options: tuple[str, ...]

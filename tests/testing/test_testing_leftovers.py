@@ -92,6 +92,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "what",
     ["tracked()", "array()", "duplicates()", "loky()"]

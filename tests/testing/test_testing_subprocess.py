@@ -274,6 +274,7 @@ def test_what_ends_the_run_ends_it(
     assert "this" not in result.stdout.str()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "options"),
     [("    assert os.getpid() == 2", ["--pdb"]), ("    breakpoint()", ["-s"]), ("    pass", ["--trace"])],

@@ -308,6 +308,7 @@ def test_a_callback_that_ends_the_program_ends_the_group(loop: str) -> None:
     assert (done.stdout, done.stderr) == ("all\n", "")
 
 
+@pytest.mark.long
 async def test_two_thousand_workers() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 7000:

@@ -30,6 +30,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_programs_run(program: str, tmp_path: Path) -> None:
     """Each as a reader would run it: saved to a file, in a directory that holds docs/examples, the venv active."""

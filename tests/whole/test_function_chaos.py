@@ -27,6 +27,7 @@ pytestmark = pytest.mark.fresh
 BLOWS = ["worker", "zygote", "cancel", "stop", "hurry", "pause"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "what"),
     [(start, what) for start in ("zygote", "spawn", "fork") for what in BLOWS if start == "zygote" or what != "zygote"],
