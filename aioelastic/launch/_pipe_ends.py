@@ -70,13 +70,17 @@ class Ends:
                 self.their_channel = above_two(theirs.detach())
                 if worker.call is not None:
                     from ..child.wire import messages  # for start-up time: see `supervisor/function_parts.py`
-                    from ..child.worker import host_program, main_module  # the same
+                    from ..child.worker import host_program, main_module, multiprocessing_state  # the same
 
                     call = worker.call
-                    setup = (host_program.own(), main_module.importable(), call.show_locals)
+                    is_ours = uid is None  # another user gets nothing by which to act as this one
+                    key, tracker = (
+                        (multiprocessing_state.key(), multiprocessing_state.tracker()) if is_ours else (None, [])
+                    )
+                    setup = (host_program.own(), main_module.importable(), call.show_locals, key, len(tracker))
                     packet, fds = messages.encode(messages.SETUP, setup)
                     try:
-                        datagrams.send(self.channel, packet, fds)
+                        datagrams.send(self.channel, packet, [*tracker, *fds])
                     finally:
                         datagrams.close(fds)
                     datagrams.send(self.channel, call.packet, call.fds)

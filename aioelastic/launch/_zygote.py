@@ -18,7 +18,7 @@ from typing import Any
 from ..child.kernel.bounded_reads import slurp
 from ..child.kernel.child_processes import pidfd_or_none
 from ..child.wire import datagrams, requests
-from ..child.worker import host_program
+from ..child.worker import host_program, multiprocessing_state
 from ..child.worker.main_module import Main
 from ..child.zygote.imported_state import seen
 from ..model.errors import SpecError
@@ -88,11 +88,11 @@ class Zygote(Server):
                 self._pid = start_helper(argv, environ, theirs)
             else:
                 self._number = self.guardian.start_helper(argv, environ, theirs, state)
-            body = (here(), host_program.own(), _locales(), main, list(preload), IDLE)
+            body = (here(), host_program.own(), _locales(), main, list(preload), IDLE, multiprocessing_state.key())
             packet, fds = requests.encode(requests.SETUP, body)
             try:
                 with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
-                    datagrams.send(control, packet, fds)
+                    datagrams.send(control, packet, [*fds, *multiprocessing_state.tracker()])
             finally:
                 datagrams.close(fds)
         except BaseException as exc:

@@ -27,7 +27,9 @@ from ..kernel.libc import mapped
 from . import datagrams, main_names, pickling
 
 # supervisor → worker, both before it starts
-SETUP = b"U"  # (what `host_program.own` says, main, whether locals are wanted)
+SETUP = (
+    b"U"  # (what `host_program.own` says, main, whether locals are wanted, key, whether a tracker's pipe comes first)
+)
 CALL = b"C"  # (function, args, kwargs)
 # worker → supervisor
 RUNS = b"N"  # ready(): ()

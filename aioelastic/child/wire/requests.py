@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # supervisor → zygote
-SETUP = b"U"  # (directory, what `host_program.own` says, locales, main, preload, idle seconds)
+SETUP = b"U"  # (directory, what `host_program.own` says, locales, main, preload, idle seconds, key)
 FORK = (
     b"F"  # (id, overlay, cwd, place, streams, mark, lost, state, stop signal); descriptors: its channel, stdout, stderr
 )

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 from ...system.descriptors import shut, shut_all
 from ..kernel import process_marks, process_setup
 from ..wire import datagrams, messages, pickling
-from . import context, host_program, interpreter_exit, main_module, stack_dump
+from . import context, host_program, interpreter_exit, main_module, multiprocessing_state, stack_dump
 from .error_record import write_error
 from .exceptions import describe, tell
 from .named_function import Named
@@ -148,8 +148,9 @@ def _work(channel: socket.socket, call: Call | None) -> int:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)  # only here is somebody who knows what to do with a Ctrl-C
         if call is None:
             packet, fds = datagrams.receive(channel)
-            program, main, with_locals = messages.decode(packet, fds)
-            datagrams.close(fds)
+            program, main, with_locals, key, tracked = messages.decode(packet, fds)
+            datagrams.close(fds[tracked:])
+            multiprocessing_state.adopt(key, fds[:tracked])
             host_program.adopt(program)
             messages.on_main = functools.partial(import_main, main)
             packet, fds = datagrams.receive(channel)

@@ -31,7 +31,7 @@ from ..kernel.child_processes import send_signal, status_of_dead
 from ..kernel.forking import fork
 from ..wire import datagrams, messages, requests
 from ..wire.links import Link, complain
-from ..worker import function_run, host_program, interpreter_exit
+from ..worker import function_run, host_program, interpreter_exit, multiprocessing_state
 from .imported_state import Imported
 
 _importing = True
@@ -72,8 +72,9 @@ def _main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         packet, fds = datagrams.receive(control)
-        (cwd, program, locales, where, preload, idle), _ = requests.decode(packet, fds)
-        datagrams.close(fds)
+        (cwd, program, locales, where, preload, idle, key), tracker = requests.decode(packet, fds)
+        datagrams.close(fds[: len(fds) - len(tracker)])
+        multiprocessing_state.adopt(key, [*tracker])
         for category, name in locales:
             with contextlib.suppress(_locale.Error):  # type: ignore[attr-defined]
                 _locale.setlocale(category, name)
