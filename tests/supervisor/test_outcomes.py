@@ -353,6 +353,26 @@ def test_a_long_chain_of_those_that_let_nothing_be_set() -> None:
     assert len(error_record.reachable(first, 1000)) == 2 * error_record.TOLD + 1
 
 
+@pytest.mark.parametrize("levels", [1, 4, 12, 25, 100])
+def test_groups_that_share_their_parts_are_told_once(levels: int) -> None:
+    """As often as each stands in one they would be more than there is memory for."""
+    found: Exception = ValueError("within")
+    for _ in range(levels):
+        found = ExceptionGroup("group", [found, found])
+    told = exceptions.describe(found)
+    assert "ExceptionGroup: group" in told["traceback"]
+    assert ("ValueError: within" in told["traceback"]) == (levels <= 4)
+    assert ("they are too many" in told["traceback"]) == (levels >= 25)
+    made, why = exceptions.rebuild(told["packed"])
+    assert why == ""
+    for _ in range(levels):
+        assert isinstance(made, ExceptionGroup)
+        one, other = made.exceptions
+        assert one is other
+        made = one
+    assert isinstance(made, ValueError)
+
+
 def test_telling_of_a_long_chain_leaves_it_as_it_is() -> None:
     exc = chain(100)
     exc.__suppress_context__ = False

@@ -19,6 +19,7 @@ from .context import variable
 
 SHOWN = 65_536  # characters kept of message and traceback: the report stays far below what is read back
 TOLD = 32  # exceptions of a chain that the text tells of: the nearest
+PARTS = 10_000  # exceptions in groups that the text tells of, each as often as it stands in one
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -132,6 +133,10 @@ def formatted(exc: BaseException, with_locals: bool = False) -> str:
             assign(one, "cause", cause if id(cause) in ids else None)
             assign(one, "context", context if id(context) in ids else None)
             assign(one, "suppress_context", suppress)
+        if max(map(_parts, told)) > PARTS:
+            kind = type(exc)
+            words = f"{kind.__module__}.{kind.__qualname__}: {exc}\nIts parts are not shown: they are too many.\n"
+            return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(exc.__traceback__), words])
         found = traceback.TracebackException.from_exception(exc, capture_locals=with_locals)
         if with_locals:
             _hide_secrets(found)
@@ -142,6 +147,21 @@ def formatted(exc: BaseException, with_locals: bool = False) -> str:
             assign(one, "context", context)
             assign(one, "suppress_context", suppress)
     return text
+
+
+def _parts(exc: BaseException) -> int:
+    """How many exceptions `traceback` makes of it and its parts: of what several groups share, one for each."""
+    counts, ahead = dict[int, int](), [exc]
+    while ahead:
+        one = ahead[-1]
+        parts = BaseExceptionGroup.exceptions.__get__(one) if isinstance(one, BaseExceptionGroup) else ()
+        missing = [part for part in parts if id(part) not in counts]
+        if missing:
+            ahead += missing
+        else:
+            counts[id(one)] = 1 + sum(counts[id(part)] for part in parts)
+            ahead.pop()
+    return counts[id(exc)]
 
 
 def _hide_secrets(exc: traceback.TracebackException) -> None:
