@@ -349,3 +349,24 @@ def leaves_a_writer(path: str) -> None:
     threading.Thread(target=pipe.write, args=(bytes(1_000_000),), daemon=True).start()
     os.read(reader, 1)  # it writes
     kept.append(reader)
+
+
+def has_a_copy_speak() -> int:
+    """How many of its calls are refused."""
+    import asyncio
+
+    from aioelastic import sharing
+
+    pid = os.fork()
+    if pid:
+        refused = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        sharing.send("by itself")
+        return refused
+    refused = 0
+    aioelastic.ready()
+    for call in (lambda: sharing.send("by a copy"), sharing.receive, lambda: asyncio.run(sharing.receive_async())):
+        try:
+            call()
+        except RuntimeError as exc:
+            refused += "that a worker has forked" in str(exc)
+    os._exit(refused)

@@ -20,6 +20,7 @@ from helpers import QUIET
 from aioelastic import Function, Group, GroupFailed, RemoteError, WorkerExecutor, WorkerFailed, supervise
 from aioelastic.child.wire import untrusted
 from aioelastic.child.worker import error_record, exceptions
+from aioelastic.events import Ready
 
 pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 
@@ -351,6 +352,15 @@ def test_a_long_chain_of_those_that_let_nothing_be_set() -> None:
         last = cause
     assert "number 1" in error_record.formatted(first)
     assert len(error_record.reachable(first, 1000)) == 2 * error_record.TOLD + 1
+
+
+@pytest.mark.parametrize("start", ["zygote", "spawn", "fork"])
+async def test_a_copy_that_a_worker_has_forked_says_nothing_in_its_name(start: Any) -> None:
+    async with Group(Function(jobs.has_a_copy_speak), start=start, logs=QUIET) as group:
+        assert await group[0].receive() == "by itself"
+        seen = [type(one) async for one in group.events()]
+        assert (await group.wait())[0].value == 3
+    assert Ready not in seen
 
 
 @pytest.mark.parametrize("levels", [1, 4, 12, 25, 100])

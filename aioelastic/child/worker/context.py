@@ -20,6 +20,7 @@ importing_main = False  # while the caller's main module is imported here: it mu
 channel: socket.socket | None = None  # to the supervisor; a function worker's own
 serving = False  # tasks of an executor come by it
 _tell_ready: Callable[[], None] | None = None
+_pid = 0  # of who has the channel: copies that it forks are not the worker
 _cookie = b""  # which socket of the kernel's it is
 _SO_COOKIE = 57  # socket(7); Python does not name it
 
@@ -30,8 +31,8 @@ def take(sock: socket.socket, tell_ready: Callable[[], None]) -> None:
     Args:
         tell_ready: tells the supervisor by it that the worker has set itself up.
     """
-    global channel, _cookie, _tell_ready
-    channel, _tell_ready = sock, tell_ready
+    global channel, _cookie, _pid, _tell_ready
+    channel, _tell_ready, _pid = sock, tell_ready, os.getpid()
     _cookie = sock.getsockopt(1, _SO_COOKIE, 8)  # 1: SOL_SOCKET
 
 
@@ -41,6 +42,11 @@ def check_channel() -> None:
     assert channel is not None
     if channel.getsockopt(1, _SO_COOKIE, 8) != _cookie:
         raise OSError(errno.EBADF, "the channel to the supervisor was closed by the code that runs here")
+
+
+def is_copy() -> bool:
+    """Whether the worker has forked this process."""
+    return channel is not None and os.getpid() != _pid
 
 
 def rank() -> int:
@@ -68,11 +74,12 @@ def attempt() -> int:
 
 
 def ready() -> None:
-    """Tell the supervisor that this function worker has set itself up (event `Ready`). Does nothing elsewhere."""
+    """Tell the supervisor that this function worker has set itself up (event `Ready`). Does nothing elsewhere, nor in a
+    process that the worker has forked."""
     told = here.get()
     if told is not None:
         told.ready()
-    elif _tell_ready is not None:
+    elif _tell_ready is not None and not is_copy():
         _tell_ready()
 
 

@@ -26,7 +26,7 @@ def send(value: Any) -> None:
         value: what can be pickled, and arrays.
 
     Raises:
-        RuntimeError: this process runs no function of `supervise` or `Group`.
+        RuntimeError: this process runs no function of `supervise` or `Group`, or a worker has forked it.
         OSError: the supervisor is gone.
         Exception: whatever pickling it raises.
     """
@@ -46,7 +46,7 @@ def receive(timeout: float | None = None) -> Any:
 
     Raises:
         SpecError: `timeout` is no time-out.
-        RuntimeError: this process runs no function of `supervise` or `Group`.
+        RuntimeError: this process runs no function of `supervise` or `Group`, or a worker has forked it.
         EOFError: the supervisor is gone.
         Empty: nothing came (a `TimeoutError`).
         Exception: the object could not be unpickled.
@@ -116,4 +116,6 @@ def _channel() -> socket.socket:
     channel = context.channel
     if channel is None or context.serving:
         raise RuntimeError("only a function of supervise() or Group, in a process of its own, has a supervisor")
+    if context.is_copy():
+        raise RuntimeError("a process that a worker has forked has no supervisor: let the worker itself do this")
     return channel
