@@ -19,6 +19,7 @@ from ..child.worker import error_record, function_run, task_loop
 from ..launch import decoded, failure_in, remote_error
 from ..model.errors import RemoteError
 from ..model.frozen import dataclass
+from ..model.interruptions import is_the_programs
 from ..model.text import call_text
 from ..system.descriptors import shut
 
@@ -412,7 +413,7 @@ def _logged(fn: Callable[[Future[Any]], object], future: Called) -> None:
     try:
         fn(future)
     except BaseException as exc:  # a future itself sees to an Exception only
-        if untrusted.is_the_programs(exc):
+        if is_the_programs(exc):
             raise
         _log.exception("exception calling callback for %r", future)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from ..child.kernel import bounded_reads
 from ..child.wire import datagrams, messages, sent_objects, untrusted
 from ..child.worker import exceptions
+from ..model.interruptions import is_the_programs
 from ..model.text import told
 from ..system.waiting import nothing
 from ..watch import Poller
@@ -225,7 +226,7 @@ class FunctionChannel(CallOutcome):
                 self._take_as_text(packet, fds, stranger)
         except BaseException as exc:  # no thread could be started; or a signal handler of the program's has raised it
             self._cannot_read(exc)
-            if not isinstance(exc, Exception) or untrusted.is_the_programs(exc):
+            if not isinstance(exc, Exception) or is_the_programs(exc):
                 asyncio.get_running_loop().call_soon(_raise, exc)  # not here: who reads goes on to its end
         finally:
             if fds:

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, ParamSpec, TypeAlias, cast
 
 from .errors import SpecError
 from .frozen import dataclass
+from .interruptions import is_the_programs
 from .secrets import Secrets, check_secrets
 from .text import MASK, call_text, shown, told
 from .validation import (
@@ -409,6 +410,8 @@ def _built(builder: Callable[[int], Command | Function], rank: int) -> Command |
     try:
         made = builder(rank)
     except Exception as exc:  # it is the user's code
+        if is_the_programs(exc):
+            raise
         raise SpecError(
             f"entry(rank={rank})",
             builder,

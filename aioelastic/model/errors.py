@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from .interruptions import is_the_programs
 from .text import printable, shown, text_of, told
 
 
@@ -155,6 +156,8 @@ class RemoteError(Exception):
             try:
                 pickle.loads(data)
             except Exception as exc:  # it runs the code of others, here as where this error goes
+                if is_the_programs(exc):
+                    raise
                 exception, why = None, told(exc)
         return (RemoteError, (self.phase, self.type_name, self.message, self.traceback, exception, why, self.task))
 

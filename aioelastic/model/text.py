@@ -13,6 +13,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .interruptions import is_the_programs
+
 ITEMS = 8  # of a collection that are shown
 DEPTH = 4  # of collections in one another
 DIGITS = 60  # of a whole number
@@ -55,7 +57,9 @@ def shown(value: object, limit: int = 60) -> str:
     """
     try:
         text = printable(_short(value, limit, 0)).replace("\n", "\\n")
-    except Exception:  # of a value that is changed meanwhile, or lies about itself
+    except Exception as exc:  # of a value that is changed meanwhile, or lies about itself
+        if is_the_programs(exc):
+            raise
         text = _instance(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -75,6 +79,8 @@ def text_of(exc: BaseException) -> str:
     try:
         return printable(str(exc))
     except Exception as problem:  # it is the code of others
+        if is_the_programs(problem):
+            raise
         return f"<str() raised {type(problem).__name__}>"
 
 
@@ -98,7 +104,9 @@ def _function_name(fn: Any, depth: int = 0) -> str:
         return f"partial({_function_name(fn.func, depth + 1) if depth < _NESTED else '…'})"
     try:
         name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
-    except Exception:  # of the code of others
+    except Exception as exc:  # of the code of others
+        if is_the_programs(exc):
+            raise
         name = None
     return name if isinstance(name, str) else type(fn).__qualname__
 

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any, TypeVar, cast
 
 from .errors import SpecError
+from .interruptions import is_the_programs
 from .text import masked, shown, told
 
 _K = TypeVar("_K")
@@ -161,7 +162,9 @@ def has_method(value: Any, name: str) -> bool:
     """Whether it has one of that name; a `__getattr__` of others may raise anything."""
     try:
         return callable(getattr(value, name, None))
-    except Exception:  # it is the code of others
+    except Exception as exc:  # it is the code of others
+        if is_the_programs(exc):
+            raise
         return False
 
 
@@ -172,6 +175,8 @@ def check_items(field: str, given: Any, what: str, remedy: str, most: int = PID_
     try:
         items = tuple(itertools.islice(given, most + 1))
     except Exception as exc:  # it is the caller's, and may do anything
+        if is_the_programs(exc):
+            raise
         raise SpecError(field, given, f"cannot be read: {told(exc)}", remedy) from exc
     if len(items) > most:
         raise SpecError(field, given, f"has more than {most:,} items", remedy)
@@ -201,6 +206,8 @@ def _built(field: str, builder: Callable[[int], Any], rank: int, check: Callable
     except SpecError as exc:
         raise SpecError(f"{field}(rank={rank}): {exc.field}", exc.value, exc.problem, exc.remedy) from exc
     except Exception as exc:  # it is the user's code
+        if is_the_programs(exc):
+            raise
         problem = f"raised {told(exc)}"
         raise SpecError(f"{field}(rank={rank})", builder, problem, "mend it: it is called once per rank") from exc
     return check(f"{field}(rank={rank})", made)

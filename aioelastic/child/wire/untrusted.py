@@ -2,19 +2,19 @@
 trouble and ends nothing here; but for what a signal handler of this program has raised meanwhile, which is the
 program's.
 
-The two are told apart by the traceback: a frame of the handler is in it. Handlers run in the main thread only, and have
-such a frame if they are written in Python; that of Python itself, which raises KeyboardInterrupt, gets one for so long.
+The two are told apart as in `model/interruptions.py`. Python's own handler, which raises KeyboardInterrupt, gets
+a frame meanwhile.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` makes enums of all, which takes longer than a message
-import functools
 import sys
 import threading
-import types
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
+
+from ...model.interruptions import is_the_programs
 
 T = TypeVar("T")
 
@@ -78,29 +78,6 @@ def _lend() -> bool:
 
 def _interrupted(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def is_the_programs(exc: BaseException) -> bool:
-    """Whether a signal handler of the program has raised it in here."""
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    codes = {code for number in _signal.valid_signals() if (code := _code(_signal.getsignal(number))) is not None}
-    trace = exc.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _code(handler: Any) -> types.CodeType | None:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    if not isinstance(handler, types.FunctionType | types.MethodType):
-        handler = type(handler).__dict__.get("__call__")
-    if isinstance(handler, types.MethodType):
-        handler = handler.__func__
-    return handler.__code__ if isinstance(handler, types.FunctionType) else None
 
 
 def _text(exc: BaseException) -> str:
