@@ -10,11 +10,12 @@ import time
 
 from ...system import shared_memory_names
 from ...system.descriptors import shut
-from .bounded_reads import slurp
+from .bounded_reads import BLOCK, slurp
 
 _SIGKILL = 9
 _LOOK = 1.0  # seconds between two looks at what does not die
 LOOKS = 20  # in a second, for what the program has left
+_LISTED = 8 << 22  # bytes: as many pids as there can be (proc(5), pid_max), and a space after each
 _FORKED_NO_EXEC = 0x40  # among the flags of proc(5) (PF_FORKNOEXEC, linux/sched.h)
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _MISSING = (errno.ENOSYS, errno.EPERM, errno.EINVAL)  # also in sandboxes that forbid the call
@@ -148,10 +149,10 @@ def own_list() -> int:
 
 def listed(fd: int) -> bytes:
     """What stands in such a list now: pids, each followed by a space."""
-    data = b""
-    while more := os.pread(fd, 4096, len(data)):
-        data += more
-    return data
+    found = bytearray()
+    while len(found) < _LISTED and (more := os.pread(fd, BLOCK, len(found))):
+        found += more
+    return bytes(found)
 
 
 def by_search(parent: int) -> list[int]:

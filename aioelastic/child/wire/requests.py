@@ -45,6 +45,7 @@ TRY = b"T"  # (place, state, who): could a process have it? Answered by TRIED
 LEFT = b"W"  # (): who was left to it by now? Answered by the same, (pids,)
 # supervisor → either
 WITHDRAW = b"Z"  # (id,): that start is not wanted any more; answered by REFUSED if it had not been answered
+# (a zygote has answered each start before it reads on)
 SIGNAL = b"G"  # (id, signal): to its process group, if it still runs
 # and back
 READY = b"Y"  # warm: (its pid, files it has imported: path, time of last change in ns, size)
