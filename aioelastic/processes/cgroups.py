@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..system.permissions import may
 from .proc_files import describe
 
 _NAME = "aioelastic-"
+LOCKED = 5.0  # seconds that the directory of all groups may be locked by others, who need it for milliseconds
 PROCS = 32 << 20  # bytes of a list of processes: there are 4 million at most
 _HINT = "run as root, or where systemd was told Delegate=yes (systemd-run --user --scope -p Delegate=yes ...)"
 
@@ -185,10 +187,18 @@ async def end(path: Path, deadline: Deadline, bound: float) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time(parent: Path) -> Iterator[None]:
-    """Between its making and its lock, one looks like a left-over."""
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Between its making and its lock, one looks like a left-over. Whoever may open the directory can lock it, a worker
+    too, and for ever. In a helper thread. Raises `OSError`."""
+    fd, until = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), time.monotonic() + LOCKED
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise OSError(f"another process keeps {parent} locked (flock(2); see /proc/locks)") from None
+                time.sleep(LOCKED / 1000)  # nothing tells when it is free but a call that waits without a bound
         yield
     finally:
         shut(fd)

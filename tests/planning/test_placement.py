@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import select
@@ -329,6 +330,18 @@ def _pidfd(pid: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def test_a_directory_of_control_groups_that_others_keep_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker may do it, for ever."""
+    (tmp_path / "cgroup.procs").touch()
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    monkeypatch.setattr(cgroups, "LOCKED", 0.01)
+    with pytest.raises(SpecError, match=r"Placement.cgroup=.* cannot be had: another process keeps .* locked"):
+        cgroups.ControlGroups(str(tmp_path), "locked")
+    os.close(holder)
+    assert [one.name for one in tmp_path.iterdir()] == ["cgroup.procs"]
 
 
 @pytest.fixture
