@@ -35,6 +35,7 @@ TRIAL = 10.0  # seconds for the trial of a place
 
 By: TypeAlias = Literal["guardian", "direct"]
 
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 _DOUBTS: dict[str | None, str] = {
     "fork": 'a worker by start="fork" is a child of this program, and what it leaves behind is adopted by nobody',
     "executor": "what functions have started in the caller's executor is not known",
@@ -91,6 +92,7 @@ class Launchers:
         self._state: HostState | None = None  # read already, for several starts
         self._opened_with: HostState | None = None  # what helper threads have: they begin with the group
         self._doubt = ""  # why there is none for some of them
+        self._without = "no guardian adopted what they left behind"
         self._thread = thread
         self._direct = DirectLauncher(environ, thread, poller)
 
@@ -148,10 +150,18 @@ class Launchers:
         return self._opened_with
 
     def open_guardian(self, state: HostState | None) -> None:
-        """Have commands and fresh interpreters started by the guardian, where one can run; else directly."""
+        """Have commands and fresh interpreters started by the guardian, where one can run; else directly, which is told
+        when the group ends (`left`).
+
+        Raises:
+            OSError: there is no descriptor, memory or process for it just now: no reason to do without.
+        """
         try:
             made = GuardianLauncher(self._environ, self._poller, self._lost, state)
-        except (OSError, SpecError):
+        except (OSError, SpecError) as exc:
+            if isinstance(exc, OSError) and exc.errno in _PASSING:
+                raise OSError(exc.errno, f"the guardian cannot be started: {exc.strerror}") from exc
+            self._without = f"no guardian could run here ({exc}), and nobody adopted what they left behind"
             return
         self._guardians.append(made)
         self._spare(made.session)
@@ -222,7 +232,7 @@ class Launchers:
         else:
             started = self._fork.start(worker) if worker.start == "fork" else self.executor.start(worker)
         if keeper is None:
-            self._doubt = _DOUBTS.get(worker.start, "no guardian adopted what they left behind")
+            self._doubt = _DOUBTS.get(worker.start, self._without)
         elif keeper not in self._kept:
             hold(keeper)
             self._kept.append(keeper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ from aioelastic.processes.tcp_ports import is_free
 from aioelastic.supervisor.leak_check import of_worker
 from aioelastic.system import shared_memory_names
 from aioelastic.testing._chaos import guardian, kill
+from aioelastic.testing._failing_calls import failing
 from aioelastic.testing._fake_launcher import FakeLauncher
 from aioelastic.testing._misbehaving_workers import daemon, made, pipe_holder, setsid_escape
 
@@ -161,6 +163,24 @@ async def test_without_a_guardian_nobody_can_be_sure(how: Any, told: str) -> Non
     assert one.kind == "unproven"
     assert told in one.words
     assert not result[0].clean
+
+
+@pytest.mark.fresh
+async def test_why_there_is_no_guardian_is_told() -> None:
+    with failing("os.pidfd_open", error=errno.EPERM, times=None, within="aioelastic.launch._guardian"):
+        result = await supervise(sh("exit 0"), logs=QUIET)
+    (one,) = result.remains
+    assert "no guardian could run here ([Errno 1] Operation not permitted), and nobody adopted" in one.words
+
+
+@pytest.mark.fresh
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN])
+async def test_a_passing_lack_is_no_reason_to_do_without_a_guardian(code: int) -> None:
+    lack = failing("os.pidfd_open", error=code, times=None, within="aioelastic.launch._guardian")
+    with lack, pytest.raises((SpecError, OSError)) as caught:
+        await supervise(sh("exit 0"), logs=QUIET)
+    assert os.strerror(code) in str(caught.value)
+    assert (await supervise(sh("exit 0"), logs=QUIET)).clean  # it has passed
 
 
 async def test_another_launcher_cannot_say() -> None:
