@@ -1,11 +1,13 @@
 """Coverage with all processes: of the tests, of those that they start, and of the copies that these fork.
 
-`python tests/measured.py` runs all tests, or takes arguments of pytest, and shows how much of each room ran; what did
-not is listed by `--missing` in front of them. What a SIGKILL ends is not counted, nor are C's own threads.
+`python tests/measured.py` runs all tests, or takes arguments of pytest, and shows how much of each room ran, by lines
+and by branches; the lines that did not are listed by `--missing` in front of them. What a SIGKILL ends is not counted,
+nor are C's own threads.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1]
 MISSING = "--missing"
+COUNTED = ("num_statements", "covered_lines", "num_branches", "covered_branches")
 # The guardian's interpreter has no site-packages, and so none of the file there that starts coverage.
 START = f"""\
 import sys
@@ -53,21 +56,22 @@ def pytest_configure() -> None:
 
 def show(missing: bool) -> None:
     whole = coverage.Coverage(config_file=str(HOUSE / "pyproject.toml"))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.NamedTemporaryFile() as report:
         warnings.simplefilter("ignore", coverage.exceptions.CoverageWarning)  # of who was killed while it wrote
         whole.combine()
-    lines, ran = Counter[str](), Counter[str]()
-    print("\n  ran  lines  room")
-    for path in sorted((HOUSE / "aioelastic").rglob("*.py")):
-        _, statements, _, left, shown = whole.analysis2(str(path))
-        room = str(path.relative_to(HOUSE / "aioelastic").parent)
-        lines[room] += len(statements)
-        ran[room] += len(statements) - len(left)
-        if missing and left:
-            print(f"{path.relative_to(HOUSE)}: {shown}")
-    lines["all"], ran["all"] = lines.total(), ran.total()
-    for room, count in lines.items():
-        print(f"{ran[room] / max(1, count):5.1%} {count:6}  {room}")
+        whole.json_report(outfile=report.name)
+        files = json.load(report)["files"]
+    counts: dict[str, Counter[str]] = {}
+    for name, of in sorted(files.items()):
+        for room in (str(Path(name).parent.relative_to("aioelastic")), "all"):
+            counts.setdefault(room, Counter()).update({key: of["summary"][key] for key in COUNTED})
+        if missing and of["missing_lines"]:
+            print(f"{name}: {', '.join(map(str, of['missing_lines']))}")
+    print("\n  ran  lines   ran  branches  room")
+    counts["all"] = counts.pop("all")
+    for room, of in counts.items():
+        lines, ran, branches, taken = (of[key] for key in COUNTED)
+        print(f"{ran / max(1, lines):5.1%} {lines:6} {taken / max(1, branches):5.1%} {branches:9}  {room}")
 
 
 def main() -> int:
