@@ -75,7 +75,7 @@ class TaskQueue(Protocol):
 
     def end(self, problem: BaseException | None, held: list[Task]) -> bool: ...
 
-    def like(self, plan: LaunchPlan, seat: int) -> WorkerPlan: ...
+    def like(self, plan: LaunchPlan, rank: int) -> WorkerPlan: ...
 
 
 def _ended_with_parent(worker: WorkerLife | None, why: BaseException) -> bool:
@@ -128,7 +128,7 @@ class Owner(OwnerWithoutFiles):
         self._plan: LaunchPlan | None = None
         self._slots = Slots()
         self._false_starts = self._lacks = 0
-        self._blamed = 0  # those before this rank that ended with whoever had started them are one false start
+        self._blamed = 0  # those before this number that ended with whoever had started them are one false start
         self._rest: asyncio.TimerHandle | None = None  # until another start is tried
         self._bug: BaseException | None = None
         self._deadline = Deadline()  # of the end
@@ -406,8 +406,8 @@ class Owner(OwnerWithoutFiles):
         """Start the worker of that slot."""
         assert self._plan is not None
         try:
-            like = self._pool.like(self._plan, slot.seat)
-            plan = like if slot.rank == like.rank else await self._resources.another(like, slot.rank)
+            like, most = self._pool.like(self._plan, slot.rank), max(self._pool.most, slot.rank + 1)
+            plan = await self._resources.another(like, slot.rank, slot.attempt, most)
             worker = slot.worker = WorkerLife(plan.without_error_file(), self)  # a task tells its error itself
             worker.on_task = partial(self._reply, slot)
             worker.launch(self._resources.launcher())
@@ -476,7 +476,7 @@ class Owner(OwnerWithoutFiles):
             self._rest = self._rest or self.loop.call_later(REST, self._rested)
             return
         if _ended_with_parent(worker, why):
-            if slot.rank < self._blamed:
+            if slot.number < self._blamed:
                 return
             self._blamed = self._slots.count
         self._false_starts += 1
@@ -509,7 +509,7 @@ class Owner(OwnerWithoutFiles):
     # --- what its workers call: see `WorkerOwner` ---
 
     def emit(self, event: Event) -> None:
-        slot = self._slots.all.get(event.rank) if isinstance(event, Ready) and event.rank is not None else None
+        slot = self._slots.all.get((event.rank, event.attempt)) if isinstance(event, Ready) else None  # type: ignore[arg-type]
         if slot is None or slot.problem is not None:  # one that is being ended for it gets no task
             return
         if slot.state is State.STARTING and slot.worker is not None and slot.worker.exit is None:
@@ -521,7 +521,7 @@ class Owner(OwnerWithoutFiles):
         return self._resources.sinks.taps(worker, std)
 
     def exited(self, worker: WorkerLife) -> None:
-        slot = self._slots.all[worker.rank]
+        slot = self._slots.all[worker.rank, worker.attempt]
         if slot.state is State.STARTING:
             return  # whether another is to be started depends on why it has ended
         if slot.abortion is not None and slot.task is not None:
@@ -536,7 +536,7 @@ class Owner(OwnerWithoutFiles):
         self.wake()
 
     def settled(self, worker: WorkerLife) -> None:
-        slot = self._slots.all[worker.rank]
+        slot = self._slots.all[worker.rank, worker.attempt]
         if slot.task is not None and slot.abortion is not None:  # it was given up
             slot.problem = slot.abortion
         if worker.failed and worker.exit is not None:

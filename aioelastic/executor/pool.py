@@ -111,7 +111,7 @@ class Pool(forked_copies.Owned):
         """More of them, or fewer: those that are too many end after the task they hold.
 
         Args:
-            places: one for each seat, unless all are in the same.
+            places: one for each rank, unless all are in the same.
         """
         self.check_ours()
         with self._lock:
@@ -171,11 +171,11 @@ class Pool(forked_copies.Owned):
         self._queue.clear()
         return fds
 
-    def like(self, plan: LaunchPlan, seat: int) -> WorkerPlan:
-        """What a worker in that seat is like (`Slot.seat`)."""
-        if seat < len(plan.workers):
-            return plan.workers[seat]
-        return plan.workers[0] if seat >= len(self.places) else plan.workers[0].placed(self.places[seat])
+    def like(self, plan: LaunchPlan, rank: int) -> WorkerPlan:
+        """What a worker of that rank is like (`Slot.rank`)."""
+        if rank < len(plan.workers):
+            return plan.workers[rank]
+        return plan.workers[0] if rank >= len(self.places) else plan.workers[0].placed(self.places[rank])
 
     @property
     def pids(self) -> list[int]:

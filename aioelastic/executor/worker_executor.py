@@ -116,7 +116,7 @@ class WorkerExecutor(Executor):
         limits = Limits(max_workers, tasks_per_worker, memory_limit, max_pending)
         spec = GroupSpec.of(
             _served(initializer, tuple(initargs), limits, start),
-            max_workers if _is_by_seat(placement) else None,
+            max_workers if _is_by_rank(placement) else None,
             name=name,
             env=env,
             logs=logs,
@@ -419,7 +419,7 @@ class WorkerExecutor(Executor):
         """
         check_whole("max_workers", max_workers, 1, PID_MAX)
         places = self._pool.places
-        if _is_by_seat(self._placement) and max_workers > len(places):
+        if _is_by_rank(self._placement) and max_workers > len(places):
             if not callable(self._placement):
                 problem = f"is more than `placement` has places for, {len(places)}"
                 remedy = "give an executor a function rank -> Placement, or a longer list"
@@ -469,7 +469,7 @@ def _limit(field: str, timeout: float | None) -> float | None:
     return seconds if seconds < math.inf else None
 
 
-def _is_by_seat(placement: Places | None) -> bool:
+def _is_by_rank(placement: Places | None) -> bool:
     """Whether each worker has a place of its own."""
     return placement is not None and not isinstance(placement, Placement)
 

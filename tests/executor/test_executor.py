@@ -400,6 +400,26 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
         assert executor.submit(os.getpid).result() != first
 
 
+_NUMBERS = ("RANK", "LOCAL_RANK", "ROLE_RANK", "WORLD_SIZE", "AIOELASTIC_LOCAL_WORLD_SIZE")
+
+
+def test_one_that_takes_anothers_place_has_its_rank(start: Any) -> None:
+    """Scripts compare it with the size of the world, and take a GPU by it."""
+    with WorkerExecutor(2, start=start, tasks_per_worker=1) as executor:
+        for _ in range(4):
+            assert executor.submit(_numbers).result() in (list("00022"), list("11122"))
+        restarts = {executor.submit(os.getenv, "AIOELASTIC_ATTEMPT").result() for _ in range(4)}
+        assert len(restarts) > 1
+        executor.resize(3)
+        assert executor.submit(_numbers).result()[3:] == ["3", "3"]
+    with WorkerExecutor(1, start=start, env={"RANK": "7"}) as executor:
+        assert executor.submit(_numbers).result() == ["7", "0", "7", "1", "1"]
+
+
+def _numbers() -> list[str | None]:
+    return [os.environ.get(key) for key in _NUMBERS]
+
+
 def test_more_and_fewer(tmp_path: Path) -> None:
     with WorkerExecutor(1) as executor:
         gates = [Gate(tmp_path, str(i)) for i in range(4)]
