@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..child.wire import messages
+from ..child.wire import messages, untrusted
 from ..diagnosis import Evidence
 from ..events import Event, Ready
 from ..launch import reap_abandoned, withdraw
@@ -24,6 +25,7 @@ from ..model.logs import Std
 from ..model.results import WorkerFailed
 from ..model.states import State as Life
 from ..planning import LaunchPlan
+from ..processes.proc_files import in_words
 from ..streams import FileSink, Tap
 from ..supervisor import function_parts  # noqa: F401  # now: see there
 from ..supervisor.cascade import cascade
@@ -39,6 +41,8 @@ from .tasks import Called, Limits, Task, here, opened, opened_aside
 
 if TYPE_CHECKING:
     from ..planning import WorkerPlan
+
+_log = logging.getLogger("aioelastic")
 
 REST = 0.1  # seconds until another worker is started, where one could not be for lack of descriptors or memory
 FALSE_STARTS = 3  # workers in a row that ended before they were ready, or had taken a task: then the next one will too
@@ -84,29 +88,7 @@ def _ended_with_parent(worker: WorkerLife | None, why: BaseException) -> bool:
     return refused or (worker is not None and worker.parent != "")
 
 
-class OwnerWithoutFiles:
-    """The part of an owner of workers that has no files, and nobody to tell of trouble with what is printed."""
-
-    def file_sink(self, worker: object, std: Std) -> FileSink | None:
-        return None
-
-    def tap_trouble(self, tap: object, exc: BaseException) -> None:
-        pass
-
-    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        pass
-
-    async def before_stop(self, worker: object) -> None:
-        pass
-
-    def leaked(self, process: Process, worker: object) -> None:
-        pass
-
-    def input_failed(self, problem: BaseException) -> None:
-        pass
-
-
-class Owner(OwnerWithoutFiles):
+class Owner:
     """Called in other threads: `thread`, `wake`, `offer`, `abandon`, `disown`, `workers` and `pids`; nothing else.
 
     Each worker holds one task at a time, so one that dies loses exactly that.
@@ -391,7 +373,9 @@ class Owner(OwnerWithoutFiles):
                 self._kill(slot)
             await self._deadline.until(lambda: not self._slots.all, self.stop_policy.bound + 1, grace=False)
             await all_over(self._background, self.stop_policy.bound)  # else only a GPU's driver has no bound of its own
-            await clear(self.census, self.run_id, self._resources.adopted, Deadline(), self.stop_policy, lambda _: None)
+            adopted = self._resources.adopted
+            for one in await clear(self.census, self.run_id, adopted, Deadline(), self.stop_policy, self.leaked):
+                self._tell(logging.INFO if one.kind == "unproven" else logging.WARNING, one.words)
             await self._resources.close(Deadline(), self.stop_policy.bound, [])
 
     def _end(self, problem: BaseException | None) -> None:
@@ -496,6 +480,10 @@ class Owner(OwnerWithoutFiles):
         if self._over is not None:
             self._over.set()
 
+    def _tell(self, level: int, words: str) -> None:
+        """There is nobody who waits for a result of the whole: it is logged. A handler of the program's may raise."""
+        untrusted.attempt(_log.log, level, "executor %r: %s", self._spec.name, words)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
         self._background.add(task)
@@ -519,6 +507,26 @@ class Owner(OwnerWithoutFiles):
 
     def taps(self, worker: WorkerLife, std: Std) -> list[Tap]:
         return self._resources.sinks.taps(worker, std)
+
+    def file_sink(self, worker: WorkerLife, std: Std) -> FileSink | None:
+        return None
+
+    # trouble with what is printed is not logged: that may go to the very stream that nobody reads, and wait for it
+
+    def tap_trouble(self, tap: object, exc: BaseException) -> None:
+        pass
+
+    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
+        pass
+
+    def leaked(self, process: Process, worker: WorkerLife | None = None) -> None:
+        self._tell(logging.WARNING, f"{in_words(process)} was left running by a task, and is ended")
+
+    async def before_stop(self, worker: WorkerLife) -> None:
+        pass  # its workers' stacks are nobody's
+
+    def input_failed(self, problem: BaseException) -> None:
+        pass  # its workers read nothing
 
     def exited(self, worker: WorkerLife) -> None:
         slot = self._slots.all[worker.rank, worker.attempt]

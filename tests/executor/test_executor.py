@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -23,7 +24,8 @@ import numpy as np
 import pytest
 from helpers import alive, gone, kill_and_see_it_dead, stopped_itself
 
-from aioelastic import RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
+from aioelastic import Remains, RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
+from aioelastic.executor import owner as owner_module
 
 STARTS = ["zygote", "spawn", "fork"]
 
@@ -562,6 +564,37 @@ async def test_cancelled_it_ends_what_runs_and_what_that_has_left(tmp_path: Path
         await task
     assert not any(map(alive, pids))
     assert running[0].cancelled() or isinstance(running[0].exception(), WorkerFailed)
+
+
+@pytest.mark.parametrize("after", [jobs.leaves_a_daemon, jobs.leaves_a_copy], ids=["out of sight", "in its session"])
+def test_what_tasks_leave_running_is_told(caplog: pytest.LogCaptureFixture, after: Any) -> None:
+    """It is ended: who has meant it to stay reads why it has not."""
+    with WorkerExecutor(1, name="mine") as executor:
+        pid = executor.submit(after).result()
+        assert alive(pid)
+    assert not alive(pid)
+    (told,) = [one for one in caplog.records if one.name == "aioelastic"]
+    assert told.levelname == "WARNING"
+    assert told.getMessage().startswith(f"executor 'mine': process {pid} (")
+    assert "was left running" in told.getMessage()
+
+
+def test_what_cannot_be_ended_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a group has it in its `remains`; and nobody is harmed by a handler that raises."""
+
+    async def clear(*_: object) -> list[Remains]:
+        return [Remains("process", "process 7 (dd) still runs", pid=7), Remains("unproven", "who knows")]
+
+    def refuses(record: logging.LogRecord) -> bool:
+        if "who knows" in record.getMessage():
+            raise ValueError("no")
+        return True
+
+    monkeypatch.setattr(owner_module, "clear", clear)
+    monkeypatch.setattr(logging.getLogger("aioelastic"), "filters", [refuses])
+    with WorkerExecutor(1) as executor:
+        assert executor.submit(abs, -1).result() == 1
+    assert [one.getMessage() for one in caplog.records] == ["executor 'executor': process 7 (dd) still runs"]
 
 
 async def test_run_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
