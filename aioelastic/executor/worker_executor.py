@@ -7,6 +7,7 @@ import concurrent.futures.thread  # noqa: F401  # asyncio would import it when a
 import copy
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -478,12 +479,30 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
-    """As concurrent.futures does: what was submitted is done before the interpreter ends."""
+    """As concurrent.futures does: what was submitted is done before the interpreter ends; but not after Ctrl-C."""
     exiting()
-    for pool in list(_pools):
-        pool.close(False)
-    for pool in list(_pools):
-        pool.join()
+    pools = list(_pools)
+    interrupted = _is_ended_by_ctrl_c()
+    try:
+        for pool in pools:
+            if interrupted:
+                pool.stop()
+            else:
+                pool.close(False)
+        for pool in pools:
+            pool.join()
+    except KeyboardInterrupt:
+        for pool in pools:
+            pool.stop(kill=True)
+        for pool in pools:
+            pool.join()
+        raise
+
+
+def _is_ended_by_ctrl_c() -> bool:
+    """Whether the program has; in an interactive session it was only what ran at the prompt."""
+    last = getattr(sys, "last_type", None)
+    return isinstance(last, type) and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
 
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
