@@ -13,8 +13,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Future,
+    as_completed,
+    wait,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -656,6 +664,66 @@ def test_a_forked_copy_has_no_executor(executor: WorkerExecutor) -> None:
             os._exit(7)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+WAYS_TO_WAIT: dict[str, Callable[[list[Future[Any]]], object]] = {
+    "result": lambda futures: futures[0].result(30),
+    "one that waits": lambda futures: futures[-1].result(30),
+    "exception": lambda futures: raised(futures[0].exception(30)),
+    "as_completed": lambda futures: [one.result() for one in as_completed(futures, 30)],
+    "wait": lambda futures: [one.result() for one in wait(futures, 30).done],
+    "await": lambda futures: asyncio.run(_awaited(futures[0])),
+}
+
+
+async def _awaited(future: Future[Any]) -> Any:
+    return await asyncio.wait_for(asyncio.wrap_future(future), 30)
+
+
+def raised(problem: BaseException | None) -> None:
+    assert problem is not None
+    raise problem
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WAIT)
+def test_a_forked_copy_waits_for_no_future(way: str, tmp_path: Path) -> None:
+    """Whatever locks of them other threads had at that moment."""
+    gate = Gate(tmp_path)
+    with WorkerExecutor(1) as executor:
+        futures = [executor.submit(jobs.waits_in, gate.path), executor.submit(abs, -2)]
+        gate.entered()
+        done = executor.submit(abs, -1)
+        assert done.cancel()
+        with futures[0]._condition, futures[1]._condition:
+            pid = os.fork()
+            if pid == 0:
+                told = ""
+                signal.alarm(60)
+                try:
+                    WAYS_TO_WAIT[way](futures)
+                except BaseException as exc:
+                    told = str(exc)
+                executor.shutdown()
+                os._exit(7 if "this is a forked copy" in told and done.cancelled() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        gate.open()
+        assert [one.result(60) for one in futures] == [gate.path, 2]
+
+
+def test_a_forked_copy_in_the_midst_of_as_completed(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with WorkerExecutor(2) as executor:
+        running = executor.submit(jobs.waits_in, gate.path)
+        gate.entered()
+        several = as_completed([running, executor.submit(abs, -1)], 60)
+        assert next(several).result() == 1
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            os._exit(7 if isinstance(next(several).exception(), RuntimeError) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        gate.open()
+        assert next(several).result() == gate.path
 
 
 @pytest.mark.parametrize(
