@@ -97,8 +97,9 @@ class Called(Future[Any]):
 
     def lose(self, why: RuntimeError) -> None:
         """In a forked copy, where nothing will come of it, and whoever had its locks is not there."""
-        self._condition, self._done_callbacks = threading.Condition(), []
-        for one in self._waiters:  # those of `as_completed`, in whose block the copy was made
+        mine: Any = self  # these have no types
+        mine._condition, mine._done_callbacks = threading.Condition(), []
+        for one in mine._waiters:  # those of `as_completed`, in whose block the copy was made
             one.lock, one.event = threading.Lock(), threading.Event()
         if not self.done():
             self.set_exception(why)
