@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..child.wire import messages, untrusted
 from ..diagnosis import Evidence
 from ..events import Event, Ready
-from ..launch import reap_abandoned, withdraw
+from ..launch import Rights, exceed, hard_limits, reap_abandoned, withdraw
 from ..model.errors import LaunchFailed, TaskTimeout, is_lack
 from ..model.group_spec import GroupSpec
 from ..model.leftovers import Process
@@ -109,6 +109,7 @@ class Owner:
         self._is_up = self._woken = False  # woken: it is about to look
         self._plan: LaunchPlan | None = None
         self._slots = Slots()
+        self._rights = Rights()
         self._false_starts = self._lacks = 0
         self._blamed = 0  # those before this number that ended with whoever had started them are one false start
         self._rest: asyncio.TimerHandle | None = None  # until another start is tried
@@ -191,10 +192,14 @@ class Owner:
 
     def _hand_out(self) -> None:
         idle = self._slots.idle
+        if not idle:
+            return
+        rights, limits = self._rights.now(), hard_limits()
         while idle:
             slot = next(reversed(idle))
-            if slot.worker is not None and slot.worker.exit is not None:
-                self._retire(slot)  # what it was is told in a moment
+            has_ended = slot.worker is not None and slot.worker.exit is not None  # what it was is told in a moment
+            if has_ended or slot.rights != rights or exceed(slot.limits, limits):
+                self._retire(slot)
                 continue
             task = self._pool.next()
             if task is None:
@@ -266,6 +271,7 @@ class Owner:
             or (limits.memory is not None and int.from_bytes(packet[2:10], "little") > limits.memory)
             or self._slots.alive > self._pool.most
             or slot.worker.exit is not None  # type: ignore[union-attr]
+            or slot.rights != self._rights.now()
         )
         task = None if slot.is_spent else self._pool.next()
         return task is not None and self._give(slot, task)
@@ -392,6 +398,8 @@ class Owner:
         try:
             like, most = self._pool.like(self._plan, slot.rank), max(self._pool.most, slot.rank + 1)
             plan = await self._resources.another(like, slot.rank, slot.attempt, most)
+            self._rights.give_up()
+            slot.rights, slot.limits = self._rights.now(), hard_limits()
             worker = slot.worker = WorkerLife(plan.without_error_file(), self)  # a task tells its error itself
             worker.on_task = partial(self._reply, slot)
             worker.launch(self._resources.launcher())

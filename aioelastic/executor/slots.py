@@ -78,11 +78,12 @@ class Slot:
         timer: ends the time of its task.
         abortion: what its task is told, once it was killed for that.
         problem: why it was killed before it was ready.
+        rights, limits: of this program when it was started.
     """
 
     __slots__ = (
-        *("abortion", "attempt", "done", "is_spent", "number", "problem", "rank", "state", "task", "timer"),
-        "worker",
+        *("abortion", "attempt", "done", "is_spent", "limits", "number", "problem", "rank", "rights", "state", "task"),
+        *("timer", "worker"),
     )
 
     def __init__(self, number: int = 0, rank: int = 0, attempt: int = 0) -> None:
@@ -95,6 +96,8 @@ class Slot:
         self.timer: asyncio.TimerHandle | None = None
         self.abortion: BaseException | None = None
         self.problem: BaseException | None = None
+        self.rights: object = None
+        self.limits: tuple[int, ...] = ()
 
     def untaken(self) -> Task | None:
         """What its worker has ended without having taken: the kernel tells, when the last who had the other end of the
