@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -13,10 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..child.wire import messages
+from ..child.wire import messages, untrusted
 from ..diagnosis import Evidence
 from ..events import Event, Ready
-from ..launch import reap_abandoned, withdraw
+from ..launch import Rights, exceed, hard_limits, reap_abandoned, withdraw
 from ..model.errors import LaunchFailed, TaskTimeout, is_lack
 from ..model.group_spec import GroupSpec
 from ..model.leftovers import Process
@@ -24,6 +25,7 @@ from ..model.logs import Std
 from ..model.results import WorkerFailed
 from ..model.states import State as Life
 from ..planning import LaunchPlan
+from ..processes.proc_files import in_words
 from ..streams import FileSink, Tap
 from ..supervisor import function_parts  # noqa: F401  # now: see there
 from ..supervisor.cascade import cascade
@@ -39,6 +41,8 @@ from .tasks import Called, Limits, Task, here, opened, opened_aside
 
 if TYPE_CHECKING:
     from ..planning import WorkerPlan
+
+_log = logging.getLogger("aioelastic")
 
 REST = 0.1  # seconds until another worker is started, where one could not be for lack of descriptors or memory
 FALSE_STARTS = 3  # workers in a row that ended before they were ready, or had taken a task: then the next one will too
@@ -75,7 +79,7 @@ class TaskQueue(Protocol):
 
     def end(self, problem: BaseException | None, held: list[Task]) -> bool: ...
 
-    def like(self, plan: LaunchPlan, seat: int) -> WorkerPlan: ...
+    def like(self, plan: LaunchPlan, rank: int) -> WorkerPlan: ...
 
 
 def _ended_with_parent(worker: WorkerLife | None, why: BaseException) -> bool:
@@ -84,29 +88,7 @@ def _ended_with_parent(worker: WorkerLife | None, why: BaseException) -> bool:
     return refused or (worker is not None and worker.parent != "")
 
 
-class OwnerWithoutFiles:
-    """The part of an owner of workers that has no files, and nobody to tell of trouble with what is printed."""
-
-    def file_sink(self, worker: object, std: Std) -> FileSink | None:
-        return None
-
-    def tap_trouble(self, tap: object, exc: BaseException) -> None:
-        pass
-
-    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
-        pass
-
-    async def before_stop(self, worker: object) -> None:
-        pass
-
-    def leaked(self, process: Process, worker: object) -> None:
-        pass
-
-    def input_failed(self, problem: BaseException) -> None:
-        pass
-
-
-class Owner(OwnerWithoutFiles):
+class Owner:
     """Called in other threads: `thread`, `wake`, `offer`, `abandon`, `disown`, `workers` and `pids`; nothing else.
 
     Each worker holds one task at a time, so one that dies loses exactly that.
@@ -127,8 +109,9 @@ class Owner(OwnerWithoutFiles):
         self._is_up = self._woken = False  # woken: it is about to look
         self._plan: LaunchPlan | None = None
         self._slots = Slots()
+        self._rights = Rights()
         self._false_starts = self._lacks = 0
-        self._blamed = 0  # those before this rank that ended with whoever had started them are one false start
+        self._blamed = 0  # those before this number that ended with whoever had started them are one false start
         self._rest: asyncio.TimerHandle | None = None  # until another start is tried
         self._bug: BaseException | None = None
         self._deadline = Deadline()  # of the end
@@ -209,10 +192,14 @@ class Owner(OwnerWithoutFiles):
 
     def _hand_out(self) -> None:
         idle = self._slots.idle
+        if not idle:
+            return
+        rights, limits = self._rights.now(), hard_limits()
         while idle:
             slot = next(reversed(idle))
-            if slot.worker is not None and slot.worker.exit is not None:
-                self._retire(slot)  # what it was is told in a moment
+            has_ended = slot.worker is not None and slot.worker.exit is not None  # what it was is told in a moment
+            if has_ended or slot.rights != rights or exceed(slot.limits, limits):
+                self._retire(slot)
                 continue
             task = self._pool.next()
             if task is None:
@@ -284,6 +271,7 @@ class Owner(OwnerWithoutFiles):
             or (limits.memory is not None and int.from_bytes(packet[2:10], "little") > limits.memory)
             or self._slots.alive > self._pool.most
             or slot.worker.exit is not None  # type: ignore[union-attr]
+            or slot.rights != self._rights.now()
         )
         task = None if slot.is_spent else self._pool.next()
         return task is not None and self._give(slot, task)
@@ -391,7 +379,9 @@ class Owner(OwnerWithoutFiles):
                 self._kill(slot)
             await self._deadline.until(lambda: not self._slots.all, self.stop_policy.bound + 1, grace=False)
             await all_over(self._background, self.stop_policy.bound)  # else only a GPU's driver has no bound of its own
-            await clear(self.census, self.run_id, self._resources.adopted, Deadline(), self.stop_policy, lambda _: None)
+            adopted = self._resources.adopted
+            for one in await clear(self.census, self.run_id, adopted, Deadline(), self.stop_policy, self.leaked):
+                self._tell(logging.INFO if one.kind == "unproven" else logging.WARNING, one.words)
             await self._resources.close(Deadline(), self.stop_policy.bound, [])
 
     def _end(self, problem: BaseException | None) -> None:
@@ -406,8 +396,10 @@ class Owner(OwnerWithoutFiles):
         """Start the worker of that slot."""
         assert self._plan is not None
         try:
-            like = self._pool.like(self._plan, slot.seat)
-            plan = like if slot.rank == like.rank else await self._resources.another(like, slot.rank)
+            like, most = self._pool.like(self._plan, slot.rank), max(self._pool.most, slot.rank + 1)
+            plan = await self._resources.another(like, slot.rank, slot.attempt, most)
+            self._rights.give_up()
+            slot.rights, slot.limits = self._rights.now(), hard_limits()
             worker = slot.worker = WorkerLife(plan.without_error_file(), self)  # a task tells its error itself
             worker.on_task = partial(self._reply, slot)
             worker.launch(self._resources.launcher())
@@ -476,7 +468,7 @@ class Owner(OwnerWithoutFiles):
             self._rest = self._rest or self.loop.call_later(REST, self._rested)
             return
         if _ended_with_parent(worker, why):
-            if slot.rank < self._blamed:
+            if slot.number < self._blamed:
                 return
             self._blamed = self._slots.count
         self._false_starts += 1
@@ -496,6 +488,10 @@ class Owner(OwnerWithoutFiles):
         if self._over is not None:
             self._over.set()
 
+    def _tell(self, level: int, words: str) -> None:
+        """There is nobody who waits for a result of the whole: it is logged. A handler of the program's may raise."""
+        untrusted.attempt(_log.log, level, "executor %r: %s", self._spec.name, words)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
         self._background.add(task)
@@ -509,7 +505,7 @@ class Owner(OwnerWithoutFiles):
     # --- what its workers call: see `WorkerOwner` ---
 
     def emit(self, event: Event) -> None:
-        slot = self._slots.all.get(event.rank) if isinstance(event, Ready) and event.rank is not None else None
+        slot = self._slots.all.get((event.rank, event.attempt)) if isinstance(event, Ready) else None  # type: ignore[arg-type]
         if slot is None or slot.problem is not None:  # one that is being ended for it gets no task
             return
         if slot.state is State.STARTING and slot.worker is not None and slot.worker.exit is None:
@@ -520,8 +516,28 @@ class Owner(OwnerWithoutFiles):
     def taps(self, worker: WorkerLife, std: Std) -> list[Tap]:
         return self._resources.sinks.taps(worker, std)
 
+    def file_sink(self, worker: WorkerLife, std: Std) -> FileSink | None:
+        return None
+
+    # trouble with what is printed is not logged: that may go to the very stream that nobody reads, and wait for it
+
+    def tap_trouble(self, tap: object, exc: BaseException) -> None:
+        pass
+
+    def sink_trouble(self, sink: str, problem: str, lost: int) -> None:
+        pass
+
+    def leaked(self, process: Process, worker: WorkerLife | None = None) -> None:
+        self._tell(logging.WARNING, f"{in_words(process)} was left running by a task, and is ended")
+
+    async def before_stop(self, worker: WorkerLife) -> None:
+        pass  # its workers' stacks are nobody's
+
+    def input_failed(self, problem: BaseException) -> None:
+        pass  # its workers read nothing
+
     def exited(self, worker: WorkerLife) -> None:
-        slot = self._slots.all[worker.rank]
+        slot = self._slots.all[worker.rank, worker.attempt]
         if slot.state is State.STARTING:
             return  # whether another is to be started depends on why it has ended
         if slot.abortion is not None and slot.task is not None:
@@ -536,7 +552,7 @@ class Owner(OwnerWithoutFiles):
         self.wake()
 
     def settled(self, worker: WorkerLife) -> None:
-        slot = self._slots.all[worker.rank]
+        slot = self._slots.all[worker.rank, worker.attempt]
         if slot.task is not None and slot.abortion is not None:  # it was given up
             slot.problem = slot.abortion
         if worker.failed and worker.exit is not None:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from functools import partial
 
 from ..child.worker import context
@@ -46,6 +46,7 @@ class Pool(forked_copies.Owned):
         self._lock = threading.RLock()
         # guarded by the lock
         self._queue = Line()
+        self._undone: set[Called] = set()  # those that a forked copy would wait for in vain
         self.most, self.places = limits.workers, spec.places
         self.closed = _exiting
         self._broken: BaseException | None = None
@@ -111,7 +112,7 @@ class Pool(forked_copies.Owned):
         """More of them, or fewer: those that are too many end after the task they hold.
 
         Args:
-            places: one for each seat, unless all are in the same.
+            places: one for each rank, unless all are in the same.
         """
         self.check_ours()
         with self._lock:
@@ -169,13 +170,16 @@ class Pool(forked_copies.Owned):
         self._lock, self._begun, self.closed, self._room = threading.RLock(), False, True, None
         fds = [fd for task in self._queue for fd in task.fds]
         self._queue.clear()
+        undone, self._undone = self._undone, set()
+        for future in undone:
+            future.lose(self.lost)
         return fds
 
-    def like(self, plan: LaunchPlan, seat: int) -> WorkerPlan:
-        """What a worker in that seat is like (`Slot.seat`)."""
-        if seat < len(plan.workers):
-            return plan.workers[seat]
-        return plan.workers[0] if seat >= len(self.places) else plan.workers[0].placed(self.places[seat])
+    def like(self, plan: LaunchPlan, rank: int) -> WorkerPlan:
+        """What a worker of that rank is like (`Slot.rank`)."""
+        if rank < len(plan.workers):
+            return plan.workers[rank]
+        return plan.workers[0] if rank >= len(self.places) else plan.workers[0].placed(self.places[rank])
 
     @property
     def pids(self) -> list[int]:
@@ -294,6 +298,8 @@ class Pool(forked_copies.Owned):
                         raise RuntimeError(context.NO_GUARD)
                     self.needs_main = task.needs_main
                     self._begin()
+                Future.add_done_callback(future, self._undone.discard)  # that of `Called` is for the code of others
+                self._undone.add(future)
                 self._queue.append(task)
             self._owner.offer()
             if task.making is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+from collections import Counter
 
 from ..model.states import after
 from ..supervisor.worker_life import WorkerLife
@@ -66,9 +67,10 @@ class Slot:
     """One worker, and the task it holds.
 
     Attributes:
-        rank: its number, which no other has had.
-        seat: the lowest number that no other of those had which were alive when it came: so one that takes the place
+        number: how many have come before it.
+        rank: the lowest number that no other of those had which were alive when it came: so one that takes the place
             of another has the same.
+        attempt: how many of that rank have come before it.
         worker: None until its plan is made.
         task: what it has been given, and has not answered.
         done: how many tasks it has answered.
@@ -76,12 +78,16 @@ class Slot:
         timer: ends the time of its task.
         abortion: what its task is told, once it was killed for that.
         problem: why it was killed before it was ready.
+        rights, limits: of this program when it was started.
     """
 
-    __slots__ = ("abortion", "done", "is_spent", "problem", "rank", "seat", "state", "task", "timer", "worker")
+    __slots__ = (
+        *("abortion", "attempt", "done", "is_spent", "limits", "number", "problem", "rank", "rights", "state", "task"),
+        *("timer", "worker"),
+    )
 
-    def __init__(self, rank: int, seat: int = 0) -> None:
-        self.rank, self.seat = rank, seat
+    def __init__(self, number: int = 0, rank: int = 0, attempt: int = 0) -> None:
+        self.number, self.rank, self.attempt = number, rank, attempt
         self.state = State.STARTING
         self.worker: WorkerLife | None = None
         self.task: Task | None = None
@@ -90,6 +96,8 @@ class Slot:
         self.timer: asyncio.TimerHandle | None = None
         self.abortion: BaseException | None = None
         self.problem: BaseException | None = None
+        self.rights: object = None
+        self.limits: tuple[int, ...] = ()
 
     def untaken(self) -> Task | None:
         """What its worker has ended without having taken: the kernel tells, when the last who had the other end of the
@@ -110,26 +118,29 @@ class Slots:
     """All of them.
 
     Attributes:
-        all: by rank, until nothing is left of them.
+        all: by rank and attempt, until nothing is left of them.
         idle: those that are; the last is the one that was given a task last.
         starting: how many are.
         alive: how many are, or are about to be, and are not leaving.
-        count: how many there have been: the rank of the next.
+        count: how many there have been.
     """
 
     def __init__(self) -> None:
-        self.all: dict[int, Slot] = {}
+        self.all: dict[tuple[int, int], Slot] = {}
         self.idle: dict[Slot, None] = {}
         self.starting = 0
         self.alive = 0
         self.count = 0
+        self._of_rank = Counter[int]()  # the same, by rank
 
     def add(self) -> Slot:
         """One more."""
-        taken = {one.seat for one in self.all.values() if one.state not in LEAVING}
-        seat = next(number for number in itertools.count() if number not in taken)
-        slot = self.all[self.count] = Slot(self.count, seat)
+        taken = {one.rank for one in self.all.values() if one.state not in LEAVING}
+        rank = next(number for number in itertools.count() if number not in taken)
+        slot = Slot(self.count, rank, self._of_rank[rank])
+        self.all[rank, slot.attempt] = slot
         self.count += 1
+        self._of_rank[rank] += 1
         self.starting += 1
         self.alive += 1
         return slot
@@ -151,5 +162,5 @@ class Slots:
         """Nothing is left of it."""
         if slot.state is not State.DEAD:
             self.move(slot, Trigger.EXIT)
-        del self.all[slot.rank]
+        del self.all[slot.rank, slot.attempt]
         slot.stop_timer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -94,6 +95,18 @@ class Called(Future[Any]):
         if self.heard is not None:
             self._raise_heard()
         return True
+
+    def lose(self, why: RuntimeError) -> None:
+        """In a forked copy, where nothing will come of it, and whoever had its locks is not there."""
+        mine: Any = self  # these have no types
+        mine._condition, mine._done_callbacks = threading.Condition(), []
+        for one in mine._waiters:  # those of `as_completed`, in whose block the copy was made
+            one.lock, one.event = threading.Lock(), threading.Event()
+        if not self.done():
+            self.set_exception(why)
+        elif self.cancelled():
+            with contextlib.suppress(RuntimeError):  # they know
+                self.set_running_or_notify_cancel()
 
     def _raise_heard(self) -> None:
         if threading.current_thread() is threading.main_thread():  # where handlers run

@@ -7,6 +7,7 @@ import concurrent.futures.thread  # noqa: F401  # asyncio would import it when a
 import copy
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -116,7 +117,7 @@ class WorkerExecutor(Executor):
         limits = Limits(max_workers, tasks_per_worker, memory_limit, max_pending)
         spec = GroupSpec.of(
             _served(initializer, tuple(initargs), limits, start),
-            max_workers if _is_by_seat(placement) else None,
+            max_workers if _is_by_rank(placement) else None,
             name=name,
             env=env,
             logs=logs,
@@ -419,7 +420,7 @@ class WorkerExecutor(Executor):
         """
         check_whole("max_workers", max_workers, 1, PID_MAX)
         places = self._pool.places
-        if _is_by_seat(self._placement) and max_workers > len(places):
+        if _is_by_rank(self._placement) and max_workers > len(places):
             if not callable(self._placement):
                 problem = f"is more than `placement` has places for, {len(places)}"
                 remedy = "give an executor a function rank -> Placement, or a longer list"
@@ -469,7 +470,7 @@ def _limit(field: str, timeout: float | None) -> float | None:
     return seconds if seconds < math.inf else None
 
 
-def _is_by_seat(placement: Places | None) -> bool:
+def _is_by_rank(placement: Places | None) -> bool:
     """Whether each worker has a place of its own."""
     return placement is not None and not isinstance(placement, Placement)
 
@@ -478,12 +479,30 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
-    """As concurrent.futures does: what was submitted is done before the interpreter ends."""
+    """As concurrent.futures does: what was submitted is done before the interpreter ends; but not after Ctrl-C."""
     exiting()
-    for pool in list(_pools):
-        pool.close(False)
-    for pool in list(_pools):
-        pool.join()
+    pools = list(_pools)
+    interrupted = _is_ended_by_ctrl_c()
+    try:
+        for pool in pools:
+            if interrupted:
+                pool.stop()
+            else:
+                pool.close(False)
+        for pool in pools:
+            pool.join()
+    except KeyboardInterrupt:
+        for pool in pools:
+            pool.stop(kill=True)
+        for pool in pools:
+            pool.join()
+        raise
+
+
+def _is_ended_by_ctrl_c() -> bool:
+    """Whether the program has; in an interactive session it was only what ran at the prompt."""
+    last = getattr(sys, "last_type", None)
+    return isinstance(last, type) and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
 
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._lent_executor import ExecutorLauncher, check_open
     from ._passed_descriptors import PassedDescriptors
     from ._received_values import decoded, failure_in, remote_error
+    from ._rights import Rights, exceed, hard_limits
     from ._standard_streams import check_input, keep_standard, let_standard_go
     from ._zygote import ZygoteLauncher, end_helpers, end_idle_helpers
 
@@ -44,6 +45,7 @@ _NAMES = {
     "_lent_executor": ["ExecutorLauncher", "check_open"],
     "_passed_descriptors": ["PassedDescriptors"],
     "_received_values": ["decoded", "failure_in", "remote_error"],
+    "_rights": ["Rights", "exceed", "hard_limits"],
     "_standard_streams": ["check_input", "keep_standard", "let_standard_go"],
     "_zygote": ["ZygoteLauncher", "end_helpers", "end_idle_helpers"],
 }
@@ -64,6 +66,7 @@ __all__ = [
     "LiveProcess",
     "PassedDescriptors",
     "RawExit",
+    "Rights",
     "ZygoteLauncher",
     "begin",
     "begin_guardian",
@@ -74,7 +77,9 @@ __all__ = [
     "dismiss_guardian",
     "end_helpers",
     "end_idle_helpers",
+    "exceed",
     "failure_in",
+    "hard_limits",
     "keep_standard",
     "let_standard_go",
     "needs_guardian",

@@ -69,12 +69,12 @@ class HostState(NamedTuple):
         _, least_nice, had_policy, had_ioprio, least_oom, *_, most, _ = other.given
         most_files = dict(most)[resource.RLIMIT_NOFILE][0]  # an older process opens descriptors of its own for a start
         return (
-            _at_most(dict(limits)[resource.RLIMIT_NOFILE][0], most_files)
+            at_most(dict(limits)[resource.RLIMIT_NOFILE][0], most_files)
             and nice >= least_nice
             and policy == had_policy
             and ioprio == had_ioprio
             and (oom is None or oom >= least_oom)
-            and all(_at_most(hard, highest) for (_, (_, hard)), (_, (_, highest)) in zip(limits, most, strict=True))
+            and all(at_most(hard, highest) for (_, (_, hard)), (_, (_, highest)) in zip(limits, most, strict=True))
         )
 
 
@@ -349,7 +349,7 @@ def _priority() -> int:
     return os.sched_getparam(0).sched_priority
 
 
-def _at_most(one: int, other: int) -> bool:
+def at_most(one: int, other: int) -> bool:
     return other == resource.RLIM_INFINITY or (one != resource.RLIM_INFINITY and one <= other)
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..child.kernel import process_marks
 from ..model import lent_executors
@@ -35,6 +35,10 @@ TAG = "AIOELASTIC_LINEAGE"
 ERROR_FILES = ("AIOELASTIC_ERROR_FILE", "TORCHELASTIC_ERROR_FILE")
 # by which a worker of torchrun speaks to its own agent, where we are one
 OUTER = ("TORCHELASTIC_TIMER_FILE",)
+# what differs between the starts of an executor's workers
+_RANKS = ("RANK", "LOCAL_RANK", "AIOELASTIC_RANK", "AIOELASTIC_LOCAL_RANK", "ROLE_RANK")
+_SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "AIOELASTIC_WORLD_SIZE", "AIOELASTIC_LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE")
+_ATTEMPTS = ("AIOELASTIC_ATTEMPT", "TORCHELASTIC_RESTART_COUNT")
 ARGS_SHOWN = 300  # how much of a function's arguments the plan shows
 
 
@@ -167,16 +171,22 @@ class WorkerPlan:
         """It, in words."""
         return self.name or f"rank {self.rank}"
 
-    def as_start(self, rank: int) -> WorkerPlan:
+    def as_start(self, rank: int, attempt: int, world_size: int) -> WorkerPlan:
         """The same for one more start, in an executor, whose workers are as many as there is work for: what says who
         it is, is its own. A control group that this one has is not the other's."""
         mine = self.identity
         above = mine.lineage.removesuffix(mine.owner).removesuffix(":")
-        identity = Identity.of(mine.run_id, rank, mine.attempt, above)
-        numbers = {f"{ours}{key}": str(rank) for ours in ("", "AIOELASTIC_") for key in ("RANK", "LOCAL_RANK")}
-        numbers["ROLE_RANK"] = str(rank)
-        overlay = {**self.overlay, **numbers, TAG: identity.lineage}
-        return replace(self, identity=identity, rank=rank, overlay=overlay, cgroup=None)
+        identity = Identity.of(mine.run_id, rank, attempt, above)
+        overlay = {**self.overlay, TAG: identity.lineage}
+        for keys, was, now in (
+            (_RANKS, self.rank, rank),
+            (_SIZES, self.world_size, world_size),
+            (_ATTEMPTS, self.attempt, attempt),
+        ):
+            overlay.update({key: str(now) for key in keys if overlay.get(key) == str(was)})  # else it is the caller's
+        cgroup = self.cgroup if identity == mine else None
+        numbers: dict[str, Any] = {"rank": rank, "attempt": attempt, "world_size": world_size}
+        return replace(self, identity=identity, **numbers, overlay=overlay, cgroup=cgroup)
 
     def placed(self, place: Placement | None) -> WorkerPlan:
         """The same in another place. A control group that this one has is not the other's."""

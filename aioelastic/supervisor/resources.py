@@ -151,14 +151,14 @@ class Resources:
         """
         return self._proc.submit(lambda: self._prepare_again(attempt, ranks))
 
-    async def another(self, like: WorkerPlan, rank: int) -> WorkerPlan:
+    async def another(self, like: WorkerPlan, rank: int, attempt: int, world_size: int) -> WorkerPlan:
         """The plan of one more start of what an executor runs; `forget` it when nothing of that is left.
 
         Raises:
             SpecError: there is no control group for it.
         """
-        fresh = like.as_start(rank)
-        if like.placement is None or not like.placement.cgroup:
+        fresh = like.as_start(rank, attempt, world_size)
+        if fresh.cgroup is not None or like.placement is None or not like.placement.cgroup:
             return fresh
         try:
             async with asyncio.timeout(PREFLIGHT) as limit:

@@ -36,7 +36,7 @@ class FakeWorker:
     rss_floor = 0
 
     def __init__(self, worker: WorkerPlan) -> None:
-        self.rank = worker.rank
+        self.start = worker.rank, worker.attempt
         self.pid = next(_pids)
         self.started_ns, self.started_at = time.monotonic_ns(), time.time()
         self.channel, self._theirs = datagrams.pair()
@@ -163,7 +163,7 @@ class FakePool:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, workers: int, **options: Any) -> None:
         launcher = self.launcher = FakeLauncher()
-        self.forgotten: list[int] = []
+        self.forgotten: list[tuple[int, int]] = []
         forgotten = self.forgotten
 
         class Resources:
@@ -174,11 +174,11 @@ class FakePool:
             async def open(self, run_id: str) -> LaunchPlan:
                 return plan(self.spec, run_id=run_id)
 
-            async def another(self, like: WorkerPlan, rank: int) -> WorkerPlan:
-                return like.as_start(rank)
+            async def another(self, like: WorkerPlan, rank: int, attempt: int, world_size: int) -> WorkerPlan:
+                return like.as_start(rank, attempt, world_size)
 
             def forget(self, worker: WorkerPlan) -> None:
-                forgotten.append(worker.rank)
+                forgotten.append((worker.rank, worker.attempt))
 
             def launcher(self) -> FakeLauncher:
                 return launcher
@@ -225,11 +225,11 @@ class FakePool:
         return asked.result(0)
 
     @property
-    def slots(self) -> dict[int, Slot]:
+    def slots(self) -> dict[tuple[int, int], Slot]:
         return self.owner._slots.all
 
     def slot(self, worker: FakeWorker) -> Slot | None:
-        return self.slots.get(worker.rank)
+        return self.slots.get(worker.start)
 
     def check(self) -> None:
         """What is counted is so; on the loop."""

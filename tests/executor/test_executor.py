@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -12,8 +13,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Future,
+    as_completed,
+    wait,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +32,8 @@ import numpy as np
 import pytest
 from helpers import alive, gone, kill_and_see_it_dead, stopped_itself
 
-from aioelastic import RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
+from aioelastic import Remains, RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
+from aioelastic.executor import owner as owner_module
 
 STARTS = ["zygote", "spawn", "fork"]
 
@@ -400,6 +410,26 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
         assert executor.submit(os.getpid).result() != first
 
 
+_NUMBERS = ("RANK", "LOCAL_RANK", "ROLE_RANK", "WORLD_SIZE", "AIOELASTIC_LOCAL_WORLD_SIZE")
+
+
+def test_one_that_takes_anothers_place_has_its_rank(start: Any) -> None:
+    """Scripts compare it with the size of the world, and take a GPU by it."""
+    with WorkerExecutor(2, start=start, tasks_per_worker=1) as executor:
+        for _ in range(4):
+            assert executor.submit(_numbers).result() in (list("00022"), list("11122"))
+        restarts = {executor.submit(os.getenv, "AIOELASTIC_ATTEMPT").result() for _ in range(4)}
+        assert len(restarts) > 1
+        executor.resize(3)
+        assert executor.submit(_numbers).result()[3:] == ["3", "3"]
+    with WorkerExecutor(1, start=start, env={"RANK": "7"}) as executor:
+        assert executor.submit(_numbers).result() == ["7", "0", "7", "1", "1"]
+
+
+def _numbers() -> list[str | None]:
+    return [os.environ.get(key) for key in _NUMBERS]
+
+
 def test_more_and_fewer(tmp_path: Path) -> None:
     with WorkerExecutor(1) as executor:
         gates = [Gate(tmp_path, str(i)) for i in range(4)]
@@ -544,6 +574,37 @@ async def test_cancelled_it_ends_what_runs_and_what_that_has_left(tmp_path: Path
     assert running[0].cancelled() or isinstance(running[0].exception(), WorkerFailed)
 
 
+@pytest.mark.parametrize("after", [jobs.leaves_a_daemon, jobs.leaves_a_copy], ids=["out of sight", "in its session"])
+def test_what_tasks_leave_running_is_told(caplog: pytest.LogCaptureFixture, after: Any) -> None:
+    """It is ended: who has meant it to stay reads why it has not."""
+    with WorkerExecutor(1, name="mine") as executor:
+        pid = executor.submit(after).result()
+        assert alive(pid)
+    assert not alive(pid)
+    (told,) = [one for one in caplog.records if one.name == "aioelastic"]
+    assert told.levelname == "WARNING"
+    assert told.getMessage().startswith(f"executor 'mine': process {pid} (")
+    assert "was left running" in told.getMessage()
+
+
+def test_what_cannot_be_ended_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a group has it in its `remains`; and nobody is harmed by a handler that raises."""
+
+    async def clear(*_: object) -> list[Remains]:
+        return [Remains("process", "process 7 (dd) still runs", pid=7), Remains("unproven", "who knows")]
+
+    def refuses(record: logging.LogRecord) -> bool:
+        if "who knows" in record.getMessage():
+            raise ValueError("no")
+        return True
+
+    monkeypatch.setattr(owner_module, "clear", clear)
+    monkeypatch.setattr(logging.getLogger("aioelastic"), "filters", [refuses])
+    with WorkerExecutor(1) as executor:
+        assert executor.submit(abs, -1).result() == 1
+    assert [one.getMessage() for one in caplog.records] == ["executor 'executor': process 7 (dd) still runs"]
+
+
 async def test_run_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     async with WorkerExecutor(1) as executor:
@@ -603,6 +664,66 @@ def test_a_forked_copy_has_no_executor(executor: WorkerExecutor) -> None:
             os._exit(7)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+WAYS_TO_WAIT: dict[str, Callable[[list[Future[Any]]], object]] = {
+    "result": lambda futures: futures[0].result(30),
+    "one that waits": lambda futures: futures[-1].result(30),
+    "exception": lambda futures: raised(futures[0].exception(30)),
+    "as_completed": lambda futures: [one.result() for one in as_completed(futures, 30)],
+    "wait": lambda futures: [one.result() for one in wait(futures, 30).done],
+    "await": lambda futures: asyncio.run(_awaited(futures[0])),
+}
+
+
+async def _awaited(future: Future[Any]) -> Any:
+    return await asyncio.wait_for(asyncio.wrap_future(future), 30)
+
+
+def raised(problem: BaseException | None) -> None:
+    assert problem is not None
+    raise problem
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WAIT)
+def test_a_forked_copy_waits_for_no_future(way: str, tmp_path: Path) -> None:
+    """Whatever locks of them other threads had at that moment."""
+    gate = Gate(tmp_path)
+    with WorkerExecutor(1) as executor:
+        futures = [executor.submit(jobs.waits_in, gate.path), executor.submit(abs, -2)]
+        gate.entered()
+        done = executor.submit(abs, -1)
+        assert done.cancel()
+        with futures[0]._condition, futures[1]._condition:
+            pid = os.fork()
+            if pid == 0:
+                told = ""
+                signal.alarm(60)
+                try:
+                    WAYS_TO_WAIT[way](futures)
+                except BaseException as exc:
+                    told = str(exc)
+                executor.shutdown()
+                os._exit(7 if "this is a forked copy" in told and done.cancelled() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        gate.open()
+        assert [one.result(60) for one in futures] == [gate.path, 2]
+
+
+def test_a_forked_copy_in_the_midst_of_as_completed(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with WorkerExecutor(2) as executor:
+        running = executor.submit(jobs.waits_in, gate.path)
+        gate.entered()
+        several = as_completed([running, executor.submit(abs, -1)], 60)
+        assert next(several).result() == 1
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            os._exit(7 if isinstance(next(several).exception(), RuntimeError) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        gate.open()
+        assert next(several).result() == gate.path
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -260,3 +262,53 @@ def test_a_callback_in_the_thread_of_the_owner(caplog: pytest.LogCaptureFixture)
         executor._pool._lock.release()
         assert [executor.submit(abs, -i).result() for i in range(3)] == [0, 1, 2]
     assert "exception calling callback" in caplog.text
+
+
+ENDS = {
+    "in the wait for a result": "executor.submit(waits_in, path).result()",
+    "in the reading of a map": "list(executor.map(waits_in, [path] * 3))",
+    "while others wait": """
+others = [executor.submit(waits_in, path) for _ in range(20)]
+others[-1].result()
+""",
+    "at the end of a `with`": "with executor:\n    executor.submit(waits_in, path)",
+    "as the interpreter ends": "executor.submit(waits_in, path)",
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_ctrl_c_ends_a_program_that_has_no_with(case: str, tmp_path: Path) -> None:
+    """Nobody waits for what runs, which here never ends."""
+    gate = Gate(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(jobs.__file__).parent)!r})
+from aioelastic import WorkerExecutor
+from jobs import waits_in
+path, executor = {gate.path!r}, WorkerExecutor(1)
+{ENDS[case]}
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as program:
+        gate.entered()
+        program.send_signal(signal.SIGINT)
+        try:
+            _, said = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    gate.open()
+    assert said.rstrip().endswith("KeyboardInterrupt:" if case == "as the interpreter ends" else "KeyboardInterrupt")
+    assert "WorkerFailed" not in said
+
+
+def test_a_session_goes_on_after_ctrl_c() -> None:
+    """What was interrupted at its prompt was not the program."""
+    code = """
+import sys
+from aioelastic import WorkerExecutor
+executor = WorkerExecutor(1)
+raise KeyboardInterrupt
+
+late = executor.submit(print, "done")
+"""
+    done = subprocess.run([sys.executable, "-i", "-q"], input=code, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done\n"

@@ -42,11 +42,11 @@ def test_a_limit_counts_from_the_start_on_a_worker(monkeypatch: pytest.MonkeyPat
     fake = FakePool(monkeypatch, 1)
     future = fake.executor.with_options(task_timeout=AGES).submit(abs, 0)
     fake.do(lambda: None)
-    assert fake.slots[0].timer is None
+    assert fake.slots[0, 0].timer is None
     (worker,) = fake.launcher.workers
     before = fake.do(lambda: fake.owner.loop.time())
     fake.do(worker.ready)
-    timer = fake.slots[0].timer
+    timer = fake.slots[0, 0].timer
     assert timer is not None
     assert timer.when() >= before + AGES
     fake.end()

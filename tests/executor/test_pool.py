@@ -207,7 +207,7 @@ def test_no_task_for_one_that_is_killed_for_the_time_of_the_one_before(monkeypat
     (worker,) = fake.launcher.workers
     fake.do(worker.ready)
     assert fake.do(worker.receive) == 0
-    fake.do(lambda: fake.owner._expire(fake.slots[0]))
+    fake.do(lambda: fake.owner._expire(fake.slots[0, 0]))
     fake.do(worker.reply)  # it was on its way
     assert first.result() == 0
     assert fake.do(worker.receive) is None
@@ -224,7 +224,7 @@ def test_a_time_limit_is_told_when_the_worker_is_dead(monkeypatch: pytest.Monkey
     (worker,) = fake.launcher.workers
     fake.do(worker.ready)
     fake.do(worker.receive)
-    fake.do(lambda: fake.owner._expire(fake.slots[0]))
+    fake.do(lambda: fake.owner._expire(fake.slots[0, 0]))
     assert not future.done()
     fake.do(worker.die)
     with pytest.raises(TaskTimeout):

@@ -33,7 +33,7 @@ class Driver:
         )
         self.futures: dict[int, Future[Any]] = {}
         self.begun: list[int] = []  # in the order in which workers received them
-        self.held: dict[int, int] = {}  # rank → the task that it had when it died
+        self.held: dict[tuple[int, int], int] = {}  # rank and attempt → the task that it had when it died
         self.late: set[int] = set()  # whose time was over while they ran
         self.left: set[int] = set()  # for which nobody waits any more
         self.done: set[str] = set()  # actions that there was somebody for
@@ -104,7 +104,7 @@ class Driver:
                 self.takes(one)
             slot = self.world.slot(one)
             if one.task is not None:
-                self.held[one.rank] = one.task
+                self.held[one.start] = one.task
                 assert slot is not None
             one.die(self.rng.choice([9, 1 << 8, 0]))
             self.done.add("dies")
@@ -185,7 +185,7 @@ def trial(monkeypatch: pytest.MonkeyPatch, seed: int) -> set[str]:
     room = driver.world.pool._room
     assert room is None or room.taken == 0, "permits given are permits back"
     assert driver.world.slots == {}
-    assert {one.rank for one in driver.world.launcher.workers} <= set(driver.world.forgotten)
+    assert {one.start for one in driver.world.launcher.workers} <= set(driver.world.forgotten)
     stopped = driver.world.pool.stopping
     for number, future in driver.futures.items():
         assert future.done(), "no task is lost"

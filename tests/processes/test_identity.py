@@ -141,7 +141,7 @@ def test_each_start_is_another(tmp_path: Path) -> None:
         lineages = [executor.submit(os.getenv, TAG).result() for _ in range(3)]
         marks = {executor.submit(resource.getrlimit, resource.RLIMIT_RTTIME).result()[0] for _ in range(3)}
     assert len(set(lineages)) == 3
-    assert [one.rpartition("/")[0].rpartition("/")[2] for one in lineages] == ["0", "1", "2"]
+    assert [one.split("/")[-2:] for one in lineages] == [["0", "0"], ["0", "1"], ["0", "2"]]
     assert len(marks) == 3
 
 
@@ -155,10 +155,13 @@ def test_a_plan_has_an_identity_and_no_other_start_has_it() -> None:
     fields = {one.name: getattr(first, one.name) for one in dataclasses.fields(first) if one.name != "identity"}
     with pytest.raises(TypeError, match="identity"):
         type(first)(**fields)
-    later = first.as_start(7)
-    assert (later.rank, later.identity) == (7, Identity.of("r", 7, 0, "above/3/0"))
-    assert later.environ({})[TAG] == "above/3/0:r/7/0"
-    assert later.environ({})["RANK"] == later.environ({})["AIOELASTIC_LOCAL_RANK"] == "7"
+    later = first.as_start(7, 2, 8)
+    assert (later.rank, later.attempt, later.world_size) == (7, 2, 8)
+    assert later.identity == Identity.of("r", 7, 2, "above/3/0")
+    has = later.environ({})
+    assert has[TAG] == "above/3/0:r/7/2"
+    assert [has[key] for key in ("RANK", "AIOELASTIC_LOCAL_RANK", "ROLE_RANK")] == ["7", "7", "7"]
+    assert [has[key] for key in ("WORLD_SIZE", "AIOELASTIC_ATTEMPT", "TORCHELASTIC_RESTART_COUNT")] == ["8", "2", "2"]
     assert later.mark != first.mark
 
 
