@@ -77,7 +77,12 @@ SEVERAL = {
 
 def run(code: str, home: Path, as_others: bool = False) -> str:
     """What it prints; by an interpreter that others may run, too, if it is to."""
-    environ = {**os.environ, "PYTHONPATH": ":".join([str(Path(aioelastic.__file__).parents[1]), *sys.path])}
+    # what root has made there before it became somebody else, nobody removes but the next program of root's
+    environ = {
+        **os.environ,
+        "TMPDIR": str(home),
+        "PYTHONPATH": ":".join([str(Path(aioelastic.__file__).parents[1]), *sys.path]),
+    }
     several = [sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"]
     for python in several if as_others else several[:1]:
         tried = [python, "-c", "import aioelastic"]
