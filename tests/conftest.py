@@ -22,6 +22,8 @@ import pytest
 import uvloop
 from helpers import needs
 
+from aioelastic.child.worker import multiprocessing_state
+
 pytest_plugins = ["aioelastic.testing.plugin", "leaks", "pytester", "time_limit", "selection"]
 
 # under nohup(1) and in the background of a shell these are ignored, and so they would be in all that tests start
@@ -35,6 +37,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # a CI system may have it, and prefixes would be coloured then
 os.environ.pop("FORCE_COLOR", None)
+
+# what some tests import for themselves would have the workers of all others get the tracker of multiprocessing's
+multiprocessing_state.TRACKED, TRACKED = (), multiprocessing_state.TRACKED
 
 # temporary files of its own: what a killed program leaves stays until the next one comes, and would be told as a leak
 # by tests that run beside these

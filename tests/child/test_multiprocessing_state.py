@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from multiprocessing import managers, resource_tracker, shared_memory
 from typing import Any
 
+import conftest
 import pytest
 from helpers import QUIET
 
 from aioelastic import Function, WorkerExecutor, supervise
+from aioelastic.child.worker import multiprocessing_state
 
+pytestmark = pytest.mark.fresh
 STARTS = ("zygote", "spawn", "fork")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For other tests what this file imports does not count."""
+    monkeypatch.setattr(multiprocessing_state, "TRACKED", conftest.TRACKED)
 
 
 def tracker() -> tuple[int, int]:

@@ -18,7 +18,6 @@ from helpers import QUIET, alive, program, until
 from test_executor import Gate
 
 from aioelastic import Command, Function, GroupResult, Stop, supervise
-from aioelastic.child.worker import multiprocessing_state
 from aioelastic.launch import _zygote, end_helpers
 
 pytestmark = pytest.mark.fresh
@@ -105,9 +104,8 @@ async def test_a_standard_stream_that_an_import_has_replaced(start: Any, modules
     assert (one.stdout.tail, one.stderr.tail) == (b"", b"on stderr\n")
 
 
-async def test_nothing_of_the_zygote_stays_open(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_of_the_zygote_stays_open(modules: Path) -> None:
     """Beside what was imported: the standard streams, the channel, and where stacks are written."""
-    monkeypatch.setattr(multiprocessing_state, "_TRACKED", ())  # other tests may have imported it
     (modules / "warm_one_file.py").write_text("file = open('/dev/zero')\n")
     many = await run(Function(warm_jobs.descriptors), 4, preload=["warm_one_file"])
     for one in many:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...system.descriptors import shut
 
-_TRACKED = ("multiprocessing.shared_memory", "multiprocessing.managers", "multiprocessing.synchronize")
+TRACKED: tuple[str, ...] = ("multiprocessing.shared_memory", "multiprocessing.managers", "multiprocessing.synchronize")
 
 
 def key() -> bytes | None:
@@ -25,7 +25,7 @@ def key() -> bytes | None:
 def tracker() -> list[int]:
     """The end of the tracker's pipe that this process writes to, which stays its own; []: there is no need for one."""
     module = sys.modules.get("multiprocessing.resource_tracker")
-    if module is None or not any(one in sys.modules for one in _TRACKED):
+    if module is None or not any(one in sys.modules for one in TRACKED):
         return []
     try:
         return [module.getfd()]
