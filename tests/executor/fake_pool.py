@@ -158,6 +158,9 @@ class _Sinks:
         return []
 
 
+TURNS = 12  # of the loop, in which what is under way there is done
+
+
 class FakePool:
     """An executor with such workers."""
 
@@ -199,27 +202,27 @@ class FakePool:
 
     def do(self, call: Callable[[], T]) -> T:
         """Call it on the loop of the pool, once what is under way there is done; and wait until what it leads to is."""
+        asked: Future[T] = Future()
 
-        async def run() -> T:
-            await quiet()
-            value = call()
-            await quiet()
-            return value
+        def later(turns: int, then: Callable[[], object]) -> None:
+            """No task: the loop may end before that does."""
+            if turns:
+                self.owner.loop.call_soon(later, turns - 1, then)
+            else:
+                then()
 
-        async def quiet() -> None:
-            for _ in range(12):
-                await asyncio.sleep(0)
+        def run() -> None:
+            try:
+                value = call()
+            except BaseException as exc:
+                asked.set_exception(exc)
+            else:
+                later(TURNS, lambda: asked.set_result(value))
 
         while not self.owner._is_up:
             time.sleep(0)
-        asked: Future[T] = Future()
-
-        def begin() -> None:
-            task = self.owner.loop.create_task(run())
-            task.add_done_callback(lambda _: _chain(task, asked))
-
         with contextlib.suppress(RuntimeError):  # all is over, and its loop closed
-            self.owner.loop.call_soon_threadsafe(begin)
+            self.owner.loop.call_soon_threadsafe(later, TURNS, run)
         either: list[Future[Any]] = [asked, self.owner.ended]
         wait(either, return_when=FIRST_COMPLETED)
         return asked.result(0)
@@ -276,15 +279,6 @@ def _told_to_end(worker: FakeWorker) -> bool:
         return False
     except OSError:
         return True
-
-
-def _chain(task: asyncio.Task[T], asked: Future[T]) -> None:
-    if task.cancelled():
-        asked.cancel()
-    elif (problem := task.exception()) is not None:
-        asked.set_exception(problem)
-    else:
-        asked.set_result(task.result())
 
 
 def _done(loop: asyncio.AbstractEventLoop, value: T) -> asyncio.Future[T]:

@@ -481,6 +481,7 @@ def test_a_put_that_finds_no_room_leaves_nothing(closed: bool) -> None:
 def test_objects_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = datagrams.pair()
     monkeypatch.setattr(context, "channel", here)
+    monkeypatch.setattr(context, "_pid", os.getpid())
     with here, there:
         can_wait(send_receive._reader, sharing.receive)
         before = fds()

@@ -214,7 +214,7 @@ async def test_a_control_group_of_an_executor_that_hangs(monkeypatch: pytest.Mon
     one = resources.Resources(asyncio.get_running_loop(), spec, lambda *_: None)
     try:
         with pytest.raises(SpecError, match="could not be made") as caught:
-            await one.another(dataclasses.replace(worker, placement=Placement(cgroup=True)), 1)
+            await one.another(dataclasses.replace(worker, placement=Placement(cgroup=True)), 1, 0, 2)
         assert (caught.value.field, caught.value.value) == ("Placement.cgroup", True)
     finally:
         hang.end()
