@@ -211,13 +211,17 @@ class FakePool:
             else:
                 then()
 
+        def done(value: T) -> None:
+            if asked.set_running_or_notify_cancel():
+                asked.set_result(value)
+
         def run() -> None:
             try:
                 value = call()
             except BaseException as exc:
                 asked.set_exception(exc)
             else:
-                later(TURNS, lambda: asked.set_result(value))
+                later(TURNS, lambda: done(value))
 
         while not self.owner._is_up:
             time.sleep(0)
@@ -225,6 +229,7 @@ class FakePool:
             self.owner.loop.call_soon_threadsafe(later, TURNS, run)
         either: list[Future[Any]] = [asked, self.owner.ended]
         wait(either, return_when=FIRST_COMPLETED)
+        asked.cancel()  # if the loop has ended first
         return asked.result(0)
 
     @property
