@@ -135,7 +135,11 @@ def _complain(prog: str, problem: Exception) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints as we do: argparse drops what cannot be written at once."""
+    """Prints as we do: argparse drops what cannot be written at once. `commands`: the parsers of these."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.commands: dict[str, argparse.ArgumentParser] = {}
 
     def _print_message(self, message: str, file: Any = None) -> None:
         problem = put(file or sys.stderr, message)
@@ -160,7 +164,7 @@ class _Raw(_Formatter, argparse.RawDescriptionHelpFormatter):
     pass
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _parser(command: str) -> _Parser:
     """Of the whole line; with the options of this command, since to make those takes a while."""
     parser = _Parser(
         prog="aioelastic",
@@ -171,17 +175,28 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aioelastic {__version__}")
     commands = parser.add_subparsers(prog="aioelastic", dest="command", required=True, metavar="{run,up}")
     for name, words in COMMANDS.items():
-        one = commands.add_parser(name, help=words, formatter_class=_Raw, allow_abbrev=False)
+        one = parser.commands[name] = commands.add_parser(name, help=words, formatter_class=_Raw, allow_abbrev=False)
         if name == command:
             _options_of(name).fill(one)
     return parser
 
 
-def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+def _nearest(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """What somebody may have meant."""
+    import difflib  # for start-up time: most lines are right
+
+    known = [one for action in parser._actions for one in action.option_strings]
+    given = (one.partition("=")[0] for one in words if one.startswith("-"))
+    found = next((near for one in given for near in difflib.get_close_matches(one, known, 1)), "")
+    return f" (is it {found}?)" if found else ""
+
+
+def _parsed(parser: _Parser, words: Sequence[str]) -> argparse.Namespace:
     """What they say. argparse takes the names of processes in one place only: those behind a later option are left."""
     args, rest = parser.parse_known_args(words)
     if rest and (words[0] != "up" or any(one.startswith("-") for one in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        one = parser.commands[args.command]
+        one.error(f"unrecognized arguments: {' '.join(rest)}{_nearest(one, rest)}")
     if rest:
         args.processes += rest
     return args

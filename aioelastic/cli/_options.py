@@ -86,7 +86,11 @@ def add_output(add: Add) -> None:
         help="colours of prefixes: on a terminal (default; NO_COLOR and FORCE_COLOR are heeded), always or never",
     )
     add("--timestamps", action="store_true", help="begin each line on the terminal with its time")
-    add("--json", action="store_true", help="write lines to the terminal as JSON objects")
+    add(
+        "--json",
+        action="store_true",
+        help="write lines to the terminal, and what came of the run to stderr, as JSON objects",
+    )
 
 
 def add_stopping(add: Add, on_success: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -11,12 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from ..events import Event, SinkTrouble
+from ..events import Event, Restarting, SinkTrouble
 from ..launch import dismiss_guardian
 from ..model.errors import SpecError
 from ..model.group_spec import GroupSpec
-from ..model.results import GroupResult, Result
-from ..model.text import printable, shown
+from ..model.results import GroupResult
+from ..model.text import printable
 from ..processes.proc_files import caught_signals
 from ..supervisor.group import Group
 from ..watch import Signals
@@ -63,7 +64,9 @@ async def _run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool,
     gone: list[str] = []
 
     def watch(event: Event) -> None:
-        if isinstance(event, SinkTrouble):
+        if isinstance(event, Restarting):
+            say(f"{event.reason}: restarting, attempt {event.next_attempt + 1}")
+        elif isinstance(event, SinkTrouble):
             troubles[event.sink] = event
             if event.sink in ("stdout", "stderr") and event.problem in GONE:
                 gone.append(event.sink)
@@ -71,11 +74,21 @@ async def _run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool,
 
     group = Group(spec, check=False, on_event=watch)
     stopped_by: list[int] = []
+    is_watched = not spec.logs.json and sys.stderr is not None and sys.stderr.isatty()
+
+    def say(words: str) -> None:
+        """To a person at a terminal, which may hold it (Ctrl-S), and then holds no worker."""
+        if is_watched:
+            with contextlib.suppress(RuntimeError):  # no thread can be started: it does without
+                loop.run_in_executor(None, put, sys.stderr, f"aioelastic: {printable(words)}\n")
 
     def stop(signum: signal.Signals) -> None:
         stopped_by.append(signum)
         if len(stopped_by) > 1:
             group.hurry()
+        elif left := sum(one.exit is None for one in group):
+            who = "1 worker" if left == 1 else f"{left} workers"
+            say(f"stopping ({signum.name}): {who}, up to {spec.stop.grace:g} s; Ctrl-C again kills them")
         policy = spec.stop
         if not fixed_signal:
             policy = replace(policy, signal=signum, scope="group" if signum in FROM_KEYS else policy.scope)
@@ -107,76 +120,32 @@ async def _run_group(spec: GroupSpec, timeout: float | None, fixed_signal: bool,
     if error is not None and isinstance(error.exception, SpecError) and error.exception.field == FIELD:
         raise error.exception  # only a worker could find that out
     lost = _lost(result, troubles.values())
-    report(result, troubles.values(), require_clean)
+    if spec.logs.json:
+        from ._json_report import lines  # for start-up time: as below
+
+        put(sys.stderr, "".join(f"{one}\n" for one in lines(result, {k: v.problem for k, v in troubles.items()}, lost)))
+    else:
+        report(result, troubles.values(), require_clean)
     return of_run(Facts(result, stopped_by, require_clean, bool(gone), sum(lost.values())))
 
 
 def report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool = False) -> None:
     """The summary, then the failures with the root cause last, then the stacks of the others, on stderr."""
-    put(sys.stderr, printable("\n".join(_report(result, troubles, require_clean))) + "\n")
+    put(sys.stderr, printable(_report(result, troubles, require_clean)) + "\n")
 
 
-def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> list[str]:
-    lines = ["", *_table(result)]
-    if result.log_dir is not None:
-        lines.append(f"logs: {result.log_dir}")
-    lines += [f"left running by a worker, ended by us: pid {one.pid} ({one.command})" for one in result.leaked]
-    if require_clean:
-        lines += [f"not clean: {one}" for one in result.remains]
-    else:
-        lines += [f"would not die: {one}" for one in result.unkillable]
-    lines += result.history()
+def _report(result: GroupResult, troubles: Iterable[SinkTrouble], require_clean: bool) -> str:
+    also = [f"not clean: {one}" for one in result.remains] if require_clean else []
     lost = _lost(result, troubles := list(troubles))
     for one in troubles:
         count = f" ({lost[one.sink]} bytes lost)" if lost[one.sink] else ""
-        lines.append(f"trouble with {one.sink}: {one.problem}{count}")
-    alone = all(one.first for one in result.failures)
-    for failure in reversed(result.failures):
-        lines += ["", ("root cause: " if failure.first and not alone else "") + failure.describe()]
-    if result.reason == "done" and any(one.stopped for one in result):  # --on-success stop
-        lines += [
-            f"the others were stopped: {one.worker or f'rank {one.rank}'} had ended" for one in _ended_well(result)[:1]
-        ]
-    if result.reason == "timeout":
-        lines.append(f"stopped: not done within {result.timeout:g} s")
+        also.append(f"trouble with {one.sink}: {one.problem}{count}")
+    lines = ["", result.describe(also)]
     if any(one.stacks is not None for one in result):
         from ._stacks import short_form  # for start-up time: most runs have none
 
         lines += short_form(result)
-    return lines
-
-
-def _ended_well(result: GroupResult) -> list[Result]:
-    """Those, the first to end first."""
-    return sorted((one for one in result if one.ok), key=lambda one: one.exit.ended_ns if one.exit is not None else 0)
-
-
-def _table(result: GroupResult) -> list[str]:
-    head: tuple[str, ...] = ("rank", "pid", "outcome", "duration", "max RSS", "CPU time")
-    rows = [head, *(_row(one) for one in result)]
-    if any(one.attempt or one.earlier for one in result):
-        attempts = ["attempts", *(str(one.attempt + 1) for one in result)]
-        rows = [(*row[:2], count, *row[2:]) for row, count in zip(rows, attempts, strict=True)]
-    if any(one.worker for one in result):
-        names = ["name", *(one.worker or "-" for one in result)]
-        rows = [(row[0], name, *row[1:]) for row, name in zip(rows, names, strict=True)]
-    if any(one.value is not None for one in result):
-        values = ["value", *(shown(one.value) for one in result)]
-        rows = [(*row, value) for row, value in zip(rows, values, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _row(one: Result) -> tuple[str, ...]:
-    usage = one.usage
-    return (
-        str(one.rank),
-        "-" if one.pid is None else str(one.pid),
-        one.outcome,
-        "-" if one.exit is None else f"{one.exit.duration:.2f} s",
-        "-" if usage is None else f"{'' if usage.max_rss_exact else '<= '}{usage.max_rss / 2**20:.1f} MiB",
-        "-" if usage is None else f"{usage.user + usage.system:.2f} s",
-    )
+    return "\n".join(lines)
 
 
 def _lost(result: GroupResult, troubles: Iterable[SinkTrouble]) -> dict[str, int]:

@@ -34,7 +34,9 @@ class SpecError(ValueError):
         self.status = status
 
     def __str__(self) -> str:
-        return printable(f"{self.field}={shown(self.value, 200)} {self.problem}; {self.remedy}")
+        name, _, whose = self.field.partition(" of ")
+        given = "" if self.problem == "is missing" else f"={shown(self.value, 200)}"
+        return printable(f"{name}{given}{whose and f' of {whose}'} {self.problem}; {self.remedy}")
 
     def __repr__(self) -> str:
         # asyncio asks for it, of every task that ends with an error

@@ -64,7 +64,10 @@ class Exit:
             words = f"exit code {self.code}"
         else:
             words = "ended, but its status was taken by another waiter in this program"
-        return words if self.stopped_by is None else f"{words}, stopped by us with {signal_name(self.stopped_by)}"
+        if self.stopped_by is None:
+            return words
+        how = f"stopped ({signal_name(self.stopped_by)})"
+        return how if self.signal == self.stopped_by and not self.core_dumped else f"{how}: {words}"
 
 
 @dataclass(frozen=True, slots=True)

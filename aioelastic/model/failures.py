@@ -188,8 +188,11 @@ class Failure:
         why = f": {told.splitlines()[0]}" if told else ""
         return printable(f"{who} failed: {self.cause}{after}{why[:LINE_SHOWN]}").replace("\n", "\\n")
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self) -> str:
-        """All of it, the reason last: what a person reads at the end of a terminal."""
+        """All of it, the reason last: what a person reads at the end of a terminal, and what `str()` is."""
         command = shlex.join(self.argv)
         if len(command) > COMMAND_SHOWN:
             command = command[:COMMAND_SHOWN] + f"… ({len(command)} characters)"

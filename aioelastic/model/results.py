@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
-
-from .frozen import dataclass
-from .text import printable
-
-if TYPE_CHECKING:
-    from .failures import Failure
-
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, Self, TypeAlias, overload
 
 from .exits import Exit, Output, Usage
 from .failures import Cause, Failure
+from .frozen import dataclass
 from .leftovers import Process, Remains, Unkillable
+from .text import printable, shown
 
 PRINTED = 15  # how many exceptions of a group Python's traceback prints
 
@@ -26,6 +19,7 @@ PRINTED = 15  # how many exceptions of a group Python's traceback prints
 NEVER_STARTED = "never started"
 
 ATTEMPTS_SHOWN = 100  # how many earlier failures a report lists
+ROWS_SHOWN = 16  # from more workers on, those in a row that ended alike are one row of a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,7 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Nothing of it is left, by the kernel's word; see `GroupResult.clean`."""
+        """Nothing of it is left, as the kernel tells; see `GroupResult.clean`."""
         return not self.remains
 
     @property
@@ -134,7 +128,7 @@ class GroupResult(Sequence[Result]):
 
     @property
     def clean(self) -> bool:
-        """Nothing of it is left, by the kernel's word and not for want of looking.
+        """Nothing of it is left, as the kernel tells, and not for want of looking.
 
         The guardian, to which every process falls whose parent has ended, holds none that workers have left; every
         worker was seen to end; their streams were read to their end; the group's `ports` are free; and no named shared
@@ -166,6 +160,71 @@ class GroupResult(Sequence[Result]):
             lines[half:-half] = [f"… {len(lines) - 2 * half} more, see `earlier` of the result"]
         return lines
 
+    def describe(self, also: Sequence[str] = ()) -> str:
+        """All of it, the root cause last: what `str()` is, and what the command line prints at the end.
+
+        Args:
+            also: lines to stand before the failures.
+        """
+        lines = self._table()
+        if self.log_dir is not None:
+            lines.append(f"logs: {self.log_dir}")
+        lines += [f"left running by a worker, and ended: pid {one.pid} ({one.command})" for one in self.leaked]
+        lines += [f"would not die: {one}" for one in self.unkillable]
+        lines += [*self.history(), *also]
+        alone = all(one.first for one in self.failures)
+        for failure in reversed(self.failures):
+            lines += ["", ("root cause: " if failure.first and not alone else "") + failure.describe()]
+        if self.reason == "done" and any(one.stopped for one in self):  # on_success="stop"
+            ended = min(
+                (one for one in self if one.ok), key=lambda one: one.exit.ended_ns if one.exit else 0, default=None
+            )
+            if ended is not None:
+                lines.append(f"the others were stopped: {ended.worker or f'rank {ended.rank}'} had ended")
+        if self.reason == "timeout":
+            lines.append(f"timed out after {self.timeout:g} s")
+        return printable("\n".join(lines))
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def _table(self) -> list[str]:
+        """A line for each worker, or for several that ended alike, below a head."""
+        found = [[one] for one in self.results]
+        if len(found) > ROWS_SHOWN:
+            alike = groupby(self.results, lambda one: (one.outcome, one.attempt, one.worker, shown(one.value)))
+            found = [[*some] for _, some in alike]
+        columns = [
+            ("rank", [_from_to([str(one.rank) for one in some], "-") for some in found]),
+            (
+                "pid",
+                [
+                    f"{len(some)} workers" if some[1:] else "-" if some[0].pid is None else str(some[0].pid)
+                    for some in found
+                ],
+            ),
+            ("outcome", [some[0].outcome for some in found]),
+            (
+                "duration",
+                [
+                    _from_to(sorted(f"{one.exit.duration:.2f}" for one in some if one.exit), " to ", " s")
+                    for some in found
+                ],
+            ),
+            ("max RSS", [_largest(some) for some in found]),
+            ("CPU time", [_cpu(some) for some in found]),
+        ]
+        if any(one.attempt or one.earlier for one in self):
+            columns.insert(2, ("attempts", [str(some[0].attempt + 1) for some in found]))
+        if any(one.worker for one in self):
+            columns.insert(1, ("name", [some[0].worker or "-" for some in found]))
+        if any(one.value is not None for one in self):
+            columns.append(("value", [shown(some[0].value) for some in found]))
+        whole = [[head, *cells] for head, cells in columns]
+        widths = [max(map(len, column)) for column in whole]
+        rows = zip(*whole, strict=True)
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
     def raise_for_failures(self) -> None:
         """Raise `GroupFailed` if any worker failed by itself, `GroupTimeout` if time was over; else return."""
         if self.failures:
@@ -176,7 +235,7 @@ class GroupResult(Sequence[Result]):
     def _error(self) -> GroupFailed:
         first = self.failures[0]
         stopped = sum(one.stopped for one in self.results)
-        others = f"; {stopped} of {len(self.results)} were stopped by us" if stopped else ""
+        others = f"; {stopped} of {len(self.results)} were stopped" if stopped else ""
         errors = [WorkerFailed(one) for one in self.failures]
         if any(not one.first for one in self.failures):
             # a traceback prints the group top-down: end it with the root cause
@@ -203,6 +262,26 @@ class GroupResult(Sequence[Result]):
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results)
+
+
+def _from_to(found: list[str], between: str, unit: str = "") -> str:
+    """The first and the last."""
+    if not found:
+        return "-"
+    return (found[0] if found[0] == found[-1] else f"{found[0]}{between}{found[-1]}") + unit
+
+
+def _largest(some: list[Result]) -> str:
+    used = [(one.usage.max_rss, one.usage.max_rss_exact) for one in some if one.usage is not None]
+    if not used:
+        return "-"
+    size, is_exact = max(used)
+    return f"{'' if is_exact else '<= '}{size / 2**20:.1f} MiB"
+
+
+def _cpu(some: list[Result]) -> str:
+    used = [one.usage.user + one.usage.system for one in some if one.usage is not None]
+    return f"{sum(used):.2f} s" if used else "-"
 
 
 class WorkerFailed(Exception):

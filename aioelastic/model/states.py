@@ -97,13 +97,3 @@ def after(table: Mapping[tuple[S, T], S], state: S, trigger: T, who: str) -> S:
         return table[state, trigger]
     except KeyError:
         raise RuntimeError(f"{who} that is {state.value} cannot take {trigger.value!r}") from None
-
-
-def diagram(table: Mapping[tuple[S, T], S]) -> str:
-    """As a Mermaid state diagram, from the first state of the table on; `docs/design.md` holds its text, and a test
-    compares them."""
-    first = next(iter(table))[0]
-    lines = ["stateDiagram-v2", f"    [*] --> {first.value}"]
-    lines += [f"    {a.value} --> {b.value}: {t.value}" for (a, t), b in table.items()]
-    lines += [f"    {one.value} --> [*]" for one in type(first) if not any(one is source for source, _ in table)]
-    return "\n".join(lines)

@@ -279,7 +279,7 @@ def _check_cwd(worker: WorkerPlan, looking: Looking) -> None:
 
 def _program(worker: WorkerPlan, path: str | None, looking: Looking) -> str:
     name = worker.argv[0]
-    field = f"argv[0] of rank {worker.rank}"
+    field = f"program of rank {worker.rank}"
     if "/" in name:
         found = name
     else:

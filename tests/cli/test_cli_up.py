@@ -43,7 +43,7 @@ def test_any_end_ends_all(end: str, status: int, home: Path) -> None:
     done = up()
     assert done.returncode == status, done.stderr
     assert sorted(done.stdout.splitlines()) == ["job    | up", "server | bye"]
-    assert re.search(r"^0 +server +\d+ +exit code 9, stopped by us with SIGTERM ", done.stderr, re.MULTILINE)
+    assert re.search(r"^0 +server +\d+ +stopped \(SIGTERM\): exit code 9 ", done.stderr, re.MULTILINE)
     assert ("the others were stopped: job had ended" in done.stderr) == (status == 0)
 
 

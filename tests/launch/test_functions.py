@@ -351,7 +351,7 @@ async def test_one_that_does_not_heed_it_ends(start: Any) -> None:
         async for _ in group.lines():
             break
     result = await group.wait()
-    assert {str(one.exit) for one in result} == {"SIGTERM, stopped by us"} or all(one.stopped for one in result)
+    assert {str(one.exit) for one in result} == {"stopped (SIGTERM)"} or all(one.stopped for one in result)
 
 
 @pytest.mark.fresh

@@ -161,7 +161,7 @@ async def test_one_that_the_worker_could_not_have(tmp_path: Path) -> None:
     with numbered(tmp_path, 300):
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
         try:
-            with pytest.raises(SpecError, match=r"pass_fds of rank 0=300 is not below `ulimit -n`, 300"):
+            with pytest.raises(SpecError, match=r"pass_fds=300 of rank 0 is not below `ulimit -n`, 300"):
                 await supervise(sh("true", pass_fds=[300]), logs=QUIET)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -426,7 +426,7 @@ async def test_those_that_wait_are_cancelled() -> None:
             result = await group.stop()
         assert [one.value for one in result] == ["saved", None, None]
         assert [one.stopped for one in result] == [True] * 3
-        assert str(result[2].exit) == "SIGTERM, stopped by us with SIGTERM"
+        assert str(result[2].exit) == "stopped (SIGTERM)"
         assert result.ok
 
 

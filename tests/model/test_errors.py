@@ -182,6 +182,6 @@ async def test_what_a_failure_shows() -> None:
         assert word in text, word
     assert "line 80\n" not in text  # the last 20 lines
     assert text.endswith("line 100")
-    assert "1 of 2 were stopped by us" in str(caught.value)
+    assert "1 of 2 were stopped" in str(caught.value)
     assert pid is not None
     await gone(pid)

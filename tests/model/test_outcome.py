@@ -112,8 +112,8 @@ def group_of(*failures: Failure, **more: Any) -> GroupResult:
         (exit_with(3), "exit code 3", 3, False),
         (exit_with(signal=11), "SIGSEGV", 139, False),
         (exit_with(signal=11, core_dumped=True), "SIGSEGV (core dumped)", 139, False),
-        (exit_with(signal=15, stopped_by=15), "SIGTERM, stopped by us with SIGTERM", 143, False),
-        (exit_with(0, stopped_by=2), "exit code 0, stopped by us with SIGINT", 0, True),
+        (exit_with(signal=15, stopped_by=15), "stopped (SIGTERM)", 143, False),
+        (exit_with(0, stopped_by=2), "stopped (SIGINT): exit code 0", 0, True),
         (exit_with(signal=signal.SIGRTMIN + 3), "SIGRTMIN+3", 128 + signal.SIGRTMIN + 3, False),
         (exit_with(), "another waiter", 255, False),
     ],
@@ -213,7 +213,7 @@ async def test_words_and_order_of_a_real_group() -> None:
     assert result.first_failure.first
     assert result.first_failure.status == 9
     assert result[1].outcome == "exit code 9"
-    assert result[0].outcome == "SIGTERM, stopped by us with SIGTERM"
+    assert result[0].outcome == "stopped (SIGTERM)"
     assert result[0].failure is None
     assert "last words" in result.failures[0].describe()
 

@@ -242,9 +242,9 @@ async def test_places_that_cannot_be_given() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (Placement(cpus=[CPUS[0], 8191]), r"Placement\.cpus of rank 1=.*not here: 8191"),
-        (Placement(cpus=[8191]), r"Placement\.cpus of rank 1=.*not here: 8191"),
-        (Placement(nodes=[0, 1023]), r"Placement\.nodes of rank 1=.*not all nodes"),
+        (Placement(cpus=[CPUS[0], 8191]), r"Placement\.cpus=.* of rank 1 .*not here: 8191"),
+        (Placement(cpus=[8191]), r"Placement\.cpus=.* of rank 1 .*not here: 8191"),
+        (Placement(nodes=[0, 1023]), r"Placement\.nodes=.* of rank 1 .*not all nodes"),
     ],
 )
 async def test_places_that_are_not_here(given: Placement, words: str, tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_a_plain_user_is_told_what_it_may_not() -> None:
     ran = subprocess.run([*before, sys.executable, "-c", limit + PLAIN], capture_output=True, text=True)
     assert ran.stderr == ""
     nice, oom, core, cgroup = ran.stdout.splitlines()
-    assert "Placement.nice of rank 0=-5 is less than this user may have" in nice
-    assert "Placement.oom_score_adj of rank 0=-5 is less than this process has" in oom
-    assert "Placement.limits['CORE'] of rank 0=(0, -1) is more than this process's hard limit" in core
+    assert "Placement.nice=-5 of rank 0 is less than this user may have" in nice
+    assert "Placement.oom_score_adj=-5 of rank 0 is less than this process has" in oom
+    assert "Placement.limits['CORE']=(0, -1) of rank 0 is more than this process's hard limit" in core
     assert "Placement.cgroup=True cannot be had: " in cgroup
 
 

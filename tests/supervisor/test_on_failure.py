@@ -78,7 +78,7 @@ async def test_each_rank_has_its_own_answer(answers: Any, gate: Gate) -> None:
     assert [one.rank for one in result.failures] == [1, 0]  # the one that ended the group is to blame for that
     assert all(one.first for one in result.failures)  # the one is not what the other comes from
     assert result[2].stopped
-    with pytest.raises(GroupFailed, match=r"rank 1 \(.*\) failed: exit code 4.*; 1 of 3 were stopped by us"):
+    with pytest.raises(GroupFailed, match=r"rank 1 \(.*\) failed: exit code 4.*; 1 of 3 were stopped"):
         result.raise_for_failures()
 
 

@@ -330,7 +330,7 @@ def test_a_supervisor_that_hangs_tells_what_happened_meanwhile() -> None:
         program.stop()
         os.kill(pids[1], signal.SIGKILL)
         program.cont()
-        assert program.line("ended; ") == "SIGTERM, stopped by us with SIGTERM; SIGKILL"
+        assert program.line("ended; ") == "stopped (SIGTERM); SIGKILL"
         assert program.wait() == 0
     assert not any(map(alive, pids))
 

@@ -87,7 +87,7 @@ async def test_one_that_saves_its_work_first() -> None:
     async with Group(TRUE, logs=QUIET, launcher=launcher, on_event=recorder) as group:
         pass
     recorder.never("killed")
-    assert str(group[0].exit) == "exit code 0, stopped by us with SIGTERM"
+    assert str(group[0].exit) == "stopped (SIGTERM): exit code 0"
 
 
 async def test_one_in_uninterruptible_sleep() -> None:
@@ -189,7 +189,7 @@ def test_wrong_launchers(field: str, wrong: Any, otherwise: Any) -> None:
 
 async def test_a_function_that_gives_no_life() -> None:
     wrong: Any = lambda worker: 3  # noqa: E731
-    with pytest.raises(SpecError, match=r"^life of rank 0=3 is no Life; give one like"):
+    with pytest.raises(SpecError, match=r"^life=3 of rank 0 is no Life; give one like"):
         await supervise(TRUE, logs=QUIET, launcher=FakeLauncher(wrong))
 
 

@@ -376,7 +376,7 @@ def test_descriptor(of_function):
 def test_service_that_loses_one(service, runner):
     service[0].send_signal(signal.SIGKILL)
     result = runner.run(asyncio.wait_for(service.wait(), 150))
-    assert [str(one.exit) for one in result] == ["SIGKILL", "SIGTERM, stopped by us with SIGTERM"]
+    assert [str(one.exit) for one in result] == ["SIGKILL", "stopped (SIGTERM)"]
 """
 
 

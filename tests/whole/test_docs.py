@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from aioelastic.executor import slots
-from aioelastic.model import states
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import diagrams  # noqa: E402  # these lie beside what they draw
+import terminal  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -77,14 +80,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [one for one in links if not (page.parent / one).exists()] == []
 
 
-def test_the_readme_begins_with_the_gotchas() -> None:
-    first = (ROOT / "README.md").read_text().split("\n\n")[1]
-    assert "docs/gotchas.md" in LINK.findall(first)
+def test_the_diagrams_are_what_the_tables_say() -> None:
+    for name, picture in diagrams.DRAWN.items():
+        assert (ROOT / "docs" / "images" / name).read_text() == picture, "run `python docs/diagrams.py`"
 
 
-def test_the_state_diagrams_are_the_tables() -> None:
-    shown = [states.diagram(one.TABLE) + "\n" for one in (states, slots)]
-    assert blocks(ROOT / "docs" / "design.md", "mermaid") == shown
+def test_the_picture_of_a_terminal_is_drawn_from_real_runs(tmp_path: Path) -> None:
+    terminal.main(tmp_path / "terminal.svg")
+    for path in (tmp_path / "terminal.svg", ROOT / "docs" / "images" / "terminal.svg"):
+        text = "\n".join("".join(one.itertext()) for one in ElementTree.parse(path).getroot())
+        assert re.search(r"^1 +\d+ +SIGSEGV ", text, re.MULTILINE)
+        assert "failed: SIGSEGV after" in text
+        assert text.rstrip().endswith("nothing is left\nnothing is left")
+        assert str(ROOT) not in text
 
 
 def test_what_the_plugin_for_pytest_has_is_in_the_reference() -> None:

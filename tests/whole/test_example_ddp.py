@@ -56,5 +56,5 @@ def test_a_crash_shows_its_traceback_last_and_stops_the_other_rank(tmp_path: Pat
     assert "raise RuntimeError" in report
     rank_0 = next(one for one in lines if re.match(r"0 +\d+ ", one))
     by_itself = [one for one in lines if one.startswith("rank 0 (pid")]
-    assert by_itself or "stopped by us with SIGTERM" in rank_0, run.stderr
+    assert by_itself or "stopped (SIGTERM)" in rank_0, run.stderr
     assert not by_itself or lines[heads[-1]].startswith("root cause: "), run.stderr

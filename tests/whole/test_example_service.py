@@ -78,7 +78,7 @@ async def test_start_list_tail_stop_while_the_service_keeps_answering(tmp_path: 
             await asyncio.to_thread(fifo.write_text, "now\n")
             stopped = (await stopping).json()
             assert (stopped["ok"], stopped["reason"]) == (True, "stopped")
-            assert stopped["workers"][0]["exit"] == "exit code 0, stopped by us with SIGTERM"
+            assert stopped["workers"][0]["exit"] == "stopped (SIGTERM): exit code 0"
             assert [one async for one in lines] == []  # the stream ends with the group
         assert not alive(pid)
         assert await states(client) == {other: ["running", "running"]}
