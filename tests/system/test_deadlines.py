@@ -192,10 +192,10 @@ async def test_a_look_at_where_workers_are_to_run_that_hangs(
             _machine_checks.os.path, "exists", hang.around(os.path.exists, lambda path: str(path) == value)
         )
     elif what == "program":
-        field, value = "argv[0] of rank 0", "/bin/sleep"
+        field, value = "program of rank 0", "/bin/sleep"
         monkeypatch.setattr(_machine_checks.os, "stat", hang.around(os.stat, lambda path, *_: path == value))
     else:
-        program, field, value = "sleep", "argv[0] of rank 0", str(tmp_path / "gone" / "sleep")
+        program, field, value = "sleep", "program of rank 0", str(tmp_path / "gone" / "sleep")
         monkeypatch.setattr(_machine_checks, "may", hang.around(_machine_checks.may, lambda path, _: path == value))
     monkeypatch.setattr(resources, "PREFLIGHT", 0.2)
     with pytest.raises(SpecError, match="does not answer") as caught:
