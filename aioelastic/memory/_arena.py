@@ -124,7 +124,8 @@ class Arena:
             self.trimmed += 1
             return  # its last reference goes
         self.idle[segment] = None
-        self._keep(self.limit if self.limit is not None else _limits.idle(self.below), _limits.few(IDLE))
+        total = sum(one.size for one in list(self.idle))
+        self._keep(_limits.idle(self.below, total) if self.limit is None else self.limit, _limits.few(IDLE))
 
     def came_back(self, segment: Segment) -> None:
         """One of ours has come back in a message, and is in use again."""
@@ -195,6 +196,8 @@ class Arena:
         return self._made(size)
 
     def _made(self, size: int, isolated: bool = False) -> Segment:
+        if self.idle and _limits.is_tight(size):
+            self.trim()
         own = sum(one.size for one in segments() if one.owned and not one.where)
         try:
             _limits.check(size, own)

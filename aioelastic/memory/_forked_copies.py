@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 
 from ..system.descriptors import into, shut, shut_all
-from .shared_segments import PLACES, made_by, named, segments
+from .shared_segments import PLACES, forks, made_by, named, segments
 
 
 def _before_fork() -> None:
     """What is used now is used by the copy, too, whose hold on it cannot be told from ours: it is the same open file.
     So we never use it again, and it is free when both are done with it."""
+    forks.append(None)
     for segment in segments():
         if segment.owned and segment.in_use:
             segment.has_copies = True
@@ -20,6 +21,7 @@ def _before_fork() -> None:
 
 
 def _in_child() -> None:
+    forks.clear()
     for segment in segments():
         segment.disown()
     for forget in after_fork:
@@ -64,4 +66,4 @@ def peer_gone() -> None:
 after_exit: list[Callable[[], None]] = []
 before_fork: list[Callable[[], None]] = []
 after_fork: list[Callable[[], None]] = []
-os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=forks.pop, after_in_child=_in_child)

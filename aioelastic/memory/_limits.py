@@ -14,15 +14,19 @@ from typing import NamedTuple
 from ._errors import ShareLimit
 
 IDLE = 2 << 30  # bytes that may lie idle for the next arrays on a large machine
+FEW = 64 << 20  # of them, as long as there is any room
 _OLD = 10.0  # seconds until it is looked at again: limits are changed, and processes moved
+_SOON = 0.01  # until it is looked at again what is left
 _LIST = 1 << 24  # bytes of a file of the kernel's
 
 
 class Room(NamedTuple):
-    """In bytes: memory, and memory with swap."""
+    """In bytes: memory, memory with swap; and the control groups that have a limit: that, their version, and their
+    directory."""
 
     memory: int
     all: int
+    groups: tuple[tuple[int, int, str], ...] = ()
 
 
 def room() -> Room:
@@ -39,16 +43,53 @@ def room() -> Room:
 _known: tuple[float, Room | None] = (0.0, None)
 
 
-def idle(directory: str | None) -> int:
-    """Bytes that may lie idle: a quarter of the memory, or of the file system of that directory; at most `IDLE`."""
-    most = room().memory
+def idle(directory: str | None, wanted: int) -> int:
+    """How many bytes may lie idle, of that many.
+
+    Whoever else is in a control group, or has files in the file system of that directory, keeps some, too, and nobody
+    knows how many they are. So each keeps a quarter of what is left beyond a quarter: however many they are, they stop
+    there. A thirty-second part, and at most `FEW`, each may keep as long as an eighth is left.
+    """
+    places = left()
     if directory is not None:
         try:
             about = os.statvfs(directory)
-            most = min(most, about.f_blocks * about.f_frsize)
+            places = [*places, (about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)]
         except OSError:
             pass  # it was removed
-    return min(IDLE, most // 4)
+    least = min([room().memory, *(size for size, _ in places)])
+    most, few = min(wanted, IDLE, least // 4), min(FEW, least // 32)
+    for size, free in places:
+        most = min(most, max((free + wanted - size // 4) // 4, few if free > size // 8 else 0))
+    return most
+
+
+def is_tight(nbytes: int) -> bool:
+    """Whether less than a quarter is left with so many bytes more: what lies idle is needed by others."""
+    return any(free - nbytes < size // 4 for size, free in left())
+
+
+def left() -> list[tuple[int, int]]:
+    """Of the machine, and of each control group that has a limit: that, and what of it nobody has now."""
+    global _seen
+    now = time.monotonic()
+    when, found = _seen
+    if now > when + _SOON:
+        told = dict(_fields("/proc/meminfo", ":"))
+        sizes = [1024 * int(told[one].split()[0]) for one in ("MemTotal", "MemAvailable") if one in told]
+        found = [(sizes[0], sizes[1])] if len(sizes) == 2 else []
+        for size, version, directory in room().groups:
+            own = _number(f"{directory}/{'memory.current' if version == 2 else 'memory.usage_in_bytes'}")
+            if own is not None:
+                cached = dict(_fields(f"{directory}/memory.stat", " "))
+                kinds = ("inactive_file", "active_file")  # what the system takes back by itself
+                own -= sum(int(cached.get(one if version == 2 else f"total_{one}", 0)) for one in kinds)
+                found.append((size, max(size - own, 0)))
+        _seen = now, found
+    return found
+
+
+_seen: tuple[float, list[tuple[int, int]]] = (0.0, [])
 
 
 def few(most: int) -> int:
@@ -78,6 +119,7 @@ def _look() -> Room:
     memory = told.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     swap = told.get("SwapTotal", 0)
     most = memory + swap
+    groups = []
     for version, directory in _groups():
         if version == 2:
             own, more = _number(f"{directory}/memory.max"), _number(f"{directory}/memory.swap.max")
@@ -88,10 +130,12 @@ def _look() -> Room:
             if own is not None:
                 both = min(own + swap, both or own + swap)
         if own is not None:
+            if own < memory + swap:
+                groups.append((own, version, directory))
             memory = min(memory, own)
         if both is not None:
             most = min(most, both)
-    return Room(memory, max(most, memory))
+    return Room(memory, max(most, memory), tuple(groups))
 
 
 _TOTALS = ("MemTotal", "SwapTotal")

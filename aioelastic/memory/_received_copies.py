@@ -3,12 +3,13 @@
 A small one is read. The memory of a large one shows what the sender has written, without a copy of it. The sender does
 not write there again as long as the receiver has a lease. What the receiver writes goes there, too, which is a fifth of
 the work of a page of its own for each page; only when it forks, others could see it. Then its memory is made its own
-(`MAP_PRIVATE`), from the same moment for both.
+(`MAP_PRIVATE`), from the same moment for both. Another thread may receive meanwhile. So memory is known here before it
+is mapped, and then it is looked whether a fork has been prepared: what the copy can see was either known by then, or is
+private from the beginning.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import weakref
 from typing import Any
@@ -17,8 +18,9 @@ from ..system.shared_memory_names import check_fixed, contents
 from ._errors import ShareLimit
 from ._forked_copies import before_fork
 from ._limits import few
-from .file_mapping import block, mapped, show
+from .file_mapping import block, show, show_once, showing, unmapped
 from .lease_locks import held
+from .shared_segments import forks
 
 COPIED = 1 << 18  # bytes below which a copy takes less than a mapping, its pages and its end
 LARGE = 1 << 20  # bytes from which that is worth a descriptor
@@ -44,25 +46,38 @@ def received(fd: int, size: int, by_others: bool = False) -> memoryview:
     file = held(fd)  # its lock holds as long as there is a mapping
     private = by_others or size < LARGE or len(_kept) >= few(MOST)
     try:
-        mapping, _ = mapped(file.fileno(), size, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED)
+        mapping, address = unmapped(size)
+        part = block(size).from_buffer(mapping)
+        part.private = [] if private else [showing(address, file.fileno(), size, mmap.MAP_PRIVATE)]
+        if not private:
+            part.file = file
+            number = id(part)
+            _kept[number] = weakref.ref(part, lambda _: _kept.pop(number, None))
+            show(address, file.fileno(), size, mmap.MAP_SHARED)
+            private = bool(forks) or not part.private
+        if private:
+            part.private.clear()
+            show(address, file.fileno(), size, mmap.MAP_PRIVATE)
     except ShareLimit:  # a process has room for some 65,000 mappings (vm.max_map_count)
         return contents(fd, size)
-    part = block(size).from_buffer(mapping)
-    if not private:
-        part.file = file
-        number = id(part)
-        _kept[number] = weakref.ref(part, lambda _: _kept.pop(number, None))
     return memoryview(part).cast("B")
 
 
 def _make_private() -> None:
     """From now on what is written there is seen by this process alone."""
+    failed = None
     for number, one in list(_kept.items()):
         part = one()
         if part is not None:
-            show(ctypes.addressof(part), part.file.fileno(), len(part), mmap.MAP_PRIVATE)
-            del part.file
+            try:
+                show_once(part.private)
+            except ShareLimit as exc:
+                failed = exc
+                continue
+            part.file = None
         _kept.pop(number, None)
+    if failed is not None:
+        raise failed
 
 
 before_fork.append(_make_private)

@@ -248,6 +248,8 @@ class Use:
         _used[one] = segment
         segment.begun = next(_numbers)
         segment.uses.add(one)
+        if forks:
+            segment.has_copies = True  # another thread's fork has looked already at what is used
 
     @property
     def segment(self) -> Segment:
@@ -256,6 +258,7 @@ class Use:
 
 
 _used: dict[weakref.ref[Use], Segment] = {}
+forks: list[None] = []  # of this process, that are prepared and not yet made
 ending: list[bool] = []  # not empty when the interpreter ends: modules are taken down then, in any order
 atexit.register(ending.append, True)
 

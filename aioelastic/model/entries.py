@@ -51,7 +51,8 @@ class Command:
         input: what it reads from its standard input, and then the end of it: bytes; text, which is sent as UTF-8; a
             file, by its path (a `pathlib.Path`, which each worker reads from its beginning) or open (its descriptor is
             given to the workers); or an asynchronous iterable of bytes or text, for one worker that is not restarted.
-        stderr: `"pipe"`, a stream of its own (the default), or `"stdout"`: the same as its standard output, in order.
+        stderr: `"pipe"`, a stream of its own (the default, but with `tty`), or `"stdout"`: the same as its standard
+            output, in order.
         pass_fds: descriptors of this program that it has, too, by the same numbers, as in `subprocess.Popen`; all
             others are closed there. Each worker and attempt gets what they were when the group began: the group keeps
             duplicates until all workers are started, or, with `restart`, to its end, so they may be closed here while
@@ -74,7 +75,7 @@ class Command:
     Raises:
         SpecError: an argument is empty, not a string, or holds a NUL byte; `input` is none of these, or `stdin` says
             otherwise; `name` is not usable; a descriptor is negative, a standard stream, or named twice; a secret has
-            a variable of its name.
+            a variable of its name, or its value stands in `argv`, `env`, `cwd` or `name`.
             When the group begins: a descriptor is not open, a user or group is unknown here, or this program may not
             run anything as that one.
 
@@ -105,7 +106,7 @@ class Command:
         cwd: str | os.PathLike[str] | None = None,
         stdin: Literal["null", "inherit", "pipe"] = "null",
         input: Input | None = None,  # noqa: A002 - as subprocess.run has it
-        stderr: Literal["pipe", "stdout"] = "pipe",
+        stderr: Literal["pipe", "stdout"] | None = None,
         tty: bool | tuple[int, int] = False,
         name: str | None = None,
         pass_fds: Iterable[int] = (),
@@ -125,13 +126,17 @@ class Command:
         if input is not None and stdin == "inherit":
             raise SpecError("stdin", stdin, "is another input than `input`", "leave one of them out")
         put(self, "input", None if input is None else _check_input(input))
-        check_choice("stderr", stderr, ("pipe", "stdout"))
+        if stderr is not None:
+            check_choice("stderr", stderr, ("pipe", "stdout"))
         put(self, "tty", _check_tty(tty))
         if self.tty is not None and (stdin == "inherit" or is_file(self.input)):
             remedy = "leave tty out, or write to it by group[rank].stdin, or give text as input"
             raise SpecError("tty", tty, "is itself what is read from", remedy)
         put(self, "stdin", stdin if input is None and self.tty is None else "pipe")
-        put(self, "stderr", stderr if self.tty is None else "stdout")
+        if self.tty is not None and stderr == "pipe":
+            problem = "is no stream of its own on a terminal, which has one for all"
+            raise SpecError("stderr", stderr, problem, "leave it out, or leave out tty")
+        put(self, "stderr", (stderr or "pipe") if self.tty is None else "stdout")
         put(self, "name", None if name is None else check_name("name", name))
         put(self, "pass_fds", check_descriptors("pass_fds", pass_fds))
         for field_name, given in (("user", user), ("group", group)):
@@ -150,7 +155,9 @@ class Command:
                 raise SpecError("umask", oct(umask), "is no umask", "give 0 to 0o777, as 0o027")
         put(self, "umask", umask)
         put(self, "secrets", check_secrets(secrets))
-        check_no_secret_in(self.env, self, "env")
+        check_no_secret_in(self.env, self)
+        places = [(f"argv[{index}]", one) for index, one in enumerate(self.argv)]
+        self.secrets.check_not_in([*places, ("name", self.name), ("cwd", self.cwd)])
 
     @property
     def changes_user(self) -> bool:
@@ -158,13 +165,14 @@ class Command:
         return not (self.user is None and self.group is None and self.extra_groups is None)
 
 
-def check_no_secret_in(env: Mapping[str, str | None], command: Command, field: str) -> None:
-    """Whether no variable says what a secret of that command does, or where it is."""
+def check_no_secret_in(env: Mapping[str, str | None], command: Command) -> None:
+    """Whether no variable says what a secret of that command does, or where it is, or has its value."""
     for name in command.secrets:
         for key in (name, f"{name}_FILE"):
             if env.get(key) is not None:
                 problem = f"is given, and so is the secret {shown(name)}"
-                raise SpecError(f"{field}[{shown(key)}]", MASK, problem, "leave one of them out")
+                raise SpecError(f"env[{shown(key)}]", MASK, problem, "leave one of them out")
+    command.secrets.check_not_in((f"env[{shown(key)}]", value) for key, value in env.items())
 
 
 def _check_tty(given: Any) -> tuple[int, int] | None:

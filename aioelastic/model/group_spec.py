@@ -145,7 +145,7 @@ class GroupSpec:
         for at, port in enumerate(ports):
             check_whole(f"ports[{at}]", port, 1, 65_535)
         variables = check_env("env", env)
-        _check_secrets(entries, variables)
+        _check_secrets(entries, variables, name)
         places = resolve_places(placement, len(entries))
         _check_places(places, entries, variables, start)
         restart = restart or Restart.never()
@@ -188,10 +188,11 @@ def _check_inputs(entries: Sequence[Command | Function], restart: Restart | None
             raise SpecError("input", given, words, "give bytes, text or a file, or each worker its own by a builder")
 
 
-def _check_secrets(entries: Sequence[Command | Function], env: Mapping[str, str | None]) -> None:
+def _check_secrets(entries: Sequence[Command | Function], env: Mapping[str, str | None], name: str) -> None:
     for one in entries:
         if isinstance(one, Command):
-            check_no_secret_in(env, one, "env")
+            check_no_secret_in(env, one)
+            one.secrets.check_not_in([("name", name)])
 
 
 def _check_places(

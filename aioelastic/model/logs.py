@@ -18,6 +18,7 @@ from .validation import (
     check_bool,
     check_choice,
     check_items,
+    check_line_pattern,
     check_path,
     check_prefix,
     check_seconds,
@@ -114,6 +115,7 @@ class Match:
             for one in getattr(self, name):
                 if not isinstance(one, str | re.Pattern) or one == "":
                     raise SpecError(f"Match.{name}", one, "is not a pattern", "give a non-empty str or re.compile(...)")
+                check_line_pattern(f"Match.{name}", re.compile(re.escape(one)) if isinstance(one, str) else one)
         object.__setattr__(self, "std", _one_std("Match.std", self.std))
         bad = not isinstance(self.file, str) or self.file in ("", ".", "..") or {"/", "\0"} & set(self.file)
         if bad:

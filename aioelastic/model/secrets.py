@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import SpecError
@@ -11,6 +11,7 @@ from .text import MASK, shown
 from .validation import check_variable
 
 FIRST = 20  # the least descriptor that has one: scripts use those below for their own (`exec 3<file`; bash from 10 on)
+LEAST = 6  # bytes of a value that is looked for within a text; a shorter one may be in it by chance
 OWN = ("AIOELASTIC_", "TORCHELASTIC_")  # how variables begin that are not for others
 _PATH = "/proc/self/fd/"
 
@@ -45,6 +46,17 @@ class Secrets(Mapping[str, bytes]):
 
     def __deepcopy__(self, memo: object) -> Secrets:
         return self
+
+    def check_not_in(self, places: Iterable[tuple[str, str | None]]) -> None:
+        """Whether none of those values stands in texts, each by its field, that anybody may see. Raises `SpecError`,
+        which does not show it."""
+        values = [(name, value.strip()) for name, value in self.items() if value.strip()]
+        for field, text in places if values else ():
+            data = (text or "").encode(errors="surrogateescape")
+            for name, value in values:
+                if value == data or (len(value) >= LEAST and value in data):
+                    remedy = f"leave it out there: the worker reads it from the file that {name}_FILE names"
+                    raise SpecError(field, MASK, f"has the value of the secret {shown(name)}", remedy)
 
     def numbers(self, taken: tuple[int, ...]) -> dict[str, int]:
         """Which descriptor has which, beside those that are `taken`."""

@@ -10,6 +10,7 @@ import string
 from _thread import TIMEOUT_MAX  # seconds that it can wait for a lock: 292 years
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any, TypeVar, cast
 
 from .errors import SpecError
@@ -248,6 +249,33 @@ def check_pattern(field: str, value: Any) -> re.Pattern[str]:
     if not isinstance(value, re.Pattern) or not isinstance(value.pattern, str):
         raise SpecError(field, value, "is no regular expression for text", remedy)
     return value
+
+
+def check_line_pattern(field: str, pattern: re.Pattern[Any]) -> None:
+    """Whether it can be found in a line, which has no newline."""
+    if _needs_newline(_parser.parse(pattern.pattern, pattern.flags & ~re.DEBUG)):
+        raise SpecError(
+            field, pattern.pattern, "has a newline in it, and a line has none", "leave it out, or end with $"
+        )
+
+
+def _needs_newline(parsed: Iterable[Any]) -> bool:
+    """Whether all that this part of an expression matches has one."""
+    for op, given in parsed:
+        kind = str(op)
+        if kind == "LITERAL":
+            found = given == 10
+        elif kind in ("SUBPATTERN", "ASSERT"):
+            found = _needs_newline(given[-1])
+        elif kind == "ATOMIC_GROUP":
+            found = _needs_newline(given)
+        elif kind.endswith("_REPEAT"):
+            found = given[0] > 0 and _needs_newline(given[2])
+        else:
+            found = kind == "BRANCH" and all(map(_needs_newline, given[1]))
+        if found:
+            return True
+    return False
 
 
 def check_descriptors(field: str, given: Any) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from ..model.validation import check_pattern, check_timeout
+from ..model.validation import check_pattern, check_timeout, check_whole
 from ._lines import HIGH, Held
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ._standard_input import StandardInput
     from ._tail import Tail
 
+T = TypeVar("T")
+
 SHOWN = 200  # characters of what has come, in an error
 ENDING = 1.0  # seconds: the output of a worker that ends is over a moment before its exit is known
 LINE_END = re.compile(r"\n")
@@ -26,32 +28,68 @@ OVER = "the dialogue is over"
 
 
 class DialogueTap:
-    """Keeps what one stream says as text until it is read. Policy: block, at `HIGH` characters."""
+    """Keeps what one stream says until it is read. Policy: block, at `room` bytes."""
 
     name = "dialogue"
 
     def __init__(self, tail: Tail) -> None:
-        self.text = ""
+        self.data = bytearray()
+        self.room = HIGH
         self.over = False
         self._tail = tail
         self._held = Held()
-        self._decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+        self._text: str | None = None  # of that data, if it is known
         self._waiters: dict[asyncio.Future[None], None] = {}  # in their order
         self._take(tail.unsearched())
 
     def feed(self, data: bytes, pump: Pump) -> None:
         self._take(data)
-        if len(self.text) >= HIGH:
+        if len(self.data) >= self.room:
             self._held.hold(pump)
 
     def eof(self) -> None:
         self.over = True
-        self._take(b"", final=True)
+        self._take(b"")
+
+    @property
+    def text(self) -> str:
+        """What has come, without a character of which the end has not."""
+        if self._text is None:
+            self._text, _ = codecs.utf_8_decode(self.data, "backslashreplace", self.over)
+        return self._text
 
     def read(self, end: int) -> None:
         """So much of the text has been read."""
-        self.text = self.text[end:]
+        rest = self.text[end:] if self.data.isascii() else None
+        if rest is None:
+            # as many bytes: each that is none of UTF-8 is one character here, and four of the text
+            text, _ = codecs.utf_8_decode(self.data, "surrogateescape", self.over)
+            for escaped in re.finditer("[\udc80-\udcff]", text):
+                if escaped.start() >= end:
+                    break
+                end = max(end - 3, escaped.end())
+            end = len(text[:end].encode(errors="surrogateescape"))
+        self.take(end)
+        self._text = rest
+
+    def take(self, n: int) -> bytes:
+        """So many bytes have been read."""
+        taken = bytes(self.data[:n])
+        del self.data[:n]
+        self._text = None
         self._held.release()
+        return taken
+
+    async def at_least(self, n: int) -> bool:
+        """Wait for so many bytes. False: the output has ended before."""
+        while len(self.data) < n and not self.over:
+            self.room = max(self.room, n)
+            self._held.release()
+            try:
+                await self.more()
+            finally:
+                self.room = HIGH
+        return len(self.data) >= n
 
     def close(self) -> None:
         """Nobody reads on: what came is not looked for again."""
@@ -69,8 +107,9 @@ class DialogueTap:
         finally:
             del self._waiters[waiter]
 
-    def _take(self, data: bytes, final: bool = False) -> None:
-        self.text += self._decode(data, final)
+    def _take(self, data: bytes) -> None:
+        self.data += data
+        self._text = None
         self._wake()
 
     def _wake(self) -> None:
@@ -155,28 +194,61 @@ class Dialogue:
             RuntimeError: the dialogue was not entered, or is over; or this is a forked copy of the program.
             SpecError: an argument is wrong.
         """
-        self._stdin.check_ours()
         wanted = check_pattern("pattern", pattern)
-        seconds = check_timeout("timeout", timeout)
+        tap = self._entered()
+        match = await self._within(timeout, tap, repr(wanted.pattern), lambda: _found(tap, wanted))
+        tap.read(match.end())
+        return match
+
+    async def read_exactly(self, n: int, timeout: float | None = None) -> bytes:
+        r"""The next `n` bytes, as they came: a message whose length was told before it, as language servers have it.
+
+        Args:
+            n: how many. They are kept in memory until all have come.
+            timeout: seconds; None: no limit. What has come by then is kept for the next one.
+
+        Raises:
+            EOFError: the output has ended before that. Says how the worker has ended, if it has.
+            TimeoutError: it took longer.
+            RuntimeError: the dialogue was not entered, or is over; or this is a forked copy of the program.
+            SpecError: an argument is wrong.
+
+        Example::
+
+            header = await io.read_until(r"Content-Length: (\d+)\r\n\r\n", timeout=30)
+            message = json.loads(await io.read_exactly(int(header[1]), timeout=30))
+        """
+        check_whole("n", n, 0)
+        tap = self._entered()
+        await self._within(timeout, tap, f"the last of {n} bytes", lambda: tap.at_least(n))
+        return tap.take(n)
+
+    def _entered(self) -> DialogueTap:
+        self._stdin.check_ours()
         if self._heard is None:
             raise RuntimeError(OVER if self._over else "enter it first: async with worker.dialogue()")
-        tap, _ = self._heard
+        return self._heard[0]
+
+    async def _within(
+        self, timeout: float | None, tap: DialogueTap, what: str, wait: Callable[[], Awaitable[T | None]]
+    ) -> T:
+        """What that waits for, which is nothing when the output has ended without it."""
+        seconds = check_timeout("timeout", timeout)
         if seconds == math.inf:  # a limit costs as much as all the rest of a short line
-            match = await _found(tap, wanted)
+            found = await wait()
         else:
             try:
                 async with asyncio.timeout(seconds) as limit:
-                    match = await _found(tap, wanted)
+                    found = await wait()
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise TimeoutError(_words(tap, wanted, f"has not come within {seconds:g} s")) from None
-        if match is None:
+                raise TimeoutError(_words(tap, what, f"has not come within {seconds:g} s")) from None
+        if not found:
             if self._over:  # left by another task meanwhile
                 raise RuntimeError(OVER)
-            raise EOFError(_words(tap, wanted, f"is not in the output, which has ended{await self._how()}"))
-        tap.read(match.end())
-        return match
+            raise EOFError(_words(tap, what, f"is not in the output, which has ended{await self._how()}"))
+        return found
 
     async def read_line(self, timeout: float | None = None) -> str:
         """The next line, without its newline. Raises as `read_until`.
@@ -200,8 +272,8 @@ class Dialogue:
 async def _found(tap: DialogueTap, wanted: re.Pattern[str]) -> re.Match[str] | None:
     """None: the output has ended without it."""
     while (match := wanted.search(tap.text)) is None and not tap.over:
-        if len(tap.text) >= HIGH:
-            raise BufferError(_words(tap, wanted, f"is not in {HIGH} characters"))
+        if len(tap.data) >= HIGH:
+            raise BufferError(_words(tap, repr(wanted.pattern), f"is not in {HIGH} bytes"))
         await tap.more()
     return match
 
@@ -214,5 +286,5 @@ def _encoded(text: str | bytes) -> bytes:
     return text
 
 
-def _words(tap: DialogueTap, wanted: re.Pattern[str], problem: str) -> str:
-    return f"{wanted.pattern!r} {problem}; the last that came: {tap.text[-SHOWN:]!r}"
+def _words(tap: DialogueTap, what: str, problem: str) -> str:
+    return f"{what} {problem}; the last that came: {tap.text[-SHOWN:]!r}"

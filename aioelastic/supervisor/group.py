@@ -24,7 +24,14 @@ from ..model.restart_policy import Restart
 from ..model.results import GroupResult, Reason, WorkerFailed
 from ..model.states import ALIVE
 from ..model.stop_policy import Stop
-from ..model.validation import check_choice, check_items, check_pattern, check_seconds, check_timeout
+from ..model.validation import (
+    check_choice,
+    check_items,
+    check_line_pattern,
+    check_pattern,
+    check_seconds,
+    check_timeout,
+)
 from ..planning import LaunchPlan
 from ..streams import LineFeed
 from .event_bus import EventFeed
@@ -189,7 +196,8 @@ class Group:
             timeout: seconds; None: no limit.
 
         Raises:
-            EOFError: these ranks have ended, and there was no such line.
+            EOFError: these ranks have ended, and there was no such line. Where one has failed it says so, and its
+                `__cause__` is the `WorkerFailed`.
             TimeoutError: it took longer.
             SpecError: an argument is wrong.
 
@@ -202,7 +210,9 @@ class Group:
         seconds = check_timeout("timeout", timeout)
         if not isinstance(self._supervisor.spec.start, str):
             raise SpecError("pattern", pattern, "is found in no stream", "functions in an executor of yours have none")
-        return await self._supervisor.line(check_pattern("pattern", pattern), self._ranks(ranks), seconds)
+        wanted = check_pattern("pattern", pattern)
+        check_line_pattern("pattern", wanted)
+        return await self._supervisor.line(wanted, self._ranks(ranks), seconds)
 
     async def as_completed(
         self, *, errors: Literal["raise", "value"] = "raise"

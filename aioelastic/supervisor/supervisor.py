@@ -24,7 +24,7 @@ from ..model.failures import Failure
 from ..model.group_spec import GroupSpec
 from ..model.leftovers import Process, Remains
 from ..model.logs import Std
-from ..model.results import GroupResult, Reason
+from ..model.results import GroupResult, Reason, WorkerFailed
 from ..model.states import State
 from ..model.stop_policy import Stop
 from ..model.text import printable, told
@@ -126,6 +126,14 @@ class Supervisor(forked_copies.Owned):
         try:
             async with asyncio.timeout(seconds if seconds < math.inf else None) as limit:
                 return await self._feeds.line(pattern, ranks, self.finished)
+        except EOFError as exc:
+            failed = [one for one in self.workers if self.has_failed(one)]
+            if ranks is not None and self._reason != "failed":  # else that has ended these, too
+                failed = [one for one in failed if one.rank in ranks]
+            if not failed:
+                raise
+            failure = self.failure_of(min(failed, key=lambda one: one.exit.ended_ns if one.exit else 0))
+            raise EOFError(f"{exc}: {failure.headline}") from WorkerFailed(failure)
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -565,6 +565,9 @@ def test_a_command_without_secrets_can_be_pickled() -> None:
         ({"AIOELASTIC_LINEAGE": "hunter2"}, {}, "secrets['AIOELASTIC_LINEAGE']"),
         ({"A": "x"}, {"A": "hunter2"}, "env['A']"),
         ({"A": "x"}, {"A_FILE": "hunter2"}, "env['A_FILE']"),
+        ({"A": "hunter2"}, {"URL": "db://me:hunter2@host"}, "env['URL']"),
+        ({"B": "other", "A": b"hunter2"}, {"OTHER": None, "PIN": "hunter2"}, "env['PIN']"),
+        ({"PIN": "1234567\n"}, {"CODE": "1234567"}, "env['CODE']"),
     ],
 )
 def test_what_is_no_secret_is_told_without_its_value(secrets: Any, env: Any, field: str) -> None:
@@ -577,6 +580,30 @@ def test_what_is_no_secret_is_told_without_its_value(secrets: Any, env: Any, fie
         assert caught.value.field == field
         assert "hunter2" not in str(caught.value)
         assert "1234567" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Command("serve", "--port", "--token=hunter2", secrets={"A": "hunter2"}), "argv[2]"),
+        (lambda: Command("sh", "-c", "login hunter2", secrets={"A": "hunter2\n"}), "argv[2]"),
+        (lambda: Command("serve", "abc", secrets={"A": b"abc"}), "argv[1]"),
+        (lambda: Command("serve", "p\udcffssw\udcff", secrets={"A": b"p\xffssw\xff"}), "argv[1]"),
+        (lambda: Command("serve", name="hunter2", secrets={"A": "hunter2"}), "name"),
+        (lambda: Command("serve", cwd="/srv/hunter2", secrets={"A": "hunter2"}), "cwd"),
+        (lambda: GroupSpec.of(Command("serve", secrets={"A": "hunter2"}), name="hunter2"), "name"),
+    ],
+)
+def test_a_secret_that_stands_where_all_see_it_is_told(make: Any, field: str) -> None:
+    with pytest.raises(SpecError, match=r"has the value of the secret 'A'; .*A_FILE") as caught:
+        make()
+    assert (caught.value.field, caught.value.value) == (field, "****")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_short_secret_may_be_part_of_a_word() -> None:
+    command = Command("serve", "--all", env={"A": None, "PATH": "/a/b"}, secrets={"A": "a", "EMPTY": ""})
+    assert GroupSpec.of(command, name="data").entries
 
 
 @dataclass

@@ -28,8 +28,14 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """What the kernel says."""
     found = dict(MACHINE)
     monkeypatch.setattr(_limits, "_lines", lambda path: found.get(path, "").splitlines())
+    forget()
     yield found
-    _limits._known = (0.0, None)
+    forget()
+
+
+def forget() -> None:
+    """What was seen."""
+    _limits._known, _limits._seen = (0.0, None), (0.0, [])
 
 
 GROUPS: dict[str, tuple[dict[str, str], int, int]] = {
@@ -58,7 +64,7 @@ GROUPS: dict[str, tuple[dict[str, str], int, int]] = {
 def test_control_groups_of_version_2(kind: str, files: dict[str, str]) -> None:
     more, least, most = GROUPS[kind]
     files.update({"/proc/self/cgroup": "0::/a/b\n", "/proc/self/mountinfo": V2, **more})
-    assert _limits._look() == (least * MIB, most * MIB)
+    assert _limits._look()[:2] == (least * MIB, most * MIB)
 
 
 @pytest.mark.parametrize(
@@ -75,29 +81,76 @@ def test_control_groups_of_version_1(root: str, path: str, where: str, files: di
     files["/proc/self/mountinfo"] = V1.format(root=root)
     files[f"{where}/memory.limit_in_bytes"] = str(100 * MIB)
     files[f"{where}/memory.memsw.limit_in_bytes"] = str(150 * MIB)
-    assert _limits._look() == (100 * MIB, 150 * MIB)
+    assert _limits._look()[:2] == (100 * MIB, 150 * MIB)
+
+
+ALL = 1 << 50
 
 
 def test_what_may_lie_idle(files: dict[str, str], tmp_path: Path) -> None:
-    assert _limits.idle(None) == 2048 * MIB
+    assert _limits.idle(None, ALL) == 2048 * MIB
+    assert _limits.idle(None, 5) == 5
     files.update({"/proc/self/cgroup": "0::/a\n", "/proc/self/mountinfo": V2})
     files["/sys/fs/cgroup/a/memory.max"] = str(300 * MIB)
-    _limits._known = (0.0, None)
-    assert _limits.idle(None) == 75 * MIB
-    assert _limits.idle(str(tmp_path / "gone")) == 75 * MIB
+    forget()
+    assert _limits.idle(None, ALL) == 75 * MIB
+    assert _limits.idle(str(tmp_path / "gone"), ALL) == 75 * MIB
 
 
 def test_a_small_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     about = os.statvfs(tmp_path)
-    small: Any = os.statvfs_result((4096, 4096, 16384, *about[3:]))
-    monkeypatch.setattr(os, "statvfs", lambda path: small)
-    assert _limits.idle(str(tmp_path)) == 16 * MIB
+    for free, most in ((16384, 16), (6144, 5), (5000, 3), (2000, 0)):
+        small: Any = os.statvfs_result((4096, 4096, 16384, free, free, *about[5:]))
+        monkeypatch.setattr(os, "statvfs", lambda path, small=small: small)
+        assert _limits.idle(str(tmp_path), 12 * MIB if free < 16384 else ALL) // MIB == most
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("workers", [1, 6, 100])
+def test_however_many_workers_keep_memory_some_is_left(version: int, workers: int, files: dict[str, str]) -> None:
+    """Each has 10 MiB of its own, and would keep as much as it may."""
+    if version == 2:
+        files.update({"/proc/self/cgroup": "0::/a\n", "/proc/self/mountinfo": V2})
+        limit, used, cached = "/sys/fs/cgroup/a/memory.max", "memory.current", "active_file"
+    else:
+        files.update({"/proc/self/cgroup": "4:memory:/a\n", "/proc/self/mountinfo": V1.format(root="/")})
+        limit, used, cached = (
+            "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_active_file",
+        )
+    home = os.path.dirname(limit)
+    all_there_is = max(400, 20 * workers) * MIB
+    files[limit] = str(all_there_is)
+    files[f"{home}/memory.stat"] = f"anon 5\n{cached} {8 * MIB}\n"  # which the system takes back
+    kept = [0] * workers
+    for _ in range(10):
+        for at in range(workers):
+            files[f"{home}/{used}"] = str((10 * workers + 8) * MIB + sum(kept))
+            forget()
+            kept[at] = _limits.idle(None, kept[at] + 25 * MIB)
+    left = all_there_is - sum(kept) - 10 * workers * MIB
+    assert left > all_there_is // 8 - 13 * MIB
+    assert sum(kept) > 20 * MIB
+
+
+def test_what_lies_idle_makes_room_for_others(files: dict[str, str]) -> None:
+    files.update({"/proc/self/cgroup": "0::/a\n", "/proc/self/mountinfo": V2})
+    files.update({"/sys/fs/cgroup/a/memory.max": str(400 * MIB), "/sys/fs/cgroup/a/memory.current": str(100 * MIB)})
+    sharing.trim()
+    sharing.empty(10 * MIB, "u1")
+    sharing.empty(5 * MIB, "u1")
+    assert sharing.stats().idle == 15 * MIB
+    files["/sys/fs/cgroup/a/memory.current"] = str(280 * MIB)
+    forget()
+    made = sharing.empty(40 * MIB, "u1")
+    assert (sharing.stats().idle, made.nbytes) == (0, 40 * MIB)
 
 
 def test_more_than_there_can_be(files: dict[str, str]) -> None:
     files.update({"/proc/self/cgroup": "0::/a\n", "/proc/self/mountinfo": V2})
     files.update({"/sys/fs/cgroup/a/memory.max": str(300 * MIB), "/sys/fs/cgroup/a/memory.swap.max": "0"})
-    _limits._known = (0.0, None)
+    forget()
     sharing.trim()
     with pytest.raises(sharing.ShareLimit, match=f"cannot have {320 * MIB} bytes .* may have {300 * MIB}, with swap"):
         sharing.empty(300 * MIB + 1, "u1")

@@ -298,6 +298,8 @@ def test_an_async_callback_would_never_run() -> None:
         ({"include": ("",)}, "Match.include"),
         ({"include": 5}, "Match.include"),
         ({"exclude": (5,)}, "Match.exclude"),
+        ({"include": "loss\n"}, "Match.include"),
+        ({"exclude": ("a", re.compile(b"\\Aend\\n"))}, "Match.exclude"),
         ({"std": 9}, "Match.std"),
         ({"std": "out"}, "Match.std"),
     ],

@@ -151,7 +151,7 @@ def test_more_mappings_than_the_system_has(monkeypatch: pytest.MonkeyPatch) -> N
     def none(*_: object) -> Any:
         raise memory.ShareLimit("cannot map")
 
-    monkeypatch.setattr(_received_copies, "mapped", none)
+    monkeypatch.setattr(_received_copies, "show", none)
     (one,) = travelled(np.full(1 << 19, 3, "u1"))
     assert (one == 3).all()
     one[:] = 4

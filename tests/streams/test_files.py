@@ -117,7 +117,7 @@ async def test_every_sink_at_once_changes_no_byte_of_the_files(tmp_path: Path) -
     seen: list[bytes] = []
     logs = Logs(
         dir=tmp_path / "runs",
-        match=[Match(file="all"), "\n", re.compile(b"\xff")],
+        match=[Match(file="all"), "\t", re.compile(b"\xff")],
         callback=lambda line: seen.append(line.data),
         timestamps=True,
     )

@@ -141,7 +141,7 @@ async def test_what_nobody_reads_holds_the_worker(held: asyncio.Event, monkeypat
     async with Group(py(code, stdin="pipe"), logs=QUIET) as group:
         async with group[0].dialogue() as io:
             await held.wait()
-            with pytest.raises(BufferError, match="'end' is not in 1000 characters"):
+            with pytest.raises(BufferError, match="'end' is not in 1000 bytes"):
                 await io.read_until("end")
         await group.line("end")  # it goes on without us
 
@@ -179,3 +179,38 @@ async def test_a_worker_that_reads_nothing() -> None:
         with pytest.raises(RuntimeError, match="is no pipe"):
             group[0].dialogue()
         await group.wait()
+
+
+async def test_so_many_bytes_and_then_lines_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever bytes they are, and more than are kept for a pattern."""
+    monkeypatch.setattr(_dialogue, "HIGH", 4096)
+    large = bytes(range(256)) * 100
+    async with Group(Command("cat", stdin="pipe"), logs=QUIET) as group, group[0].dialogue() as io:
+        sending = asyncio.create_task(
+            io.send("größe \udc80 5\n".encode(errors="surrogateescape") + b"\xff\xc3\xbc\n\0" + large)
+        )
+        assert (await io.read_until(r"(\d)\n")).string.startswith("größe \\x80 5\n")
+        assert await io.read_exactly(5) == b"\xff\xc3\xbc\n\0"
+        assert await io.read_exactly(len(large)) == large
+        await sending
+        assert await io.read_exactly(0) == b""
+        await io.send(b"\xc3\xbc\xff\xffA\xe2\x82\xacB\n")
+        assert await io.read_exactly(1) == b"\xc3"  # in the middle of a character
+        await io.read_until(r"\\xff\\")  # in the middle of the next one's escape
+        assert await io.read_line() == "A€B"
+
+
+async def test_so_many_bytes_that_do_not_come() -> None:
+    worker = sh("printf abc; read x; printf d; exit 3", stdin="pipe")
+    async with Group(worker, logs=QUIET, check=False) as group, group[0].dialogue() as io:
+        with pytest.raises(TimeoutError, match="the last of 4 bytes has not come within 0 s"):
+            await io.read_exactly(4, timeout=0)
+        await io.send_line()
+        assert await io.read_exactly(2) == b"ab"
+        with pytest.raises(EOFError, match=r"the last of 3 bytes .* ended with exit code 3; .*'cd'"):
+            await io.read_exactly(3)
+        assert await io.read_exactly(2) == b"cd"
+        for n in (-1, 1.5, "3"):
+            with pytest.raises(SpecError) as caught:
+                await io.read_exactly(n)  # type: ignore[arg-type]
+            assert caught.value.field == "n"

@@ -12,7 +12,7 @@ import pytest
 from helpers import QUIET, event_of, py, sh, until
 from helpers_streams import Gate, gate, held
 
-from aioelastic import Function, Group, Restart, SpecError
+from aioelastic import Function, Group, Restart, SpecError, WorkerFailed
 from aioelastic.events import Drained, Event, Restarting, Spawned
 
 __all__ = ["gate", "held"]  # fixtures
@@ -139,6 +139,41 @@ async def test_what_is_wrong_is_said_at_once(given: Any, field: str) -> None:
         with pytest.raises(SpecError) as caught:
             await group.line(**given)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"ready\n", "ready\n", r"(?:a|b)\n", r"(\n|a\nb)", r"(?=x\n)x", r"(\n)+", r"(?P<x>\n){2}", r"\x0a", r"(?>a\n)"],
+)
+async def test_a_pattern_with_a_newline_is_found_in_no_line(pattern: str) -> None:
+    async with Group(sh("exec sleep 1000"), logs=QUIET) as group:
+        with pytest.raises(SpecError, match="has a newline in it, and a line has none") as caught:
+            await group.line(pattern)
+    assert caught.value.field == "pattern"
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"[^\n]+", r"ready(\n|$)", r"ready\n?", r"ready\n*$", r"(?!\n)r", r"ready\s*", "(?x) ready\n"]
+)
+async def test_one_that_need_not_have_it_is(pattern: str) -> None:
+    async with Group(sh("echo ready"), logs=QUIET) as group:
+        assert (await group.line(pattern)).string == "ready"
+
+
+async def test_why_the_workers_have_ended_is_told() -> None:
+    """Whoever of them has failed: the others were stopped for it."""
+    workers = [sh("exec sleep 1000"), sh("echo bad >&2; exit 3")]
+    for ranks in (None, [0], [1]):
+        async with Group(workers, logs=QUIET, check=False) as group:
+            with pytest.raises(EOFError, match=r"no line matched 'yes': rank 1 .*failed: exit code 3") as caught:
+                await group.line("yes", ranks=ranks)
+        assert isinstance(caught.value.__cause__, WorkerFailed)
+        assert "bad" in str(caught.value.__cause__)
+    workers[0] = sh("echo no")
+    async with Group(workers, logs=QUIET, on_failure="continue", check=False) as group:
+        await group.wait()
+        with pytest.raises(EOFError, match=r"no line matched 'yes'$"):
+            await group.line("yes", ranks=[0])
 
 
 # --- feeds ---

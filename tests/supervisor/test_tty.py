@@ -157,6 +157,7 @@ def test_a_plan_shows_it() -> None:
         ({"tty": True, "stdin": "inherit"}, "tty"),
         ({"tty": True, "input": Path("/etc/hosts")}, "tty"),
         ({"stderr": "null"}, "stderr"),
+        ({"tty": True, "stderr": "pipe"}, "stderr"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(given: Any, field: str) -> None:

@@ -187,6 +187,29 @@ def test_dialogue(name: str, tmp_path: Path) -> None:
     assert ("signal 6" if "pexpect" in name else "SIGABRT") in ran.stderr
 
 
+LANGUAGE_SERVER = r"""
+import json, sys
+source, sink = sys.stdin.buffer, sys.stdout.buffer
+asked = None
+while asked != "exit":
+    size = int(source.readline().split()[1])
+    source.readline()
+    message = json.loads(source.read(size))
+    asked = message["method"]
+    known = {"serverInfo": {"name": "gr\u00fc\u00dfe"}, "capabilities": {"hoverProvider": True, "b": "\u2026" * 2000}}
+    answers = {"initialize": [{"method": "hello"}, {"id": 1, "result": known}], "shutdown": [{"id": 2, "result": None}]}
+    for answer in answers.get(asked, ()):
+        body = json.dumps(answer, ensure_ascii=False).encode()
+        sink.write(b"Content-Length: %d\r\nContent-Type: x\r\n\r\n%b" % (len(body), body))
+        sink.flush()
+"""
+
+
+def test_language_server(tmp_path: Path) -> None:
+    ran = run("language_server", sys.executable, "-c", LANGUAGE_SERVER, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "grüße can: b hoverProvider\n", "")
+
+
 @both("test_server", "subprocess")
 def test_test_server(name: str, tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text(
