@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,22 @@ async def test_an_edited_module_is_read_anew(modules: Path) -> None:
         "import types, sys\nsys.modules['warm_edited'] = types.SimpleNamespace(VALUE=3)\n"
     )
     assert (await value(Function(warm_jobs.attribute, "warm_edited"), preload=["warm_kept"]))[0] == 3
+
+
+async def test_an_edited_zip_file_is_read_anew(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = modules / "warm.zip"
+
+    def write(text: str) -> None:
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("warm_zipped/__init__.py", text)
+        os.utime(archive, (len(text), len(text)))
+
+    write("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(archive))
+    first = await value(Function(warm_jobs.attribute, "warm_zipped"), preload=["warm_zipped"])
+    assert first == (1, (await value(Function(warm_jobs.attribute, "warm_zipped"), preload=["warm_zipped"]))[1])
+    write("VALUE = 2  # it was edited\n")
+    assert (await value(Function(warm_jobs.attribute, "warm_zipped"), preload=["warm_zipped"]))[0] == 2
 
 
 def test_an_edited_main_module_is_read_anew(tmp_path: Path) -> None:

@@ -117,12 +117,15 @@ class Imported:
 
 
 def seen(path: str) -> tuple[int, int]:
-    """When that file was changed last, in ns, and its size; zeros where there is none."""
-    try:
-        about = os.stat(path)
-    except (OSError, ValueError):
-        return 0, 0
-    return about.st_mtime_ns, about.st_size
+    """When that file, or the zip file it is in, was changed last, in ns, and its size; zeros where there is none."""
+    while True:
+        try:
+            about = os.stat(path)
+            return about.st_mtime_ns, about.st_size
+        except NotADirectoryError:
+            path = os.path.dirname(path)
+        except (OSError, ValueError):
+            return 0, 0
 
 
 def _within(pair: tuple[int, int], most: int) -> tuple[int, int]:
