@@ -193,7 +193,7 @@ async def test_leaving_the_program_ends_starts_that_hang(leased: Leased, tmp_pat
     async with hanging(tmp_path, stop=Stop(grace=0, bound=0)) as group:
         await strike(tmp_path, group)
     await asyncio.to_thread(end_helpers)
-    assert not [one for one in psutil.Process().children() if alive(one.pid)]
+    await until(lambda: not [one for one in psutil.Process().children() if alive(one.pid)])
 
 
 class Slow:
