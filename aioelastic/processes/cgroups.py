@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from ..system.permissions import may
 from .proc_files import describe
 
 _NAME = "aioelastic-"
+LOCKED = 5.0  # seconds for whoever makes or removes one in the same place
+_REST = 0.01  # between two looks whether that is over
 PROCS = 32 << 20  # bytes of a list of processes: there are 4 million at most
 _HINT = "run as root, or where systemd was told Delegate=yes (systemd-run --user --scope -p Delegate=yes ...)"
 
@@ -185,10 +188,18 @@ async def end(path: Path, deadline: Deadline, bound: float) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time(parent: Path) -> Iterator[None]:
-    """Between its making and its lock, one looks like a left-over."""
+    """Between its making and its lock, one looks like a left-over. Raises `OSError`: another keeps it locked."""
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    until = time.monotonic() + LOCKED
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise OSError(f"another process keeps {parent} locked (flock(2)), for {LOCKED:g} s now") from None
+                time.sleep(_REST)
         yield
     finally:
         shut(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import select
@@ -489,6 +490,22 @@ def test_those_that_nobody_removed_are_removed_by_the_next(boxed: Placement) -> 
     assert not old.exists()
     assert live.path.exists()
     live.close()
+
+
+def test_a_directory_that_another_keeps_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read it can lock it, for as long as he likes."""
+    monkeypatch.setattr(cgroups, "LOCKED", 0.0)
+    (tmp_path / "cgroup.procs").touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        with pytest.raises(
+            SpecError, match=rf"Placement\.cgroup=.* cannot be had: another process keeps {tmp_path} locked"
+        ):
+            cgroups.ControlGroups(str(tmp_path), "locked")
+    finally:
+        os.close(fd)
+    assert [one.name for one in tmp_path.iterdir()] == ["cgroup.procs"]
 
 
 # as the filters of containers do (seccomp(2)): clone3 says ENOSYS
