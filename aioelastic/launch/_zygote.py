@@ -91,8 +91,11 @@ class Zygote(Server):
             body = (here(), host_program.own(), _locales(), main, list(preload), IDLE)
             packet, fds = requests.encode(requests.SETUP, body)
             try:
-                with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
-                    datagrams.send(control, packet, fds)
+                datagrams.send(control, packet, fds)
+            except OSError as exc:
+                if not datagrams.is_gone(exc):
+                    raise
+                # it could not start: the first to listen learns it
             finally:
                 datagrams.close(fds)
         except BaseException as exc:
