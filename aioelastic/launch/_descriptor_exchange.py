@@ -40,6 +40,7 @@ class Exchange:
         self._changed = threading.Condition()
         # guarded by it
         self._closed = False
+        self._peer: socket.socket | None = None  # whom the thread serves now
         self._numbers = 0
         self._offered: dict[int, Packed] = {}
         self._left: dict[int, Packed] = {}
@@ -69,6 +70,8 @@ class Exchange:
             return
         with self._changed:
             self._closed = True
+            if self._peer is not None:  # who says nothing is not waited for
+                self._peer.shutdown(socket.SHUT_RD)
             self._changed.notify_all()
         self._listener.shutdown(socket.SHUT_RDWR)  # for copies of it too, in processes that were forked
         self._thread.join()
@@ -76,7 +79,7 @@ class Exchange:
 
     def disown(self) -> list[int]:
         """The descriptors, which are not its own any more; see `forked_copies`, too."""
-        fds = [self._listener.detach()] if self._listener.fileno() >= 0 else []
+        fds = [one.detach() for one in (self._listener, self._peer) if one is not None and one.fileno() >= 0]
         for _, more in (*self._offered.values(), *self._left.values()):
             fds += more
         self._offered.clear()
@@ -94,10 +97,15 @@ class Exchange:
                         return
                 continue
             with peer:
+                with self._changed:
+                    self._peer = None if self._closed else peer
                 try:
-                    self._answer(peer)
+                    if self._peer is not None:
+                        self._answer(peer)
                 except Exception:
                     pass  # it has died meanwhile, or is nobody of ours; the others are still to be served
+                with self._changed:
+                    self._peer = None
 
     def _answer(self, peer: socket.socket) -> None:
         told = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

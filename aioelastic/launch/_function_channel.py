@@ -196,7 +196,7 @@ class FunctionChannel(CallOutcome):
         return fds
 
     def _read(self) -> int:
-        """One message, and its bytes. -1: there was none, or it was the last."""
+        """One message, and its bytes; 0: try again. -1: there was none, or it was the last."""
         assert self._channel is not None
         stranger: int | None = None
         try:
@@ -213,6 +213,8 @@ class FunctionChannel(CallOutcome):
             self._close()
             return -1
         except (OSError, ValueError) as exc:
+            if isinstance(exc, OSError) and datagrams.passes(exc):
+                return 0
             self.invalid = self.invalid or f"it sent something that is not ours: {exc}"
             self._close()
             return -1

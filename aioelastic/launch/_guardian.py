@@ -164,8 +164,10 @@ class Guardian:
             if packet[:1] == requests.REFUSED:
                 raise OSError(told[1], os.strerror(told[1]))
             return told
-        except ConnectionError:
-            raise ProcessLookupError("the guardian has died") from None
+        except OSError as exc:
+            if datagrams.is_gone(exc):
+                raise ProcessLookupError("the guardian has died") from None
+            raise
         finally:
             ours.close()
 

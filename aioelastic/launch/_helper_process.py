@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from ..child.kernel.child_processes import send_signal
-from ..child.wire import datagrams, requests
+from ..child.wire import datagrams, requests, untrusted
 from ..planning import WorkerPlan
 from ..system import forked_copies
+from ..system.waiting import settle
 from ..watch import Poller
 from ._contract import RawExit
 from ._direct import early_status, status_of_others
@@ -51,6 +52,7 @@ class Server:
         self._running: dict[int, ServedProcess] = {}
         self._unwatched: list[ServedProcess] = []
         self._count = 0
+        self._came = datagrams.Arrival()  # what is being heard
         self._unsent: deque[tuple[bytes, list[int], int]] = deque()
         self._full = False  # the rest waits for room
         self._lost = False  # this is a forked copy
@@ -100,8 +102,9 @@ class Server:
         """See `forked_copies`."""
         self.gone, self.loop, self._lost = True, None, True
         fds = [self._control.detach()] if self._control.fileno() >= 0 else []
-        for _, kept, _ in self._unsent:
+        for kept in (self._came.fds, *(one[1] for one in self._unsent)):
             fds += kept
+        self._came.fds = []
         for _, ends, *_ in self._starting.values():
             fds += ends.disown()
         for process in self._running.values():
@@ -167,19 +170,19 @@ class Server:
             number: that of the start which is refused if it cannot be sent later.
 
         Raises:
-            OSError: the system does not take it; or it must wait, and this process may have no more descriptors.
+            OSError: the system does not take a start; or it must wait, and this process may have no more descriptors.
                 Nothing was sent.
         """
         if not self._unsent:
             try:
                 datagrams.send(self._control, packet, [*fds, *lent])
-            except BlockingIOError:
-                pass
             except OSError as exc:
-                datagrams.close(fds)
-                if not datagrams.is_gone(exc):
+                if datagrams.is_gone(exc):
+                    datagrams.close(fds)
+                    return  # which `hear` is about to learn
+                if not isinstance(exc, BlockingIOError) and (number or not datagrams.passes(exc)):
+                    datagrams.close(fds)
                     raise
-                return  # which `hear` is about to learn
             else:
                 datagrams.close(fds)
                 return
@@ -217,14 +220,14 @@ class Server:
             self._refuse(number, OSError(errno.ESRCH, why))
 
     def _refuse(self, number: int, why: OSError) -> None:
-        done, ends, *_ = self._starting.pop(number)
+        done, ends, *_ = self._starting[number]
         ends.close_ours()
         if not done.get_loop().is_closed():
-            done.set_exception(why)
+            settle(done, None, why)
+        del self._starting[number]
 
     def _write(self) -> None:
-        assert self.loop is not None
-        while self._unsent:
+        while self._unsent and self.loop is not None:
             packet, fds, number = self._unsent[0]
             try:
                 datagrams.send(self._control, packet, fds)
@@ -235,40 +238,52 @@ class Server:
             except OSError as exc:
                 if number in self._starting and not datagrams.is_gone(exc):
                     self._refuse(number, exc)
+                elif datagrams.passes(exc):
+                    self.loop.call_later(datagrams.AGAIN, self._write)
+                    break
             self._unsent.popleft()
             datagrams.close(fds)
-        if self._full:
+        if self._full and self.loop is not None:
             self.loop.remove_writer(self._control)
             self._full = False
 
     def hear(self) -> None:
         """Take what it has sent by now, until the loop should have its turn."""
         until = time.monotonic() + SLICE
-        while self.loop is not None and time.monotonic() < until:
-            try:
-                packet, fds = datagrams.receive(self._control)
-            except BlockingIOError:
-                return
-            except datagrams.Missing as exc:
-                if self._kill_unheld(exc.packet):
-                    continue
-                packet, fds = b"", []
-            except (OSError, ValueError):
-                packet, fds = b"", []
-            if not packet:
+        try:
+            while self.loop is not None and time.monotonic() < until and self._hear_one():
+                pass
+        except BaseException:  # a signal's handler has raised it: what had come is taken in another turn
+            if self.loop is not None:
+                self.loop.call_soon(self.hear)
+            raise
+
+    def _hear_one(self) -> bool:
+        """False: there is nothing more, for now. Interrupted anywhere, it takes the same message once more."""
+        came = self._came
+        try:
+            came.take(self._control)
+            if not came.packet:
                 self.died()
-                return
-            try:
-                body, given = requests.decode(packet, fds)
-                if given is not fds:
-                    datagrams.close(fds[: len(fds) - len(given)])
-                    fds = given
-                self._take(packet[:1], body, fds)  # what is kept is taken out of them
-            except Exception:  # not a message of ours
+                return False
+            body, given = requests.decode(came.packet, came.fds)
+            self._take(came.packet[:1], body, given)  # what is kept is taken out of them
+        except datagrams.Missing as exc:
+            if not self._kill_unheld(exc.packet):
                 self.died()
-                return
-            finally:
-                datagrams.close(fds)
+        except OSError as exc:
+            if untrusted.is_the_programs(exc):
+                raise
+            if not came.has_come and datagrams.passes(exc):
+                return False
+            self.died()
+        except Exception as exc:  # not a message of ours
+            if untrusted.is_the_programs(exc):
+                raise
+            self.died()
+        self._came = datagrams.Arrival()
+        came.close()
+        return True
 
     def _kill_unheld(self, packet: bytes) -> bool:
         """It has started one, and we may have no descriptor for it: that one goes, and nobody else."""
@@ -277,22 +292,26 @@ class Server:
     def _take(self, kind: bytes, body: tuple[Any, ...], fds: list[int]) -> None:
         if kind == requests.STARTED:
             number, pid, floor = body
-            starting = self._starting[number]
-            pid = self.pid_of(pid, fds[0])
-            process = ServedProcess(self, number, pid, fds.pop(0), floor, starting)
-            self._running[number] = process
-            del self._starting[number]
-            starting[0].set_result(process)
+            if number not in self._running:
+                pid = self.pid_of(pid, fds[0])
+                self._running[number] = ServedProcess(self, number, pid, fds[0], floor, self._starting[number])
+            fds.clear()
+            if (starting := self._starting.get(number)) is not None:
+                settle(starting[0], self._running[number], None)
+                del self._starting[number]
         elif kind == requests.REFUSED:
             number, code, words = body
-            self._refuse(number, self.refusal(code, words))
+            if number in self._starting:
+                self._refuse(number, self.refusal(code, words))
         elif kind == requests.EXITED:
             number, status, rusage, ended_ns, ended_at, left = body
             if number in self._starting:  # for which there was no descriptor
                 self._refuse(number, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
             else:
                 why = self._fate() if self.was_ended and status == signal.SIGKILL else ""
-                self._running.pop(number).tell(RawExit(status, ended_ns, ended_at, why), rusage, left)
+                if number in self._running:
+                    self._running[number].tell(RawExit(status, ended_ns, ended_at, why), rusage, left)
+                    del self._running[number]
         else:
             self.take(kind, body)
         while self._unwatched and not self._starting:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from ..child.wire import datagrams
 from ..model.entries import Command
 from ..model.errors import SpecError
 from ..model.group_spec import GroupSpec
@@ -35,11 +36,11 @@ TRIAL = 10.0  # seconds for the trial of a place
 
 By: TypeAlias = Literal["guardian", "direct"]
 
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 _DOUBTS: dict[str | None, str] = {
     "fork": 'a worker by start="fork" is a child of this program, and what it leaves behind is adopted by nobody',
     "executor": "what functions have started in the caller's executor is not known",
 }
+_NOBODY = "no guardian adopted what they left behind"
 
 
 def check_launcher(launcher: Launcher | By, spec: GroupSpec) -> None:
@@ -81,7 +82,10 @@ class Launchers:
         spare: Callable[[int], None],
         lost: Lost = None,
     ) -> None:
-        """Args: spare: told the session of each guardian."""
+        """Args: spare: told the session of each guardian.
+
+        Attributes: no_guardian: why workers are started directly; empty where that is what was asked for.
+        """
         self._environ = environ
         self._spare = spare
         self._lost = lost
@@ -91,8 +95,8 @@ class Launchers:
         self._reader: _host_state.Reader | None = None
         self._state: HostState | None = None  # read already, for several starts
         self._opened_with: HostState | None = None  # what helper threads have: they begin with the group
+        self.no_guardian = ""  # why none could be had when one was wanted last
         self._doubt = ""  # why there is none for some of them
-        self._without = "no guardian adopted what they left behind"
         self._thread = thread
         self._direct = DirectLauncher(environ, thread, poller)
 
@@ -150,8 +154,8 @@ class Launchers:
         return self._opened_with
 
     def open_guardian(self, state: HostState | None) -> None:
-        """Have commands and fresh interpreters started by the guardian, where one can run; else directly, which is told
-        when the group ends (`left`).
+        """Have commands and fresh interpreters started by the guardian, where one can run; else directly, and `left`
+        tells why.
 
         Raises:
             OSError: there is no descriptor, memory or process for it just now: no reason to do without.
@@ -159,9 +163,9 @@ class Launchers:
         try:
             made = GuardianLauncher(self._environ, self._poller, self._lost, state)
         except (OSError, SpecError) as exc:
-            if isinstance(exc, OSError) and exc.errno in _PASSING:
+            if isinstance(exc, OSError) and datagrams.passes(exc):
                 raise OSError(exc.errno, f"the guardian cannot be started: {exc.strerror}") from exc
-            self._without = f"no guardian could run here ({exc}), and nobody adopted what they left behind"
+            self.no_guardian = f"none can run here: {exc}"
             return
         self._guardians.append(made)
         self._spare(made.session)
@@ -225,14 +229,15 @@ class Launchers:
             keeper = launcher.server
         elif worker.start in (None, "spawn"):
             if worker.place is not None or self._lost is not None:
-                raise OSError(errno.EPERM, "its placement or if_lost is given by the guardian, which cannot run here")
+                words = f"its placement or if_lost is given by the guardian; {self.no_guardian}"
+                raise OSError(errno.EPERM, words)
             # its helper thread is older: what a child inherits of a thread may be something else now, and Landlock is
             # not seen
             started = self._direct.start(worker, anew=worker.attempt > 0 or self.state() != self._opened_with)
         else:
             started = self._fork.start(worker) if worker.start == "fork" else self.executor.start(worker)
         if keeper is None:
-            self._doubt = _DOUBTS.get(worker.start, self._without)
+            self._doubt = _DOUBTS.get(worker.start) or _NOBODY + (f" ({self.no_guardian})" if self.no_guardian else "")
         elif keeper not in self._kept:
             hold(keeper)
             self._kept.append(keeper)

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -89,17 +90,21 @@ class Outbox:
     def _write(self) -> None:
         room = select.poll()
         room.register(self.sock, select.POLLOUT)
+        rest = 0.0
         while True:
+            time.sleep(rest)
             room.poll()
+            rest = 0.0
             with self._lock:
                 while self._unsent:
                     packet, fds = self._unsent[0]
                     try:
                         datagrams.send(self.sock, packet, fds)
-                    except BlockingIOError:
-                        break
-                    except OSError:
-                        pass  # it is gone, or the system lets no more be under way: who asked sees the socket close
+                    except OSError as exc:
+                        if datagrams.passes(exc):
+                            rest = 0.0 if isinstance(exc, BlockingIOError) else datagrams.AGAIN
+                            break
+                        # it is gone, or cannot be sent: who asked sees the socket close
                     self._unsent.popleft()
                     datagrams.close(fds)
                 else:

@@ -91,8 +91,11 @@ class Zygote(Server):
             body = (here(), host_program.own(), _locales(), main, list(preload), IDLE, multiprocessing_state.key())
             packet, fds = requests.encode(requests.SETUP, body)
             try:
-                with contextlib.suppress(BrokenPipeError):  # it could not start: the first to listen learns it
-                    datagrams.send(control, packet, [*fds, *multiprocessing_state.tracker()])
+                datagrams.send(control, packet, [*fds, *multiprocessing_state.tracker()])
+            except OSError as exc:
+                if not datagrams.is_gone(exc):
+                    raise
+                # it could not start: the first to listen learns it
             finally:
                 datagrams.close(fds)
         except BaseException as exc:

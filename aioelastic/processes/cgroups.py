@@ -26,7 +26,8 @@ from ..system.permissions import may
 from .proc_files import describe
 
 _NAME = "aioelastic-"
-LOCKED = 5.0  # seconds that the directory of all groups may be locked by others, who need it for milliseconds
+LOCKED = 5.0  # seconds for whoever makes or removes one in the same place
+_REST = 0.01  # between two looks whether that is over
 PROCS = 32 << 20  # bytes of a list of processes: there are 4 million at most
 _HINT = "run as root, or where systemd was told Delegate=yes (systemd-run --user --scope -p Delegate=yes ...)"
 
@@ -187,9 +188,9 @@ async def end(path: Path, deadline: Deadline, bound: float) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time(parent: Path) -> Iterator[None]:
-    """Between its making and its lock, one looks like a left-over. Whoever may open the directory can lock it, a worker
-    too, and for ever. In a helper thread. Raises `OSError`."""
-    fd, until = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), time.monotonic() + LOCKED
+    """Between its making and its lock, one looks like a left-over. Raises `OSError`: another keeps it locked."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    until = time.monotonic() + LOCKED
     try:
         while True:
             try:
@@ -197,8 +198,8 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise OSError(f"another process keeps {parent} locked (flock(2); see /proc/locks)") from None
-                time.sleep(LOCKED / 1000)  # nothing tells when it is free but a call that waits without a bound
+                    raise OSError(f"another process keeps {parent} locked (flock(2)), for {LOCKED:g} s now") from None
+                time.sleep(_REST)
         yield
     finally:
         shut(fd)

@@ -161,8 +161,10 @@ class Putting:
             self.why = str(exc.strerror)
             self._give_back()
             return False
-        except BrokenPipeError:
-            raise QueueClosed("the queue is closed") from None
+        except OSError as exc:
+            if datagrams.is_gone(exc):
+                raise QueueClosed("the queue is closed") from None
+            raise
         self._is_in = True
         return True
 

@@ -305,7 +305,7 @@ class Resources:
         if self._launcher == "guardian" and ours:
             self._launchers.open_guardian(state)
             if needs_guardian(spec) and not self._launchers.has_guardian:
-                words = "is given by the guardian, which cannot run here"
+                words = f"is given by the guardian; {self._launchers.no_guardian}"
                 raise SpecError("placement", spec.places, words, "leave it out")
 
     def _prepare_again(self, attempt: int, ranks: Container[int] | None) -> LaunchPlan:

@@ -563,6 +563,83 @@ async def test_where_none_can_run_it_is_done_directly(monkeypatch: pytest.Monkey
     monkeypatch.setattr(_launchers, "GuardianLauncher", refuse)
     async with Group(sh(STAY), logs=QUIET) as group:
         assert psutil.Process(group[0].pid).ppid() == os.getpid()
+        result = await group.stop()
+    assert "no guardian adopted what they left behind (none can run here: [Errno 38] no pidfd)" in str(result.remains)
+
+
+@pytest.mark.fresh
+async def test_a_connection_that_the_system_does_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is started directly, and the result says why nobody can prove that nothing is left."""
+    real = datagrams.send
+
+    def send(sock: Any, packet: bytes, fds: Any = (), flags: int = 0) -> None:
+        if packet[:1] == requests.CONNECT:
+            raise datagrams.Crowded
+        real(sock, packet, fds, flags)
+
+    monkeypatch.setattr(datagrams, "send", send)
+    result = await supervise(sh("exit 0"), logs=QUIET)
+    assert result.ok
+    assert "descriptors under way" in str(result.remains)
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+@pytest.mark.parametrize("entry", [sh(STAY), Function(signal.pause)], ids=["command", "function"])
+async def test_a_signal_that_the_system_does_not_take_is_sent_again(
+    entry: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, real = [code, code], datagrams.send
+
+    def send(sock: Any, packet: bytes, fds: Any = ()) -> None:
+        if errors and packet[:1] == requests.SIGNAL:
+            number = errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        real(sock, packet, fds)
+
+    monkeypatch.setattr(datagrams, "send", send)
+    async with asyncio.timeout(150), Group(entry, logs=QUIET, check=False) as group:
+        assert group[0].signal_group(signal.SIGKILL)
+        result = await group.wait()
+    assert errors == []
+    assert result[0].exit is not None
+    assert result[0].exit.signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.parametrize("entry", [sh("exit 3"), Function(sys.exit, 3)], ids=["command", "function"])
+async def test_what_cannot_be_received_just_now_is_received_later(
+    entry: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the guardian, nor the zygote, nor the worker is taken for dead."""
+    failed, real = set(), datagrams.receive
+
+    def receive(sock: Any, *args: Any) -> Any:
+        if sock not in failed:
+            failed.add(sock)
+            raise OSError(code, os.strerror(code))
+        return real(sock, *args)
+
+    monkeypatch.setattr(datagrams, "receive", receive)
+    result = await supervise(entry, logs=QUIET, check=False)
+    assert failed
+    assert result[0].exit is not None
+    assert result[0].exit.code == 3
+
+
+@pytest.mark.fresh
+async def test_a_zygote_that_cannot_be_told_what_to_import_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = datagrams.send
+
+    def send(sock: Any, packet: bytes, fds: Any = (), flags: int = 0) -> None:
+        if packet[:1] == requests.SETUP:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        real(sock, packet, fds, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datagrams, "send", send)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
+            await supervise(Function(abs, -1), logs=QUIET)
+    assert (await supervise(Function(abs, -1), logs=QUIET))[0].value == 1
 
 
 async def test_junk_for_the_guardian_ends_that_connection_only() -> None:

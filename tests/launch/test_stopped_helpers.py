@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 from helpers import QUIET, TWO_WORKERS, alive, gone, sh, stopped_itself, until
 
 from aioelastic import Function, Group, Stop, supervise
+from aioelastic.child.wire import datagrams
 from aioelastic.launch import end_helpers
 from aioelastic.model.states import State
 from aioelastic.testing._process_tree import descendants
@@ -85,6 +87,31 @@ async def test_what_a_guardian_is_asked_while_it_does_not_read() -> None:
             assert not (await asyncio.wait({commands, functions}, timeout=0.1))[0]
         assert [str(one.stdout) for one in await commands] == ["up\n"] * 3
         assert (await functions).ok
+        await until(lambda: server._outbox._thread is None)
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+async def test_what_had_to_wait_is_sent_again(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that waits for room, and is refused when there is some: no group takes its guardian for dead."""
+    errors, real = [], datagrams.send
+
+    def send(sock: Any, packet: bytes, fds: Any = (), flags: int = 0) -> None:
+        if errors and threading.current_thread().name == "aioelastic-outbox":
+            number = errors.pop()
+            raise OSError(number, os.strerror(number))
+        real(sock, packet, fds, flags)
+
+    monkeypatch.setattr(datagrams, "send", send)
+    async with Group(sh(STAY), logs=QUIET) as group:
+        server = server_of(group)
+        with stopped(of_ours("aio-guardian")):
+            while not server._outbox._unsent:
+                server.connect({}).close()
+            commands = asyncio.create_task(supervise(sh("echo up"), n=3, logs=QUIET))
+            assert not (await asyncio.wait({commands}, timeout=0.1))[0]
+            errors += [code, code]
+        assert [str(one.stdout) for one in await commands] == ["up\n"] * 3
+        assert errors == []
         await until(lambda: server._outbox._thread is None)
 
 

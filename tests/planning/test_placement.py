@@ -332,18 +332,6 @@ def _pidfd(pid: int) -> Iterator[int]:
         os.close(fd)
 
 
-def test_a_directory_of_control_groups_that_others_keep_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a worker may do it, for ever."""
-    (tmp_path / "cgroup.procs").touch()
-    holder = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    monkeypatch.setattr(cgroups, "LOCKED", 0.01)
-    with pytest.raises(SpecError, match=r"Placement.cgroup=.* cannot be had: another process keeps .* locked"):
-        cgroups.ControlGroups(str(tmp_path), "locked")
-    os.close(holder)
-    assert [one.name for one in tmp_path.iterdir()] == ["cgroup.procs"]
-
-
 @pytest.fixture
 def boxed() -> Iterator[Placement]:
     """Each worker in a control group of its own."""
@@ -502,6 +490,22 @@ def test_those_that_nobody_removed_are_removed_by_the_next(boxed: Placement) -> 
     assert not old.exists()
     assert live.path.exists()
     live.close()
+
+
+def test_a_directory_that_another_keeps_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read it can lock it, for as long as he likes."""
+    monkeypatch.setattr(cgroups, "LOCKED", 0.0)
+    (tmp_path / "cgroup.procs").touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        with pytest.raises(
+            SpecError, match=rf"Placement\.cgroup=.* cannot be had: another process keeps {tmp_path} locked"
+        ):
+            cgroups.ControlGroups(str(tmp_path), "locked")
+    finally:
+        os.close(fd)
+    assert [one.name for one in tmp_path.iterdir()] == ["cgroup.procs"]
 
 
 # as the filters of containers do (seccomp(2)): clone3 says ENOSYS

@@ -153,6 +153,17 @@ def test_who_talks_nonsense_is_no_trouble(exchange: _descriptor_exchange.Exchang
     assert exchange.take(place.number) == (b"Onwards", [])
 
 
+def test_who_says_nothing_is_not_waited_for(
+    exchange: _descriptor_exchange.Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends on the event loop."""
+    monkeypatch.setattr(_descriptor_exchange, "PATIENCE", 1_000_000)
+    with exchange.place()._connected():
+        while exchange._peer is None:
+            os.sched_yield()
+        exchange.close()
+
+
 def test_what_nobody_takes_is_closed() -> None:
     exchange = _descriptor_exchange.Exchange()
     place = exchange.place()

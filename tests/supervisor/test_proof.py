@@ -170,7 +170,9 @@ async def test_why_there_is_no_guardian_is_told() -> None:
     with failing("os.pidfd_open", error=errno.EPERM, times=None, within="aioelastic.launch._guardian"):
         result = await supervise(sh("exit 0"), logs=QUIET)
     (one,) = result.remains
-    assert "no guardian could run here ([Errno 1] Operation not permitted), and nobody adopted" in one.words
+    assert (
+        "no guardian adopted what they left behind (none can run here: [Errno 1] Operation not permitted)" in one.words
+    )
 
 
 @pytest.mark.fresh

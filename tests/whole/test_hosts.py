@@ -602,7 +602,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(progra
 os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
 CALLS = {"pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "faccessat2": (439, 439), "ioprio_get": (252, 31)}
-CALLS |= {"memfd_create": (319, 279)}
+CALLS |= {"memfd_create": (319, 279), "timerfd_create": (283, 85), "signalfd4": (289, 74)}
 without_calls = pytest.mark.skipif(
     os.uname().machine not in ("x86_64", "aarch64"), reason="the numbers of its system calls are not known"
 )

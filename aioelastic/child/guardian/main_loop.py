@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+LOOK = 1.0  # seconds between two looks for others that have ended, where no signalfd tells of them
 LEAVING = 4.0  # seconds for what it holds to die
 
 
@@ -102,7 +103,7 @@ def _guard(control: socket, lifeline: int, keeper: int, null: int, temporary: st
     try:
         deaths = signalfd(-1, (1 << (_signal.SIGCHLD - 1)).to_bytes(128, "little"), _SFD_FLAGS)
         keeping = os.pidfd_open(keeper)
-        if os.getppid() == keeper and deaths >= 0:
+        if os.getppid() == keeper:
             guard = Guardian(control, (lifeline, keeping), deaths, null)
             asked = guard.run()
             graces = None if asked else guard.ask_to_end()
@@ -146,7 +147,8 @@ class Guardian:
         self._spawner = process_start.spawner()
         self._thread = ReplaceableThread(self._serve, self._took_over)
         for fd in (*self._lifelines, self._deaths, self._control.fileno(), self._thread.wakeup):
-            self._epoll.register(fd, select.EPOLLIN)
+            if fd >= 0:
+                self._epoll.register(fd, select.EPOLLIN)
 
     def run(self) -> bool:
         """Until the program, or the keeper, is gone. Whether it was asked to leave: then its own children are gone."""
@@ -167,6 +169,8 @@ class Guardian:
             events = self._epoll.poll(0 if self._looking else self._next())
             if self._looking and not events:
                 self._looking = self._children.reap_others()
+            elif self._deaths < 0 and not events:
+                self._looking = True
             self._children.new_look()
             for fd, event in events:
                 if fd in self._lifelines:
@@ -201,13 +205,11 @@ class Guardian:
         """Raises `_Gone`: the program is."""
         try:
             packet, fds = datagrams.receive(self._control, datagrams.DONTWAIT)
-        except BlockingIOError:
-            return
         except ValueError:
             return  # no descriptors left: whoever sent it sees his socket close
         except OSError as exc:
-            if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
-                return  # it is still there
+            if datagrams.passes(exc):
+                return
             packet = b""
         if not packet:
             raise _Gone
@@ -253,16 +255,14 @@ class Guardian:
             return
         try:
             packet, fds = datagrams.receive(link.sock)
-        except BlockingIOError:
-            return
         except datagrams.Missing as exc:  # no descriptors left: that start is refused, and no other
             if exc.packet[:1] == requests.EXEC:
                 link.say(requests.REFUSED, (requests.number(exc.packet), errno.EMFILE, "pipes"))
                 return
             packet, fds = b"", []
         except OSError as exc:
-            if exc.errno in (errno.ENOMEM, errno.ENOBUFS):
-                return  # it is still there
+            if datagrams.passes(exc):
+                return
             packet, fds = b"", []
         except ValueError:
             packet, fds = b"", []
@@ -321,13 +321,21 @@ class Guardian:
             self._give_up(self._children.unknown)
 
     def _next(self) -> float | None:
-        """Kill those whose grace is over; returns the seconds until the next one's is, or until we leave."""
+        """Kill those whose grace is over, and say again what could not be sent; returns the seconds until there is more
+        of that, or until we leave."""
         now = time.monotonic()
+        for link in self._links.values():
+            if link.again:
+                link.write()
         for child in self._children if self._graces else ():
             if self._graces.get(child.pid, now) < now:
                 del self._graces[child.pid]
                 self._children.kill(child)
         due = [*self._graces.values(), *([] if self._leaves is None else [self._leaves])]
+        if self._deaths < 0:
+            due.append(now + LOOK)
+        if any(link.again for link in self._links.values()):
+            due.append(now + datagrams.AGAIN)
         return min(max(min(due) - now, 0), datagrams.LONGEST) if due else None
 
     def _exec(self, link: Link, body: tuple[Any, ...], fds: list[int]) -> None:

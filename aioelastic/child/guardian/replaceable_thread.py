@@ -13,7 +13,7 @@ import os
 import select
 import struct
 
-from ..kernel.libc import errno_of, function
+from ..kernel.libc import function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class Replaced(BaseException):
 
 class ReplaceableThread:
     """Attributes:
-        alone: there is no second thread, and `call` must not be used.
+        alone: there is no second thread, or no timer, and `call` must not be used.
         wakeup: an eventfd(2) that is readable when a call that had hung has returned (`late`).
             Between a call that hangs and its wakeup there is nobody to take over, and `call` must not be used.
 
     Raises:
-        OSError: there are no timers, or no descriptors left.
+        OSError: no descriptors are left.
     """
 
     def __init__(self, work: Callable[[], Any], took_over: Callable[[], None]) -> None:
@@ -48,15 +48,13 @@ class ReplaceableThread:
         self._took_over = took_over
         self._set = function("timerfd_settime", holds=True)
         self._timer = function("timerfd_create")(_MONOTONIC, _FLAGS)
-        if self._timer < 0:
-            raise OSError(errno_of(), "")
         self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread = 0  # that in which a call hangs, as the kernel numbers it
         self._late: tuple[Any, Any, OSError | None] | None = None
         self._calling: list[tuple[Any, int]] = []  # whoever takes it out of there, goes on: `pop` is atomic
         self._armed = False
         self._over = _thread.allocate_lock()
-        self.alone = False
+        self.alone = self._timer < 0  # not in every sandbox
         self._result: Any = None
         self._problem: BaseException | None = None
 
@@ -64,10 +62,12 @@ class ReplaceableThread:
         """Until the work is done; its result, or what it raised. This thread only waits."""
         self._over.acquire()
         try:
-            _thread.start_new_thread(self._take_turns, (True,))
-            _thread.start_new_thread(self._take_turns, (False,))
+            if not self.alone:
+                _thread.start_new_thread(self._take_turns, (True,))
+                _thread.start_new_thread(self._take_turns, (False,))
         except RuntimeError:  # no more threads
             self.alone = True
+        if self.alone:
             self._take_turns(False)
         self._over.acquire()
         if self._problem is not None:

@@ -21,7 +21,7 @@ from _socket import (
     SOL_SOCKET,
 )
 from _socket import socket as AnySocket
-from errno import EAGAIN, EFBIG, EMSGSIZE, ENOBUFS, ENOMEM, ENOTCONN, ETOOMANYREFS
+from errno import EAGAIN, EFBIG, EMFILE, EMSGSIZE, ENFILE, ENOBUFS, ENOMEM, ENOTCONN, ETOOMANYREFS
 
 from ...system.descriptors import into, shut, shut_all
 
@@ -44,6 +44,7 @@ _CREDENTIALS = 2  # SCM_CREDENTIALS: pid, uid and gid of the sender, as the kern
 _SIZE, _ROOM = (PACKET + 1,), (CMSG_SPACE(FDS * 4) + CMSG_SPACE(12),)  # for `map`
 _NOBODY = struct.pack("iI", 0, 65_534)  # as the kernel says when it does not know
 _known = {bytes(4)}  # users, as they stand there, whose messages are taken: root, and us
+_PASSING = (EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS)
 _FOREIGN = "not a message of aioelastic's"
 _MORE = b"+"  # in front of a datagram: its descriptors are in a socket, which is what came with it
 
@@ -207,7 +208,7 @@ def send(sock: AnySocket, packet: bytes, fds: Sequence[int] = (), flags: int = 0
                     for at in range(0, len(fds), FDS):
                         send(inner, b".", fds[at : at + FDS])
                 except BlockingIOError:  # to wait for room would be in vain
-                    raise OSError(ENOBUFS, f"a message with {len(fds)} descriptors has no room in a socket") from None
+                    raise OSError(EMSGSIZE, f"a message with {len(fds)} descriptors has no room in a socket") from None
             send(sock, _MORE + packet, [outer.fileno()], flags)
 
 
@@ -407,8 +408,13 @@ def _is_taken(sender: bytes, users: Collection[int] | None) -> bool:
 
 
 def is_gone(exc: OSError) -> bool:
-    """Whether `send` has raised this as there is nobody at the other end any more."""
+    """Whether `send` or `receive` has raised this as there is nobody at the other end any more."""
     return isinstance(exc, ConnectionError) or exc.errno == ENOTCONN
+
+
+def passes(exc: OSError) -> bool:
+    """Whether what has raised this may go well a moment later: there is no room, no memory or no descriptor for now."""
+    return exc.errno in _PASSING
 
 
 def readable(seconds: float, *fds: int) -> bool:
@@ -432,7 +438,7 @@ def has_ended(sock: AnySocket, seconds: float = 0.0) -> bool:
             readable(seconds, sock.fileno())
         return not sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
     except OSError as exc:
-        return exc.errno not in (EAGAIN, ENOMEM)
+        return not passes(exc)
     except ValueError:
         return True  # ours is closed
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import sys
+from _socket import SHUT_RDWR
 
 from . import datagrams, requests
 
@@ -18,13 +18,18 @@ Environ = dict[bytes, bytes]
 
 
 class Link:
-    """Never waited for: a supervisor that does not read delays no other. `sock` is non-blocking, and in `epoll`."""
+    """Never waited for: a supervisor that does not read delays no other. `sock` is non-blocking, and in `epoll`.
+
+    Attributes:
+        again: the system takes nothing for now, of which no event tells when it does: `write` is to be called soon.
+    """
 
     def __init__(self, sock: socket, epoll: select.epoll) -> None:
         self.sock = sock
         self.environ: Environ = {}  # as `process_start.variables`
         self.cwd = b"/"
         self.lost: tuple[int, float] | None = None
+        self.again = False
         self._epoll = epoll
         self._unsent: list[tuple[bytes, list[int]]] = []
 
@@ -32,42 +37,50 @@ class Link:
         """Now or soon; `fd` stays the caller's.
 
         Raises:
-            OSError: there are no descriptors, or no memory; nothing was said.
+            OSError: there are no descriptors, or the system does not take `fd`; nothing was said.
         """
+        why: OSError | None = None
         packet, fds = requests.encode(kind, body)
         try:
             if not self._unsent:
                 try:
                     datagrams.send(self.sock, packet, fds if fd is None else [*fds, fd])
                     return
-                except BlockingIOError:
-                    pass
-                except (BrokenPipeError, ConnectionResetError):
-                    return  # it is gone, which reading tells
                 except OSError as exc:
-                    if exc.errno == errno.ETOOMANYREFS:
+                    if datagrams.is_gone(exc):
+                        return  # which reading tells
+                    if not isinstance(exc, BlockingIOError) and (fd is not None or not datagrams.passes(exc)):
                         raise
+                    why = exc
             kept = fds if fd is None else [*fds, os.dup(fd)]
             self._unsent.append((packet, kept))
             fds = []
         finally:
             datagrams.close(fds)
-        if len(self._unsent) == 1:
-            self._epoll.modify(self.sock, select.EPOLLIN | select.EPOLLOUT)
+        if why is not None:
+            self._wait(why)
 
     def write(self) -> None:
-        """There is room."""
+        """There is room, or it is to be tried again."""
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
                 datagrams.send(self.sock, packet, fds)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it is gone, which reading tells
-            except OSError:
-                return
+            except OSError as exc:
+                if datagrams.passes(exc):
+                    self._wait(exc)
+                    return
+                if not datagrams.is_gone(exc):
+                    complain(f"a message could not be sent: {exc}")
+                    self.sock.shutdown(SHUT_RDWR)  # nobody shall wait for it: our end tells
             self._unsent.pop(0)
             datagrams.close(fds)
+        self.again = False
         self._epoll.modify(self.sock, select.EPOLLIN)
+
+    def _wait(self, why: OSError) -> None:
+        self.again = not isinstance(why, BlockingIOError)
+        self._epoll.modify(self.sock, select.EPOLLIN | (0 if self.again else select.EPOLLOUT))
 
     def close(self) -> None:
         self._epoll.unregister(self.sock)
@@ -82,9 +95,12 @@ class Link:
 
 
 def complain(words: str) -> None:
-    """One line for whoever reads what the program says."""
+    """One line for whoever reads what the program says; not if he does not read now, who shall not be waited for."""
+    room = select.poll()
+    room.register(2, select.POLLOUT)
     try:
-        os.write(2, f"aioelastic: {words}\n".encode(errors="backslashreplace"))
+        if room.poll(0):
+            os.write(2, f"aioelastic: {words}\n".encode(errors="backslashreplace")[: select.PIPE_BUF])
     except OSError:
         pass
 

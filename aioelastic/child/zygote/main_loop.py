@@ -91,13 +91,14 @@ def _main() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if problem is None:
             packet, fds = requests.encode(requests.READY, (os.getpid(), imported.files()))
-            datagrams.send(control, packet, fds)
+            datagrams.deliver(control, packet, fds)
             datagrams.close(fds)
             Zygote(control, imported).serve(idle)
         else:
-            datagrams.send(control, *requests.encode(requests.BROKEN, problem))
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+            datagrams.deliver(control, *requests.encode(requests.BROKEN, problem))
+    except OSError as exc:
+        if not datagrams.is_gone(exc):
+            raise
     finally:
         control.close()
 
@@ -126,6 +127,9 @@ class Zygote:
         try:
             while True:
                 bound = REAP if self._unreaped else None if self._children or not self._was_asked else idle
+                if self._link.again:
+                    self._link.write()
+                    bound = datagrams.AGAIN
                 events = self._epoll.poll(bound)
                 self._reap()
                 if not events and bound is idle:
@@ -153,8 +157,8 @@ class Zygote:
             return True
         try:
             packet, fds = datagrams.receive(self._control)
-        except BlockingIOError:
-            return True
+        except OSError as exc:
+            return datagrams.passes(exc)
         except datagrams.Missing as exc:  # no descriptors left: that start is refused, and no other
             if exc.packet[:1] == requests.FORK:
                 self._refuse(requests.number(exc.packet), OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
