@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from ..child.kernel.child_processes import send_signal
-from ..child.wire import datagrams, requests, untrusted
+from ..child.wire import datagrams, requests
+from ..model.interruptions import is_the_programs
 from ..planning import WorkerPlan
 from ..system import forked_copies
 from ..system.waiting import settle
@@ -272,13 +273,13 @@ class Server:
             if not self._kill_unheld(exc.packet):
                 self.died()
         except OSError as exc:
-            if untrusted.is_the_programs(exc):
+            if is_the_programs(exc):
                 raise
             if not came.has_come and datagrams.passes(exc):
                 return False
             self.died()
         except Exception as exc:  # not a message of ours
-            if untrusted.is_the_programs(exc):
+            if is_the_programs(exc):
                 raise
             self.died()
         self._came = datagrams.Arrival()

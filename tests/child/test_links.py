@@ -16,7 +16,6 @@ PASSING = [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS]
 GONE = [errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN]
 
 
-@pytest.mark.timeout(60)
 def test_who_does_not_read_is_not_waited_for() -> None:
     reader, writer = os.pipe()
     stderr = os.dup(2)

@@ -29,11 +29,7 @@ def tracker() -> list[int]:
         return []
     try:
         return [module.getfd()]
-    except (
-        OSError,
-        RuntimeError,
-        Warning,
-    ):  # no descriptor or process to be had, or it has died: workers have their own
+    except (OSError, RuntimeError, Warning):  # there is no room for it, or it has died: workers have their own
         return []
 
 
