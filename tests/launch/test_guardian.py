@@ -578,7 +578,7 @@ async def test_a_connection_that_the_system_does_not_take_is_told(monkeypatch: p
         real(sock, packet, fds, flags)
 
     monkeypatch.setattr(datagrams, "send", send)
-    with pytest.raises(OSError, match="the guardian cannot be started: .*descriptors under way"):
+    with pytest.raises(OSError, match=r"the guardian cannot be started: .*descriptors under way"):
         await supervise(sh("exit 0"), logs=QUIET)
 
 
