@@ -188,7 +188,8 @@ def configure(
             `/dev/shm` also at the end of a group, and of a program that owned workers, even when that was killed.
         directory: for `"file"`; `/dev/shm` when not given.
         limit: bytes of shared memory that may lie idle here for the next arrays; when never given, a quarter of the
-            memory of the machine, or of the container (cgroups(7)) or file system where that has less, at most 2 GiB.
+            memory of the machine, or of the container (cgroups(7)) or file system where that has less, at most 2 GiB,
+            and less where little of that is left.
         gpu_limit: the same for each GPU; 256 MiB when never given.
 
     Raises:
