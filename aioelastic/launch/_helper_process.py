@@ -296,8 +296,10 @@ class Server:
             if number not in self._running:
                 pid = self.pid_of(pid, fds[0])
                 self._running[number] = ServedProcess(self, number, pid, fds[0], floor, self._starting[number])
-            fds.clear()
+            fds[:] = [fd for fd in fds if fd != self._running[number]._pidfd]  # the others came without need
             if (starting := self._starting.get(number)) is not None:
+                if starting[0].cancelled():
+                    raise asyncio.InvalidStateError("who asked for a start has not waited for it")
                 settle(starting[0], self._running[number], None)
                 del self._starting[number]
         elif kind == requests.REFUSED:

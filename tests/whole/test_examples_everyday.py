@@ -206,7 +206,7 @@ while asked != "exit":
 
 
 def test_language_server(tmp_path: Path) -> None:
-    ran = run("language_server", sys.executable, "-c", LANGUAGE_SERVER, cwd=tmp_path)
+    ran = run("language_server.py", sys.executable, "-c", LANGUAGE_SERVER, cwd=tmp_path)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "grüße can: b hoverProvider\n", "")
 
 

@@ -290,7 +290,10 @@ class Zygote:
         pid = self._pids.get(number)
         if pid is not None:  # it is not reaped, so the group is its own
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signum)
+                try:
+                    os.killpg(pid, signum)
+                except ProcessLookupError:  # it has not come to its setsid(2), or only what it has started has ended
+                    os.kill(pid, signum)
 
 
 def _outlive_signals() -> None:
