@@ -330,6 +330,7 @@ class WorkerLife(forked_copies.Owned):
         self._process.abandon()
         self._hear_the_rest()
         self._to(Trigger.GIVE_UP)
+        self.output.finish()  # what it had written is there, though somebody may have held it up so far
         self.output.close()
         self._end_input()
         self._tell_waiters()

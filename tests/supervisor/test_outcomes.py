@@ -15,12 +15,24 @@ from typing import Any
 
 import outcome_jobs as jobs
 import pytest
-from helpers import QUIET
+from helpers import QUIET, sh
 
-from aioelastic import Function, Group, GroupFailed, RemoteError, WorkerExecutor, WorkerFailed, supervise
+from aioelastic import (
+    Function,
+    Group,
+    GroupFailed,
+    Logs,
+    RemoteError,
+    Std,
+    Stop,
+    WorkerExecutor,
+    WorkerFailed,
+    supervise,
+)
 from aioelastic.child.wire import untrusted
 from aioelastic.child.worker import error_record, exceptions
 from aioelastic.events import Ready
+from aioelastic.testing import FakeLauncher, Life
 
 pytestmark = pytest.mark.one_loop  # what is held here is in the worker, and in what is sent
 
@@ -586,3 +598,18 @@ def test_tasks_of_another_user_are_told_as_text(monkeypatch: pytest.MonkeyPatch)
     assert (error.type_name, error.message, error.exception) == ("ValueError", "in words", None)
     assert "another user" in error.not_rebuilt
     assert unpickled == []
+
+
+async def test_what_a_worker_had_written_that_does_not_die_is_read(tmp_path: Path) -> None:
+    """Though whoever takes it had it wait in the pipe."""
+    words = b"the last that it says\n"
+    launcher = FakeLauncher(Life(undying=True))
+    logs = Logs(dir=tmp_path, tee=Std.NONE)
+    async with Group(sh("exit 0"), logs=logs, launcher=launcher, stop=Stop(grace=0, bound=0), check=False) as group:
+        group._supervisor.workers[0].output._pumps[Std.OUT].hold("somebody")
+        launcher[0].write(words)
+        result = await group.stop()
+    assert result[0].outcome == "would not die"
+    assert result[0].stdout.tail == words
+    assert result[0].stdout.path is not None
+    assert result[0].stdout.path.read_bytes() == words
