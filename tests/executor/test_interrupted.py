@@ -17,7 +17,7 @@ from typing import Any
 
 import jobs
 import pytest
-from helpers import until
+from helpers import child_process, until
 from test_executor import Gate
 
 from aioelastic import WorkerExecutor
@@ -288,13 +288,10 @@ from jobs import waits_in
 path, executor = {gate.path!r}, WorkerExecutor(1)
 {ENDS[case]}
 """
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as program:
+    with child_process([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as program:
         gate.entered()
         program.send_signal(signal.SIGINT)
-        try:
-            _, said = program.communicate(timeout=60)
-        finally:
-            program.kill()
+        _, said = program.communicate(timeout=60)
     gate.open()
     assert said.rstrip().endswith("KeyboardInterrupt:" if case == "as the interpreter ends" else "KeyboardInterrupt")
     assert "WorkerFailed" not in said
