@@ -182,7 +182,7 @@ def read_ticket(page: bytes, fds: list[int]) -> None:
     page = page.ljust(mmap.PAGESIZE, b"\0")[: mmap.PAGESIZE]
     ticket = memfd(page, f"{new_name()}-gpu-4096", SEALS | fcntl.F_SEAL_WRITE)
     try:
-        admit(Ticket, Incoming(marshal.dumps([]), (), ticket + fds), 0)
+        admit(Ticket, Incoming(memoryview(marshal.dumps([])), (), ticket + fds), 0)
     except Exception:  # the failure of who has sent it
         pass
     finally:

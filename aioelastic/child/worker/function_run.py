@@ -216,13 +216,18 @@ def run(coroutine: Any) -> Any:
     there are not enough descriptors for that."""
     events = sys.modules.get("asyncio.events")
     policy = None if events is None else events._event_loop_policy
+    in_loop: Callable[[Any], Any] | None = None
     if policy is None or type(policy).__module__ == "asyncio.unix_events":
         try:
-            from uvloop import run as in_loop
+            import uvloop
         except ImportError:
-            from asyncio import run as in_loop
-    else:
-        from asyncio import run as in_loop
+            pass
+        else:
+            in_loop = uvloop.run
+    if in_loop is None:
+        import asyncio
+
+        in_loop = asyncio.run
     if "uvloop" in sys.modules:  # by a policy, too
         try:
             _check_free(UVLOOP_NEEDS)
@@ -239,8 +244,7 @@ def _check_free(count: int) -> None:
         while len(taken) < count:
             taken.append(os.eventfd(0))
     finally:
-        for fd in taken:
-            os.close(fd)
+        shut_all(taken)
 
 
 class NoMain(pickle.PicklingError):
