@@ -189,7 +189,7 @@ class Pool(forked_copies.Owned):
 
     # --- what the owner asks ---
 
-    def run(self, owner: Owner, work: Callable[[], None]) -> None:
+    def run(self, owner: object, work: Callable[[], None]) -> None:
         """In an owner's thread: its work, unless the start of the thread was interrupted, so that there is another."""
         with self._lock:
             mine = self._owner is owner

@@ -39,9 +39,10 @@ from ._spawn import start_helper
 from ._standard_streams import above_two
 
 IDLE = 60.0  # seconds after which a zygote that nobody wants leaves
-WARM = 4  # that nobody wants may wait, unless the variable says otherwise
-WARM_VARIABLE = "AIOELASTIC_WARM_PROCESSES"
+# how many that nobody wants may wait, and how many bytes of their own they may have together
+WARM = {"AIOELASTIC_WARM_PROCESSES": 4, "AIOELASTIC_WARM_MEMORY": 1 << 30}
 LAST_USE = 0.9  # of `IDLE`: after which one is not taken any more, as it may leave before it is asked
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 LOOK = 1.0  # seconds for a look at what they were imported from
 
 # variables that are read when an interpreter, its allocator or its linker starts, and not again
@@ -126,6 +127,11 @@ class Zygote(Server):
     def is_old(self) -> bool:
         """Whether something that it has imported was edited since. Reads directories."""
         return any(seen(path) != (at, size) for path, at, size in self._files)
+
+    def memory(self) -> int:
+        """Bytes that it has, and shares with no file (proc_pid_statm(5)); 0 when that cannot be read."""
+        words = slurp(f"/proc/{self._there}/statm").split()
+        return (int(words[1]) - int(words[2])) * _PAGE if self._there and len(words) > 2 else 0
 
     async def warm(self) -> None:
         """Wait until it has imported everything.
@@ -248,8 +254,9 @@ class ZygoteLauncher:
         """Get one that has `preload` imported under `environ`: a warm one, if there is one.
 
         Raises:
-            SpecError: a module could not be imported, or it must not be forked.
+            SpecError: a module could not be imported, it must not be forked, or see `check_bounds`.
         """
+        check_bounds()
         self._wanted = (preload, main)
         self._environ = environ
         self._cwd = here()
@@ -385,21 +392,33 @@ def _early(worker: WorkerPlan, environ: Mapping[str, str]) -> dict[str, str | No
 
 def dismiss_stale() -> None:
     """End those that nobody uses and that are gone, or not of the present guardian: what their workers would begin with
-    is older, perhaps with rights that this program has given up; and the least recently used, if too many wait."""
+    is older, perhaps with rights that this program has given up; and the least recently used, if too many wait, or have
+    too much memory."""
     with _lock:
         idle = [one for one in _zygotes if one.loop is None]
         ended = [one for one in idle if one.has_left() or (one.guardian is not None and not is_current(one.guardian))]
-        rest = sorted((one for one in idle if one not in ended), key=lambda one: one.idle_since)
-        for one in [*ended, *rest[: max(len(rest) - _most_warm(), 0)]]:
+        rest = sorted((one for one in idle if one not in ended), key=lambda one: -one.idle_since)
+        count, room = (_bound(name, default) for name, default in WARM.items())
+        for one in rest:
+            count, room = count - 1, room - one.memory()
+            if count < 0 or room < 0:
+                ended.append(one)
+        for one in ended:
             _zygotes.remove(one)
             one.end()
 
 
-def _most_warm() -> int:
-    try:
-        return max(int(os.environ.get(WARM_VARIABLE, WARM)), 0)
-    except ValueError:
-        return WARM
+def _bound(name: str, default: int) -> int:
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else default
+
+
+def check_bounds() -> None:
+    """Raises `SpecError`: what the program's variables say about warm processes is no number."""
+    for name, default in WARM.items():
+        given = os.environ.get(name)
+        if given is not None and not given.isdecimal():
+            raise SpecError(name, given, "is no whole number from 0 on", f"leave it out for {default:,}")
 
 
 def _forget(zygote: Zygote) -> None:

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import marshal
+import mmap
 import os
 import random
 import resource
@@ -18,17 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from aioelastic import memory
+from aioelastic import memory, sharing
 from aioelastic.child.wire import datagrams, messages
 from aioelastic.child.worker import exceptions
 from aioelastic.diagnosis._error_files import read_report
 from aioelastic.executor import tasks
+from aioelastic.gpu._ticket import Ticket, What, admit
 from aioelastic.launch import _function_channel
 from aioelastic.launch._call_outcome import CallOutcome
+from aioelastic.memory.incoming import Incoming
+from aioelastic.memory.shared_segments import new_name
 from aioelastic.system.waiting import nothing
 
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 ROOM = 4 << 30  # bytes of address space beyond what there is: a pickle may ask for any size, and gets a MemoryError
 Packed = tuple[bytes, list[int]]
+Message = tuple[bytes, bytes, list[int]]  # a datagram, what is in its memfd, and descriptors of shared memory
 
 
 def errors() -> list[BaseException]:
@@ -44,22 +52,66 @@ def told(kind: bytes, exc: BaseException) -> Packed:
     return (packet if kind == messages.ERROR else packet[:2] + bytes(8) + packet[2:]), fds
 
 
-def content(packed: Packed) -> tuple[bytes, bytes]:
-    """A datagram, and what is in its memfd."""
-    packet, fds = packed
-    data = os.pread(fds[0], 1 << 24, 0) if fds else b""
-    datagrams.close(fds)
-    return packet, data
+def content(packet: bytes, fds: list[int]) -> Message:
+    """Its parts; the descriptors of shared memory stay open for good."""
+    tickets = fds[: len(fds) - messages.copies(packet)]
+    copied = fds[len(tickets) :]
+    data = os.pread(copied[0], 1 << 24, 0) if copied else b""
+    datagrams.close(copied)
+    return packet, data, tickets
 
 
-def seeds() -> list[tuple[bytes, bytes]]:
+def shared() -> list[Packed]:
+    """Messages with shared memory, made by another process: that of our own we would know again."""
+    ours, theirs = datagrams.pair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            array = sharing.copy(np.arange(5000.0))
+            isolated = sharing.copy(np.arange(100), isolated=True)
+            for value in (array, [array[:100], array[100:200:2]], {"one": array, "two": isolated}):
+                datagrams.send(theirs, *messages.encode(messages.VALUE, (value,)))
+        finally:
+            os._exit(0)
+    theirs.close()
+    found = []
+    while (packed := datagrams.receive(ours))[0]:
+        found.append(packed)
+    os.waitpid(pid, 0)
+    ours.close()
+    return found
+
+
+def seeds() -> list[Message]:
     values: list[Any] = [None, "text", {"key": [1, 2.5, b"bytes", (True, {3})]}, list(range(300)), b"x" * 40_000]
     values += [np.arange(100), np.arange(20_000.0)]
     made = [messages.encode(kind, (one,)) for one in values for kind in (messages.VALUE, messages.OBJECT)]
     made += [told(messages.ERROR, one) for one in errors()]
     made.append(told(messages.ERROR, ValueError("x" * 50_000)))
     made.append(messages.encode(messages.RUNS, ()))
-    return [content(one) for one in made]
+    return [content(*one) for one in (*made, *shared())]
+
+
+def strangers() -> list[int]:
+    """Descriptors of what is no shared memory of ours, or not as large as it says, or not fixed in its size."""
+    found = [os.open(os.devnull, os.O_RDWR), os.open("/", os.O_PATH), *os.pipe(), os.eventfd(0)]
+    for name, size, seals in (("x", 4096, SEALS), (new_name(), 0, 0), (new_name(), 4096, 0), (new_name(), 4096, SEALS)):
+        found += memfd(bytes(size), name, seals)
+    return found
+
+
+def replaced(rng: random.Random, tickets: list[int], others: list[int]) -> list[int]:
+    """These, in another order or number, or others among them."""
+    found, how = list(tickets), rng.randrange(4)
+    if how == 0:
+        rng.shuffle(found)
+    elif how == 1:
+        found.pop(rng.randrange(len(found)))
+    elif how == 2:
+        found.insert(rng.randrange(len(found) + 1), rng.choice(found + others))
+    else:
+        found[rng.randrange(len(found))] = rng.choice(others)
+    return found
 
 
 def changed(rng: random.Random, data: bytes) -> bytes:
@@ -97,19 +149,22 @@ class Reader(_function_channel.FunctionChannel):
         self.objects.append(obj)
 
 
-def memfd(data: bytes) -> list[int]:
-    import fcntl
-
-    fd = os.memfd_create("fuzz", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def memfd(data: bytes, name: str = "fuzz", seals: int = SEALS) -> list[int]:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, len(data))
     os.pwrite(fd, data, 0)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    if seals:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return [fd]
 
 
-def read(packet: bytes, data: bytes) -> None:
+def received(data: bytes, tickets: list[int]) -> list[int]:
+    return [*map(os.dup, tickets), *(memfd(data) if data else [])]
+
+
+def read(packet: bytes, data: bytes, tickets: list[int]) -> None:
     """As a host does, whatever it is. Raises nothing."""
-    reader, fds = Reader(), memfd(data) if data else []
+    reader, fds = Reader(), received(data, tickets)
     try:
         reader._take(packet, fds)
     finally:
@@ -122,11 +177,23 @@ def read(packet: bytes, data: bytes) -> None:
     reader.value = None
 
 
+def read_ticket(page: bytes, fds: list[int]) -> None:
+    """What is written on that of a GPU's memory, by who need not have one."""
+    page = page.ljust(mmap.PAGESIZE, b"\0")[: mmap.PAGESIZE]
+    ticket = memfd(page, f"{new_name()}-gpu-4096", SEALS | fcntl.F_SEAL_WRITE)
+    try:
+        admit(Ticket, Incoming(memoryview(marshal.dumps([])), (), ticket + fds), 0)
+    except Exception:  # the failure of who has sent it
+        pass
+    finally:
+        datagrams.close(ticket)
+
+
 TASK = tasks.Task((abs, (-1,), {}), False)
 
 
-def read_task(packet: bytes, data: bytes) -> None:
-    fds = memfd(data) if data else []
+def read_task(packet: bytes, data: bytes, tickets: list[int]) -> None:
+    fds = received(data, tickets)
     try:
         _, problem = tasks.opened(packet, fds, TASK)
         assert problem is None or isinstance(problem, Exception)
@@ -137,13 +204,15 @@ def read_task(packet: bytes, data: bytes) -> None:
 def fuzz(count: int, seed: int, tick: Callable[[int], object] = lambda _: None) -> None:
     """So many inputs. Raises if a reader does, if it runs something, or if descriptors or mappings stay."""
     rng = random.Random(seed)
-    packets = seeds()
+    packets, others = seeds(), strangers()
+    page = marshal.dumps(tuple(What("pool", "GPU-1", 4096, (4096,), 0, b"x" * 64, "pool-1")))
     reports = [
         b'{"aioelastic": {"message": "m", "traceback": "t", "time": 1.5, "monotonic": 5, "clock": "c", "pid": 7}}',
         b'{"message": {"message": "m", "extraInfo": {"py_callstack": "t", "timestamp": "5"}}}',
         b'{"message": "m", "timestamp": 5}',
     ]
     packed = [exceptions.describe(one)["packed"] for one in errors()]
+    maps = _maps()
     before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, limits[1]))
@@ -152,22 +221,26 @@ def fuzz(count: int, seed: int, tick: Callable[[int], object] = lambda _: None) 
         with tempfile.TemporaryDirectory() as home:
             file = Path(home) / "error.json"
             for number in range(count):
-                packet, data = rng.choice(packets)
-                if data and rng.random() < 0.6:
+                packet, data, tickets = rng.choice(packets)
+                if tickets and rng.random() < 0.5:
+                    tickets = replaced(rng, tickets, others)
+                elif data and rng.random() < 0.6:
                     data = changed(rng, data)
                 else:
                     # its kind and place stay as a rule, or most would be no message at all
                     head = 0 if rng.random() < 0.05 else 2
                     packet = packet[:head] + changed(rng, packet[head:])
-                read(packet, data)
+                read(packet, data, tickets)
                 if number % 4 == 0:
                     kind = messages.FAILED if packet[:1] == messages.ERROR else messages.DONE
-                    read_task(kind + packet[1:], data)
+                    read_task(kind + packet[1:], data, tickets)
                 elif number % 4 == 1:
                     file.write_bytes(changed(rng, rng.choice(reports)))
                     read_report(file, "c", {"rank": "0"})
                 elif number % 4 == 2:
                     mutated_nodes(rng, rng.choice(packed))
+                else:
+                    read_ticket(changed(rng, page), rng.sample(others, rng.randrange(3)))
                 tick(number)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -176,6 +249,14 @@ def fuzz(count: int, seed: int, tick: Callable[[int], object] = lambda _: None) 
     memory.trim()
     after = len(os.listdir("/proc/self/fd"))
     assert after <= before, f"{after - before} descriptors stay"
+    assert _maps() <= maps, "shared memory stays mapped"
+    for fd in (*others, *(fd for _, _, tickets in packets for fd in tickets)):
+        os.close(fd)
+
+
+def _maps() -> int:
+    """How often shared memory of ours is mapped here."""
+    return Path("/proc/self/maps").read_text().count("/memfd:aioelastic")
 
 
 _ran: list[str] = []  # what was started by unpickling

@@ -20,8 +20,8 @@ def test_changed_bytes_hurt_nobody(seed: int) -> None:
 
 
 def test_what_is_changed_is_valid_before() -> None:
-    for packet, data in fuzz_wire.seeds():
-        reader, fds = fuzz_wire.Reader(), fuzz_wire.memfd(data) if data else []
+    for packet, data, tickets in fuzz_wire.seeds():
+        reader, fds = fuzz_wire.Reader(), [*tickets, *(fuzz_wire.memfd(data) if data else [])]
         reader._take(packet, fds)
         datagrams.close(fds)
         assert not reader.invalid

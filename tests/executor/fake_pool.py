@@ -195,7 +195,7 @@ class FakePool:
             async def close(self, *_: Any) -> None:
                 self.poller.let_go()
 
-        monkeypatch.setattr("aioelastic.executor.owner.Resources", Resources)
+        monkeypatch.setattr("aioelastic.executor.workers.Resources", Resources)
         self.executor = WorkerExecutor(workers, **options)
         self.pool = self.executor._pool
         self.owner: Owner = self.pool._owner

@@ -33,7 +33,7 @@ import pytest
 from helpers import alive, gone, kill_and_see_it_dead, stopped_itself
 
 from aioelastic import Remains, RemoteError, SpecError, TaskTimeout, WorkerExecutor, WorkerFailed
-from aioelastic.executor import owner as owner_module
+from aioelastic.executor import workers
 
 STARTS = ["zygote", "spawn", "fork"]
 
@@ -598,7 +598,7 @@ def test_what_cannot_be_ended_is_told(caplog: pytest.LogCaptureFixture, monkeypa
             raise ValueError("no")
         return True
 
-    monkeypatch.setattr(owner_module, "clear", clear)
+    monkeypatch.setattr(workers, "clear", clear)
     monkeypatch.setattr(logging.getLogger("aioelastic"), "filters", [refuses])
     with WorkerExecutor(1) as executor:
         assert executor.submit(abs, -1).result() == 1

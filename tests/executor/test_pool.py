@@ -24,9 +24,9 @@ from helpers import until
 from test_executor import Gate
 
 from aioelastic import Stop, TaskTimeout, WorkerExecutor, WorkerFailed
-from aioelastic.executor import owner, tasks
-from aioelastic.executor.owner import FALSE_STARTS
+from aioelastic.executor import owner, tasks, workers
 from aioelastic.executor.tasks import Called, Line, Task
+from aioelastic.executor.workers import FALSE_STARTS
 from aioelastic.launch import Launchers
 from aioelastic.planning import WorkerPlan
 from aioelastic.supervisor.worker import Worker
@@ -479,12 +479,12 @@ def test_refusals_in_a_row_break_it_and_one_does_not(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("start", STARTS)
 def test_one_that_cannot_be_adopted_is_ended(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
-    from aioelastic.executor.owner import Owner
+    from aioelastic.executor.workers import Workers
 
-    def fails(self: Owner, worker: Worker, std: Any) -> Any:
+    def fails(self: Workers, worker: Worker, std: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(Owner, "taps", fails)
+    monkeypatch.setattr(Workers, "taps", fails)
     executor = WorkerExecutor(1, start=start)
     with pytest.raises(BrokenExecutor, match="a bug"):
         executor.submit(abs, 1).result()
@@ -642,7 +642,7 @@ def test_a_handler_of_a_real_signal(tmp_path: Path) -> None:
 
 def test_a_worker_that_does_not_end_when_it_is_told_to_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakePool(monkeypatch, 1, tasks_per_worker=1)
-    fake.owner.stop_policy = Stop(grace=AGES, bound=AGES)
+    fake.owner._workers.stop_policy = Stop(grace=AGES, bound=AGES)
     futures = [fake.executor.submit(abs, i) for i in range(3)]
     workers = fake.launcher.workers
     for number in range(2):
@@ -666,7 +666,7 @@ def test_a_worker_that_does_not_end_when_it_is_told_to_is_stopped(monkeypatch: p
 
 def test_workers_that_do_not_end_are_not_added_up() -> None:
     with WorkerExecutor(1, tasks_per_worker=1) as executor:
-        executor._pool._owner.stop_policy = Stop(grace=0, bound=1)
+        executor._pool._owner._workers.stop_policy = Stop(grace=0, bound=1)
         pids = set[int]()
         for _ in range(3):
             pids.add(executor.submit(jobs.leaves_a_thread_that_stays).result(30))
@@ -680,7 +680,7 @@ def test_workers_that_do_not_end_are_not_added_up() -> None:
 @pytest.mark.parametrize("how", ["shutdown", "cancel", "stop", "bug"])
 def test_a_start_that_never_comes_ends_with_the_executor(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     fake, starting = FakePool(monkeypatch, 1), list[asyncio.Future[Any]]()
-    fake.owner.stop_policy = Stop(grace=0, bound=0.02)
+    fake.owner._workers.stop_policy = Stop(grace=0, bound=0.02)
 
     def never(worker: WorkerPlan) -> asyncio.Future[Any]:
         starting.append(asyncio.get_running_loop().create_future())
@@ -693,7 +693,7 @@ def test_a_start_that_never_comes_ends_with_the_executor(monkeypatch: pytest.Mon
         fake.pool.stop()
     elif how == "bug":
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
-        fake.do(lambda: fake.owner._crash(ZeroDivisionError("a bug")))
+        fake.do(lambda: fake.owner.crash(ZeroDivisionError("a bug")))
     fake.executor.shutdown(wait=True, cancel_futures=how == "cancel")
     if how in ("cancel", "stop"):
         assert future.cancelled()
@@ -707,7 +707,7 @@ def test_a_start_that_never_comes_ends_with_the_executor(monkeypatch: pytest.Mon
 def test_a_result_that_never_comes_ends_with_the_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver of a GPU, which has to be asked about it, hangs."""
     fake, asked = FakePool(monkeypatch, 1), list[object]()
-    fake.owner.stop_policy = Stop(grace=0, bound=0.02)
+    fake.owner._workers.stop_policy = Stop(grace=0, bound=0.02)
 
     def hangs(work: object) -> Future[Any]:
         asked.append(work)
@@ -729,7 +729,7 @@ def test_a_result_that_never_comes_ends_with_the_executor(monkeypatch: pytest.Mo
 
 def test_a_start_that_comes_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, starting = FakePool(monkeypatch, 1), list[asyncio.Future[Any]]()
-    fake.owner.stop_policy = Stop(grace=0, bound=0.02)
+    fake.owner._workers.stop_policy = Stop(grace=0, bound=0.02)
 
     def never(worker: WorkerPlan) -> asyncio.Future[Any]:
         starting.append(asyncio.get_running_loop().create_future())
@@ -740,16 +740,16 @@ def test_a_start_that_comes_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
     fake.executor.submit(abs, -1)
     assert fake.do(lambda: len(starting)) == 1
     gone = threading.Event()
-    monkeypatch.setattr(fake.owner._resources, "forget", lambda _: gone.set())
+    monkeypatch.setattr(fake.owner._workers.resources, "forget", lambda _: gone.set())
     # the executor stays up until what is about to be withdrawn was
-    clear = owner.clear
+    clear = workers.clear
 
     async def late(*args: Any) -> Any:
         starting[0].set_result(fake.launcher.workers[0])
         await asyncio.sleep(0)
         return await clear(*args)
 
-    monkeypatch.setattr(owner, "clear", late)
+    monkeypatch.setattr(workers, "clear", late)
     fake.executor.shutdown(cancel_futures=True)
     assert gone.is_set()
     assert fake.launcher.workers[0].signals == [signal.SIGKILL]

@@ -153,7 +153,7 @@ class Driver:
     def is_refused(self) -> None:
         self.world.launcher.fate = OSError(errno.EAGAIN, "no more processes")
         self.done.add("is_refused")
-        self.world.owner._false_starts = 0  # that many in a row are another test's
+        self.world.owner._workers._false_starts = 0  # that many in a row are another test's
 
     actions: tuple[Callable[[Driver], None], ...] = ()
 
@@ -173,7 +173,8 @@ Driver.actions = (
 
 
 def trial(monkeypatch: pytest.MonkeyPatch, seed: int) -> set[str]:
-    monkeypatch.setattr("aioelastic.executor.owner.FALSE_STARTS", 1_000)
+    for where in ("owner", "workers"):
+        monkeypatch.setattr(f"aioelastic.executor.{where}.FALSE_STARTS", 1_000)
     driver = Driver(monkeypatch, seed)
     driver.submits()
     driver.run()

@@ -28,10 +28,10 @@ from test_executor import Gate
 from aioelastic import Function, SpecError, WorkerExecutor, WorkerFailed, sharing, supervise
 from aioelastic.child.kernel.libc import mapped
 from aioelastic.child.wire import messages
-from aioelastic.executor import owner, tasks
-from aioelastic.executor.owner import FALSE_STARTS
+from aioelastic.executor import tasks
 from aioelastic.executor.pool import NEAR
 from aioelastic.executor.tasks import Called
+from aioelastic.executor.workers import FALSE_STARTS
 from aioelastic.memory._received_copies import COPIED
 from aioelastic.model.errors import is_lack
 
@@ -92,7 +92,7 @@ def test_those_that_live_do_the_rest_meanwhile(tmp_path: Path, start: Any) -> No
         gate.entered()
         with no_descriptors_left():
             futures = [executor.submit(abs, -i) for i in range(3)]
-            ours = executor._pool._owner
+            ours = executor._pool._owner._workers
             runner.run(until(lambda: ours._lacks > FALSE_STARTS))
             waiting = [one.done() for one in futures]
             gate.open()
@@ -124,7 +124,7 @@ def test_copies_of_a_program_that_lacks_something_may_end_early(monkeypatch: pyt
     fake = FakePool(monkeypatch, 1)
     workers = fake.launcher.workers
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "is_short", lambda: True)
+        patch.setattr("aioelastic.executor.workers.is_short", lambda: True)
         future = fake.executor.submit(abs, 0)
         for number in range(FALSE_STARTS):
             asyncio.run(until(lambda number=number: len(workers) > number))  # type: ignore[misc]

@@ -38,6 +38,33 @@ def _empty() -> int:
     return os.getpid()
 
 
+def _leave(count: int) -> int:
+    """The same, but for so many."""
+    pid = _fill()
+    for _ in range(count):
+        os.close(_held.pop())
+    return pid
+
+
+async def _doubled(value: int) -> int:
+    return 2 * value
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["its first loop", "a later one"])
+def test_an_event_loop_that_lacks_descriptors_costs_its_task_only(warm: bool) -> None:
+    """uvloop's library ends the process where it gets some, and not all that it needs."""
+    with WorkerExecutor(1) as executor:
+        if warm:
+            assert executor.submit(_doubled, 1).result(30) == 2
+        for count in range(12):
+            pid = executor.submit(_leave, count).result(30)
+            future = executor.submit(_doubled, count)
+            told = future.exception(30)
+            assert told is None or "Too many open files" in str(told)
+            assert count < 9 or future.result() == 2 * count
+            assert executor.submit(_empty).result(30) == pid
+
+
 def _raise(words: str, times: int = 1) -> None:
     raise ValueError(words * times)
 

@@ -18,7 +18,7 @@ import warm_jobs
 from helpers import QUIET, alive, program, until
 from test_executor import Gate
 
-from aioelastic import Command, Function, GroupResult, Stop, supervise
+from aioelastic import Command, Function, GroupResult, SpecError, Stop, supervise
 from aioelastic.launch import _zygote, end_helpers
 
 pytestmark = pytest.mark.fresh
@@ -491,6 +491,34 @@ async def test_few_stay_warm(monkeypatch: Any) -> None:
     monkeypatch.setenv("AIOELASTIC_WARM_PROCESSES", "0")
     await value(Function(os.getppid))
     await until(lambda: zygotes() == [])
+
+
+async def test_little_memory_stays_warm(modules: Path, monkeypatch: Any) -> None:
+    """Of those that nobody uses; the least recently used has left."""
+    end_helpers()
+    (modules / "warm_large.py").write_text("DATA = b'x' * (64 << 20)\n")
+
+    async def large(trial: int) -> int:
+        return await value(Function(os.getppid), preload=["warm_large"], env={"WARM_TRIAL": str(trial)})
+
+    monkeypatch.setenv("AIOELASTIC_WARM_MEMORY", str(120 << 20))
+    pids = [await value(Function(os.getppid)), await large(1)]
+    assert sorted(zygotes()) == sorted(pids)
+    last = await large(2)
+    await until(lambda: zygotes() == [last])
+    monkeypatch.setenv("AIOELASTIC_WARM_MEMORY", str(32 << 20))
+    small = await value(Function(os.getppid))
+    await until(lambda: zygotes() == [small])
+    await large(4)
+    await until(lambda: zygotes() == [])
+
+
+@pytest.mark.parametrize("name", ["PROCESSES", "MEMORY"])
+@pytest.mark.parametrize("value", ["many", "-1", "1.5"])
+async def test_bounds_that_are_none(monkeypatch: Any, name: str, value: str) -> None:
+    monkeypatch.setenv(f"AIOELASTIC_WARM_{name}", value)
+    with pytest.raises(SpecError, match=f"AIOELASTIC_WARM_{name}='{value}'"):
+        await run(Function(os.getppid))
 
 
 async def test_those_in_use_are_not_ended(monkeypatch: Any) -> None:

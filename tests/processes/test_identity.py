@@ -95,7 +95,7 @@ async def test_an_executor_that_replaces_its_workers_does_not_grow(monkeypatch: 
         left = await executor.run(jobs.leaves_a_daemon)
         for i in range(24):
             assert await executor.run(abs, -i) == i
-        marks = executor._pool._owner.census._marks
+        marks = executor._pool._owner._workers.census._marks
         assert process_marks.read(left) in marks
         await until(lambda: len(marks) < 12)
         assert alive(left)
@@ -132,7 +132,7 @@ def test_a_worker_that_leaves_a_child_costs_no_other_its_task(start: Any, boxed:
             one.open()
         assert [one.result() for one in held] == [one.path for one in gates]
     if boxed:
-        assert not (cgroups.own() / f"aioelastic-{executor._pool._owner.run_id}").exists()
+        assert not (cgroups.own() / f"aioelastic-{executor._pool._owner._workers.run_id}").exists()
 
 
 def test_each_start_is_another(tmp_path: Path) -> None:

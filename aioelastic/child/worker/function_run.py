@@ -28,6 +28,7 @@ from .named_function import Named
 # the phases that an error may come from, as the supervisor tells them
 IMPORT, UNPICKLE, RUN, RESULT = "import", "unpickle", "call", "result"
 
+UVLOOP_NEEDS = 9  # descriptors of its first loop, or two less for a later one
 NO_DEBUGGER = (
     "breakpoint() has nobody to talk to here: the standard input of a function worker is /dev/null. Call the function "
     "in the program itself, or in a script that is run with tty=True (Command), or set PYTHONBREAKPOINT to a debugger "
@@ -212,19 +213,39 @@ def _is_empty(fd: int) -> bool:
 
 
 def run(coroutine: Any) -> Any:
-    """In an event loop of its own: by the policy that was set, else uvloop's where that is installed."""
+    """In an event loop of its own: by the policy that was set, else uvloop's where that is installed. Raises `OSError`:
+    there are not enough descriptors for that."""
     events = sys.modules.get("asyncio.events")
     policy = None if events is None else events._event_loop_policy
+    in_loop: Callable[[Any], Any] | None = None
     if policy is None or type(policy).__module__ == "asyncio.unix_events":
         try:
             import uvloop
         except ImportError:
             pass
         else:
-            return uvloop.run(coroutine)
-    import asyncio
+            in_loop = uvloop.run
+    if in_loop is None:
+        import asyncio
 
-    return asyncio.run(coroutine)
+        in_loop = asyncio.run
+    if "uvloop" in sys.modules:  # by a policy, too
+        try:
+            _check_free(UVLOOP_NEEDS)
+        except OSError:
+            coroutine.close()
+            raise
+    return in_loop(coroutine)
+
+
+def _check_free(count: int) -> None:
+    """Raises `OSError`: so many descriptors cannot be had. libuv would end the process where it got some of them."""
+    taken: list[int] = []
+    try:
+        while len(taken) < count:
+            taken.append(os.eventfd(0))
+    finally:
+        shut_all(taken)
 
 
 class NoMain(pickle.PicklingError):
