@@ -412,6 +412,25 @@ def _check_builder(builder: Callable[[int], Command | Function]) -> None:
     name = told if isinstance(told, str) else "None" if told is None else getattr(told, "__name__", "")
     if name.partition("[")[0] in _PLAIN:
         raise SpecError("entry", builder, f"returns {name}, and no Command", remedy)
+    if _returns_nothing(builder):
+        raise SpecError("entry", builder, "returns nothing, and no Command", remedy)
+
+
+def _returns_nothing(function: Any) -> bool:
+    """Whether None is all that it can return, as far as its bytecode tells."""
+    import dis  # for start-up time: `inspect` has imported it
+
+    code = getattr(function, "__code__", None)
+    returned, last = list[bool](), None
+    for one in dis.get_instructions(code) if isinstance(code, types.CodeType) else ():
+        if one.opname == "RETURN_CONST":
+            returned.append(one.argval is None)
+        elif one.opname == "RETURN_VALUE":  # what jumps here returns something else
+            returned.append(
+                last is not None and last.opname == "LOAD_CONST" and last.argval is None and not one.is_jump_target
+            )
+        last = one
+    return bool(returned) and all(returned)
 
 
 def _built(builder: Callable[[int], Command | Function], rank: int) -> Command | Function:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import os
 import pickle
@@ -411,6 +412,16 @@ def returns_numbers(rank: int) -> list[float]:
     raise AssertionError("it was called")
 
 
+def says_nothing_of_what_it_returns(rank):  # type: ignore[no-untyped-def]
+    if rank < 0:
+        return
+    raise AssertionError("it was called")
+
+
+def or_nothing(rank):  # type: ignore[no-untyped-def]
+    return TRUE or None
+
+
 @pytest.mark.parametrize("n", [None, 2])
 @pytest.mark.parametrize(
     ("fn", "words"),
@@ -421,6 +432,7 @@ def returns_numbers(rank: int) -> list[float]:
         (takes_two, "does not take a rank"),
         (returns_nothing, "returns None, and no Command"),
         (returns_numbers, "returns list[float], and no Command"),
+        (says_nothing_of_what_it_returns, "returns nothing, and no Command"),
     ],
 )
 def test_a_function_that_is_no_builder_is_not_called(fn: Any, words: str, n: int | None) -> None:
@@ -430,7 +442,16 @@ def test_a_function_that_is_no_builder_is_not_called(fn: Any, words: str, n: int
     assert "Function(f, ...)" in error.remedy
 
 
-@pytest.mark.parametrize("given", [lambda *ranks: TRUE, lambda rank, more=1: TRUE, {0: TRUE}.get])
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda *ranks: TRUE,
+        lambda rank, more=1: TRUE,
+        {0: TRUE}.get,
+        or_nothing,
+        functools.wraps(says_nothing_of_what_it_returns)(lambda rank: TRUE),  # a decorator may make something of it
+    ],
+)
 def test_builders_of_any_shape(given: Any) -> None:
     assert GroupSpec.of(given, 1).entries == (TRUE,)
 
