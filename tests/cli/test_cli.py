@@ -560,7 +560,8 @@ def test_a_stopper_is_forwarded_and_stops(signum: signal.Signals, loop: str) -> 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=lambda one: one.name)
 def test_ctrl_c_reaches_what_a_shell_waits_for(signum: signal.Signals) -> None:
     """A shell that waits for a command leaves these to it, since a terminal sends them to both; so does system(3)."""
-    command = shlex.join([sys.executable, "-S", "-u", "-c", POLITE])
+    # a shell in between would end first, and then system(3): what they leave is sent the signal once more
+    command = "exec " + shlex.join([sys.executable, "-S", "-u", "-c", POLITE])
     with Live("--grace", "3600", "--prefix", "", code=f"import os; os.system({command!r})") as live:
         assert live.line() == "up"
         live.signal(signum)
