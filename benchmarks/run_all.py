@@ -22,6 +22,7 @@ import plot
 HERE = Path(__file__).parent
 # by how much the figures are asked for: what the time is too short for comes last
 SPEED = (
+    "startup",
     "start_reap",
     "exit_latency",
     "functions",
