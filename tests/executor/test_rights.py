@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.parametrize("start", ["zygote", "spawn", "fork"]),
 ]
 
-OTHER = 54321
+OTHER = 54323  # nobody else's: other tests count the processes of theirs
 PROGRAM = """
 import ctypes, os, resource, sys, time
 sys.path.insert(0, {home!r})
@@ -40,8 +40,8 @@ def give_up_capabilities():
 
 def give_up_user():
     os.setgroups([])
-    os.setresgid(54321, 54321, 54321)
-    os.setresuid(54321, 54321, 54321)
+    os.setresgid(54323, 54323, 54323)
+    os.setresuid(54323, 54323, 54323)
 
 def give_up_limits():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -61,7 +61,7 @@ SEVERAL = {
     "user": "give_up_user()",
     "capabilities": "give_up_capabilities()",
     "limits": "give_up_limits()",
-    "effective user": "os.seteuid(54321)",
+    "effective user": "os.seteuid(54323)",
     "while a task runs": """os.umask(0)
     os.mkfifo({path!r})
     running = executor.submit(waits_in, {path!r})
