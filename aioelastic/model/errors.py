@@ -34,9 +34,10 @@ class SpecError(ValueError):
         self.status = status
 
     def __str__(self) -> str:
-        name, _, whose = self.field.partition(" of ")
+        # what stands in brackets may be any text of the caller's
+        name, of, whose = self.field[(begin := self.field.rfind("]") + 1) :].partition(" of ")
         given = "" if self.problem == "is missing" else f"={shown(self.value, 200)}"
-        return printable(f"{name}{given}{whose and f' of {whose}'} {self.problem}; {self.remedy}")
+        return printable(f"{self.field[:begin]}{name}{given}{of}{whose} {self.problem}; {self.remedy}")
 
     def __repr__(self) -> str:
         # asyncio asks for it, of every task that ends with an error

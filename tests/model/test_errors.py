@@ -19,6 +19,21 @@ from aioelastic.errors import LaunchFailed
 from aioelastic.model.exits import Output
 
 
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("cwd", "cwd=7"),
+        ("cwd of rank 1", "cwd=7 of rank 1"),
+        ("args[0] of f of rank 1", "args[0]=7 of f of rank 1"),
+        ("env['a of b']", "env['a of b']=7"),
+        ("env['a of b'] of rank 1", "env['a of b']=7 of rank 1"),
+        ("entry(rank=1): env['a of b']", "entry(rank=1): env['a of b']=7"),
+    ],
+)
+def test_the_value_of_a_field_stands_beside_its_name(field: str, shown: str) -> None:
+    assert str(SpecError(field, 7, "is odd", "mend it")) == f"{shown} is odd; mend it"
+
+
 def failed(count: int) -> GroupFailed:
     failures = [
         failure_of(rank=count - 1 - i, first=i == 0, stderr=Output(tail=f"words of {count - 1 - i}".encode()))
