@@ -92,20 +92,19 @@ def cascade() -> str:
     """Who gets which signal, and when, on an axis of time."""
     grace, more, end = 330, 470, 640
     rows = [
-        ("rank 0 fails", [(120, 150, "exits")], ""),
-        ("rank 1 obeys", [(120, 230, "saves, exits")], ""),
-        ("rank 2 is deaf", [(120, more, "ignores it")], "SIGKILL"),
-        ("its child", [(120, more, "is asked after the grace")], "SIGKILL"),
+        ("rank 0 fails", 150, "exits"),
+        ("rank 1 obeys", 230, "saves, exits"),
+        ("rank 2 is deaf", more, "SIGKILL"),
+        ("its child", more, "SIGKILL"),
     ]
     marks = [(150, "SIGTERM"), (grace, "grace over"), (more, "SIGKILL"), (end, "done")]
     parts = []
-    for number, (name, bars, last) in enumerate(rows):
+    for number, (name, over, how) in enumerate(rows):
         y = 56 + 40 * number
         parts.append(text(name, 108, y + 4, anchor="end"))
-        for begin, over, words in bars:
-            size = f'width="{over - begin}" height="24" rx="4"'
-            parts.append(f'<rect {BAR} x="{begin}" y="{y - 12}" {size}/>')
-            parts.append(text(last or words, over + 8, y + 4, 11, "start"))
+        size = f'width="{over - 120}" height="24" rx="4"'
+        parts.append(f'<rect {BAR} x="120" y="{y - 12}" {size}/>')
+        parts.append(text(how, over + 8, y + 4, 11, "start"))
     for x, words in marks:
         parts.append(text(words, x, 24, 11))
         parts.append(f'<path {LINE} stroke-dasharray="3 4" d="M{x},30 L{x},206"/>')

@@ -73,10 +73,8 @@ class Ends:
                     from ..child.worker import host_program, main_module, multiprocessing_state  # the same
 
                     call = worker.call
-                    is_ours = uid is None  # another user gets nothing by which to act as this one
-                    key, tracker = (
-                        (multiprocessing_state.key(), multiprocessing_state.tracker()) if is_ours else (None, [])
-                    )
+                    # another user gets nothing by which to act as this one
+                    key, tracker = multiprocessing_state.own() if uid is None else (None, [])
                     setup = (host_program.own(), main_module.importable(), call.show_locals, key, len(tracker))
                     packet, fds = messages.encode(messages.SETUP, setup)
                     try:

@@ -89,10 +89,11 @@ class Zygote(Server):
                 self._pid = start_helper(argv, environ, theirs)
             else:
                 self._number = self.guardian.start_helper(argv, environ, theirs, state)
-            body = (here(), host_program.own(), _locales(), main, list(preload), IDLE, multiprocessing_state.key())
+            authkey, tracker = multiprocessing_state.own()
+            body = (here(), host_program.own(), _locales(), main, list(preload), IDLE, authkey)
             packet, fds = requests.encode(requests.SETUP, body)
             try:
-                datagrams.send(control, packet, [*fds, *multiprocessing_state.tracker()])
+                datagrams.send(control, packet, [*fds, *tracker])
             except OSError as exc:
                 if not datagrams.is_gone(exc):
                     raise

@@ -9,12 +9,11 @@ import sys
 
 import pytest
 from helpers import QUIET
-from test_cli import BOUND, STUBBORN, run
+from test_cli import BOUND, RUN, STUBBORN, run
 
 from aioelastic import Command, Group, GroupFailed, supervise
 
 pytestmark = pytest.mark.one_loop
-RUN = [sys.executable, "-m", "aioelastic", "run"]
 
 
 def worker(code: str) -> list[str]:

@@ -15,22 +15,20 @@ from ...system.descriptors import shut
 TRACKED: tuple[str, ...] = ("multiprocessing.shared_memory", "multiprocessing.managers", "multiprocessing.synchronize")
 
 
-def key() -> bytes | None:
-    """Of this program; None: it has nothing that asks for one."""
-    if "multiprocessing.managers" not in sys.modules:
-        return None
-    return bytes(sys.modules["multiprocessing.process"].current_process().authkey)
-
-
-def tracker() -> list[int]:
-    """The end of the tracker's pipe that this process writes to, which stays its own; []: there is no need for one."""
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    if module is None or not any(one in sys.modules for one in TRACKED):
-        return []
+def own() -> tuple[bytes | None, list[int]]:
+    """What this program has: its key, and the end of the tracker's pipe that it writes to, which stays its own. None
+    and []: it uses nothing that needs them."""
+    modules = sys.modules
+    key = None
+    if "multiprocessing.managers" in modules:
+        key = bytes(modules["multiprocessing.process"].current_process().authkey)
+    module = modules.get("multiprocessing.resource_tracker")
+    if module is None or modules.keys().isdisjoint(TRACKED):
+        return key, []
     try:
-        return [module.getfd()]
+        return key, [module.getfd()]
     except (OSError, RuntimeError, Warning):  # there is no room for it, or it has died: workers have their own
-        return []
+        return key, []
 
 
 def adopt(authkey: bytes | None, pipe: list[int]) -> None:
