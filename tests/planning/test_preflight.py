@@ -461,7 +461,7 @@ def test_no_room_at_all() -> None:
 @root_only
 def test_more_workers_than_processes(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
     monkeypatch.setenv("TMPDIR", "/tmp")
-    uid = 54_321  # nobody else's, so the count is only ours
+    uid = 54_399  # no other test has it, so the count is only ours
     limits = {"RLIMIT_NPROC": 40}
     out = alone(uid=uid, limits=limits, n=500)
     assert (out["field"], out["value"]) == ("n", 500)
